@@ -1,0 +1,60 @@
+"""Reading of parity fixtures: `<system>-<case>.json` beside `.safetensors`, weights drawn by tensor name.
+
+The folder is `MMTRACKERS_FIXTURES`, else `../shared/parity` beside the checkout, else `tests/fixtures/parity`.
+"""
+
+import json
+import os
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+_HERE = Path(__file__).resolve().parent
+
+
+def fixtures_folder() -> Path:
+    """The folder that parity fixtures are read from."""
+    if folder := os.environ.get("MMTRACKERS_FIXTURES"):
+        return Path(folder)
+    shared = _HERE.parent.parent / "shared" / "parity"
+    return shared if shared.is_dir() else _HERE / "fixtures" / "parity"
+
+
+def cases(pattern: str) -> list[str]:
+    """Names of the fixtures whose file name matches the regular expression `pattern` from its start to its end."""
+    return sorted(p.stem for p in fixtures_folder().glob("*.json") if re.fullmatch(pattern, p.stem))
+
+
+def load_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The JSON description of a fixture and its tensors."""
+    folder = fixtures_folder()
+    description = json.loads((folder / f"{name}.json").read_text())
+    return description, load_file(folder / f"{name}.safetensors")
+
+
+def _normal(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    generator = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+    return generator.standard_normal(size=tuple(shape)).astype(np.float32)
+
+
+def seeded_input(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    """An input tensor drawn from its name."""
+    return torch.from_numpy(_normal(name, shape, seed))
+
+
+def seeded_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    """A weight drawn from its name, with a scale that its name and shape decide."""
+    values, leaf = _normal(name, shape, seed), name.rsplit(".", 1)[-1]
+    if leaf == "running_var":
+        values = 0.5 + np.abs(values)
+    elif leaf == "weight" and len(shape) == 1:
+        values = 1.0 + 0.1 * values
+    elif leaf != "running_mean" and len(shape) >= 2:
+        values = values / np.sqrt(np.prod(shape[1:]))
+    else:
+        values = 0.1 * values
+    return torch.from_numpy(np.ascontiguousarray(values.astype(np.float32)))
