@@ -1,0 +1,204 @@
+"""Boxes: forms, overlaps, and the checks at the public edge.
+
+A variable's name says its form: `box_xywh` (left, top, width, height), `box_xyxy` (left, top, right, bottom),
+`box_cxcywh` (centre, width, height). The last axis holds the four numbers. Conversions and overlaps take NumPy arrays
+or torch tensors and give the same kind back; the unit (pixels, fractions of a crop) passes through unchanged.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+BoxLike = Sequence[float] | np.ndarray | torch.Tensor
+
+_TINY_AREA = 1e-12
+
+
+def _parts(boxes: Array) -> tuple[Array, Array, Array, Array]:
+    if boxes.shape[-1:] != (4,):
+        raise ValueError(f"boxes need 4 numbers on the last axis, got the shape {tuple(boxes.shape)}")
+    return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
+
+
+def _join(first: Array, second: Array, third: Array, fourth: Array) -> Array:
+    if isinstance(first, torch.Tensor):
+        return torch.stack((first, second, third, fourth), dim=-1)
+    return np.stack((first, second, third, fourth), axis=-1)
+
+
+def xywh_to_xyxy(boxes_xywh: Array) -> Array:
+    """Left, top, width, height to left, top, right, bottom.
+
+    Args:
+        boxes_xywh (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]`, any unit.
+
+    Returns:
+        The same kind and shape.
+
+    Raises:
+        ValueError: if the last axis does not hold four numbers (so for every conversion here).
+
+    Example:
+        >>> xywh_to_xyxy(np.array([10.0, 20.0, 30.0, 40.0]))
+        array([10., 20., 40., 60.])
+    """
+    x, y, w, h = _parts(boxes_xywh)
+    return _join(x, y, x + w, y + h)
+
+
+def xywh_to_cxcywh(boxes_xywh: Array) -> Array:
+    """Left, top, width, height to centre, width, height; arguments and errors as `xywh_to_xyxy`.
+
+    Example:
+        >>> xywh_to_cxcywh(np.array([10.0, 20.0, 30.0, 40.0]))
+        array([25., 40., 30., 40.])
+    """
+    x, y, w, h = _parts(boxes_xywh)
+    return _join(x + 0.5 * w, y + 0.5 * h, w, h)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Array) -> Array:
+    """Centre, width, height to left, top, right, bottom; arguments and errors as `xywh_to_xyxy`.
+
+    Example:
+        >>> cxcywh_to_xyxy(np.array([25.0, 40.0, 30.0, 40.0]))
+        array([10., 20., 40., 60.])
+    """
+    cx, cy, w, h = _parts(boxes_cxcywh)
+    return _join(cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h)
+
+
+def cxcywh_to_xywh(boxes_cxcywh: Array) -> Array:
+    """Centre, width, height to left, top, width, height; arguments and errors as `xywh_to_xyxy`.
+
+    Example:
+        >>> cxcywh_to_xywh(np.array([25.0, 40.0, 30.0, 40.0]))
+        array([10., 20., 30., 40.])
+    """
+    cx, cy, w, h = _parts(boxes_cxcywh)
+    return _join(cx - 0.5 * w, cy - 0.5 * h, w, h)
+
+
+def _areas(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array, Array]:
+    """Intersection, union and the area of the smallest rectangle round both."""
+    low, high = (torch.minimum, torch.maximum) if isinstance(a_xyxy, torch.Tensor) else (np.minimum, np.maximum)
+    ax1, ay1, ax2, ay2 = _parts(a_xyxy)
+    bx1, by1, bx2, by2 = _parts(b_xyxy)
+    inter = (low(ax2, bx2) - high(ax1, bx1)).clip(min=0) * (low(ay2, by2) - high(ay1, by1)).clip(min=0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter
+    hull = (high(ax2, bx2) - low(ax1, bx1)).clip(min=0) * (high(ay2, by2) - low(ay1, by1)).clip(min=0)
+    return inter, union, hull
+
+
+def iou_xyxy(a_xyxy: Array, b_xyxy: Array) -> Array:
+    """Intersection over union, box by box.
+
+    Args:
+        a_xyxy, b_xyxy (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]` in the same unit; shapes broadcast.
+
+    Returns:
+        Overlaps `[...]` in 0..1; 0 where both boxes are empty.
+
+    Example:
+        >>> float(iou_xyxy(np.array([0.0, 0.0, 2.0, 2.0]), np.array([1.0, 0.0, 3.0, 2.0])))
+        0.3333333333333333
+    """
+    inter, union, _ = _areas(a_xyxy, b_xyxy)
+    return inter / union.clip(min=_TINY_AREA)
+
+
+def giou_xyxy(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array]:
+    """Generalised intersection over union, box by box (Rezatofighi et al., CVPR 2019, algorithm 1).
+
+    Args:
+        a_xyxy, b_xyxy (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]` in the same unit; shapes broadcast.
+
+    Returns:
+        `(giou, iou)`, both `[...]`; GIoU lies in -1..1.
+
+    Example:
+        >>> giou, iou = giou_xyxy(np.array([0.0, 0.0, 1.0, 1.0]), np.array([3.0, 0.0, 4.0, 1.0]))
+        >>> float(giou), float(iou)
+        (-0.5, 0.0)
+    """
+    inter, union, hull = _areas(a_xyxy, b_xyxy)
+    iou = inter / union.clip(min=_TINY_AREA)
+    return iou - (hull - union) / hull.clip(min=_TINY_AREA), iou
+
+
+def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
+    """Intersection over union of boxes given as left, top, width, height; otherwise as `iou_xyxy`.
+
+    Example:
+        >>> float(iou_xywh(np.array([0.0, 0.0, 2.0, 2.0]), np.array([1.0, 0.0, 2.0, 2.0])))
+        0.3333333333333333
+    """
+    return iou_xyxy(xywh_to_xyxy(a_xywh), xywh_to_xyxy(b_xywh))
+
+
+def clip_box_xywh(box_xywh: BoxLike, height: int, width: int, margin: float = 10.0) -> np.ndarray:
+    """Keep a tracked box on the picture, with at least `margin` pixels of it inside and on each side.
+
+    The rule of OSTrack's tracking loop (botaoye/OSTrack, `clip_box`). Where the picture is narrower than the margin
+    the margin shrinks to the picture.
+
+    Args:
+        box_xywh (numbers `[..., 4]`): one box or several, in pixels.
+        height, width (`int`): size of the picture in pixels.
+        margin (`float`): smallest side of the result in pixels.
+
+    Returns:
+        `np.ndarray` float64 of the same shape.
+
+    Example:
+        >>> clip_box_xywh([-30.0, -5.0, 20.0, 8.0], height=120, width=160)
+        array([ 0.,  0., 10., 10.])
+    """
+    x1, y1, x2, y2 = _parts(xywh_to_xyxy(np.asarray(box_xywh, dtype=np.float64)))
+    margin_x, margin_y = min(margin, width), min(margin, height)
+    x1, x2 = np.clip(x1, 0.0, width - margin_x), np.clip(x2, margin_x, width)
+    y1, y2 = np.clip(y1, 0.0, height - margin_y), np.clip(y2, margin_y, height)
+    return _join(x1, y1, np.maximum(margin_x, x2 - x1), np.maximum(margin_y, y2 - y1))
+
+
+def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
+    """Check a box that a person gave, before anything is cropped round it.
+
+    Args:
+        box_xywh (4 numbers): left, top, width, height in pixels; it may reach over the picture's border.
+        height, width (`int`): size of the picture in pixels.
+
+    Returns:
+        `np.ndarray` float64 `[4]`.
+
+    Raises:
+        ValueError: not four numbers, a number that is not finite, a side that is not positive, or a box that shares
+            nothing with the picture.
+
+    Example:
+        >>> check_box_xywh((10, 20, 30, 40), height=120, width=160)
+        array([10., 20., 30., 40.])
+    """
+    form = "give x, y, width, height in pixels"
+    try:
+        box = np.asarray(box_xywh, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"the box {box_xywh!r} is not made of numbers: {form}") from None
+    if box.shape != (4,):
+        what = "is empty" if box.size == 0 else f"has the shape {box.shape}"
+        raise ValueError(f"a box needs 4 numbers, but {box.tolist()} {what}: {form}")
+    x, y, w, h = box.tolist()
+    shown = f"the box x={x:g}, y={y:g}, width={w:g}, height={h:g}"
+    if not np.isfinite(box).all():
+        raise ValueError(f"{shown} holds a number that is not finite: {form}, of a frame where the target is visible")
+    if w <= 0 or h <= 0:
+        raise ValueError(f"{shown} has no area: width and height must be positive; {form}, not two corners")
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise ValueError(
+            f"{shown} lies outside the picture of {width} x {height} pixels (width x height): "
+            "give a box that overlaps the picture, in the pixels of this frame's size"
+        )
+    return box

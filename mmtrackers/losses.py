@@ -1,0 +1,143 @@
+"""Losses of a tracker with a centre head: GIoU, L1 and the weighted focal loss on the score map.
+
+All sums are taken over the whole batch at once, on the tensors' own device, and no value is read back to the host.
+"""
+
+import torch
+
+from .boxes import cxcywh_to_xyxy, giou_xyxy, xywh_to_xyxy
+
+_OVERLAP = 0.7
+_LOWEST = 1e-12
+
+
+def _radius(width: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
+    """Whole cells by which a box may shift and keep an overlap of 0.7 (float tensor).
+
+    CornerNet's three cases (Law and Deng, ECCV 2018), with the divisor 2 in all of them: trackers of the OSTrack
+    family were trained with that slip, and mending it would change their targets.
+    """
+    total, area = height + width, width * height
+    root1 = (total**2 - 4 * area * (1 - _OVERLAP) / (1 + _OVERLAP)).clamp(min=0).sqrt()
+    root2 = ((2 * total) ** 2 - 16 * (1 - _OVERLAP) * area).clamp(min=0).sqrt()
+    root3 = ((2 * _OVERLAP * total) ** 2 - 16 * _OVERLAP * (_OVERLAP - 1) * area).clamp(min=0).sqrt()
+    candidates = torch.stack((total + root1, 2 * total + root2, root3 - 2 * _OVERLAP * total)) / 2
+    return candidates.amin(dim=0).clamp(min=0).floor()
+
+
+def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
+    """Target of the score map: a Gaussian cut to a square round each box's centre cell, 1 at its peak.
+
+    As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose centre lies outside the crop leaves
+    only the part of its square that reaches in.
+
+    Args:
+        boxes_xywh (`torch.Tensor` `[B, 4]`): boxes as fractions of the search crop; may leave 0..1.
+        grid (`int`): cells per side.
+
+    Returns:
+        `torch.Tensor` `[B, 1, grid, grid]`, float32, in 0..1.
+
+    Example:
+        >>> heatmap = center_heatmap(torch.tensor([[0.4, 0.4, 0.2, 0.2]]), grid=16)
+        >>> heatmap.shape, float(heatmap[0, 0, 8, 8])
+        (torch.Size([1, 1, 16, 16]), 1.0)
+    """
+    x, y, width, height = (boxes_xywh.float() * grid).unbind(-1)
+    radius = _radius(width, height)[:, None, None]
+    cells = torch.arange(grid, device=boxes_xywh.device, dtype=torch.float32)
+    dx = cells[None, None, :] - torch.round(x + width / 2)[:, None, None]
+    dy = cells[None, :, None] - torch.round(y + height / 2)[:, None, None]
+    sigma = (2 * radius + 1) / 6
+    gaussian = torch.exp(-(dx**2 + dy**2) / (2 * sigma**2))
+    inside = (dx.abs() <= radius) & (dy.abs() <= radius)
+    return torch.where(inside, gaussian, torch.zeros_like(gaussian))[:, None]
+
+
+def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
+    """Focal loss of centre heads, exponents 2 and 4 (CornerNet, equation 1).
+
+    Args:
+        score_map (`torch.Tensor`): probabilities, any shape; computed in float32.
+        heatmap (`torch.Tensor`): targets of the same shape; cells equal to 1 are the positives.
+
+    Returns:
+        A scalar tensor: the sum over all cells divided by the number of positives in the batch (undivided if none).
+
+    Raises:
+        ValueError: if the two shapes differ.
+
+    Example:
+        >>> heatmap = torch.zeros(1, 1, 4, 4)
+        >>> heatmap[..., 1, 1] = 1
+        >>> round(float(focal_loss(torch.full((1, 1, 4, 4), 0.5), heatmap)), 4)
+        2.7726
+    """
+    if score_map.shape != heatmap.shape:
+        raise ValueError(f"score map {tuple(score_map.shape)} and heat map {tuple(heatmap.shape)} differ in shape")
+    score, target = score_map.float(), heatmap.float()
+    positive = target == 1
+    hit = torch.log(score.clamp(min=_LOWEST)) * (1 - score) ** 2
+    miss = torch.log((1 - score).clamp(min=_LOWEST)) * score**2 * (1 - target) ** 4
+    return -torch.where(positive, hit, miss).sum() / positive.sum().clamp(min=1)
+
+
+def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """GIoU and L1 terms of predicted boxes, and the mean overlap.
+
+    Truth is clamped to the crop after conversion to corners. The GIoU term counts 0 for a batch that holds a box with
+    a negative side (as where the official code's check fails).
+
+    Args:
+        boxes_cxcywh (`torch.Tensor` `[B, 4]`): predictions, fractions of the search crop.
+        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1.
+
+    Returns:
+        `(giou, l1, iou)`, scalar float32 tensors: mean of 1 - GIoU, mean absolute difference of corners, mean overlap.
+
+    Example:
+        >>> giou, l1, iou = box_loss(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([[0.4, 0.4, 0.2, 0.2]]))
+        >>> round(float(l1), 6), round(float(iou), 4)
+        (0.0, 1.0)
+    """
+    predicted = cxcywh_to_xyxy(boxes_cxcywh.float())
+    truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
+    giou, iou = giou_xyxy(predicted, truth)
+    valid = (predicted[:, 2:] >= predicted[:, :2]).all() & (truth[:, 2:] >= truth[:, :2]).all()
+    giou_term = torch.where(valid, (1 - giou).mean(), torch.zeros_like(giou[0]))
+    return giou_term, (predicted - truth).abs().mean(), iou.mean()
+
+
+def center_loss(
+    score_map: torch.Tensor,
+    boxes_cxcywh: torch.Tensor,
+    labels_xywh: torch.Tensor,
+    giou_weight: float = 2.0,
+    l1_weight: float = 5.0,
+    focal_weight: float = 1.0,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Training loss of a centre head: `2 GIoU + 5 L1 + 1 focal` (OSTrack, Ye et al., ECCV 2022, equation 5).
+
+    Args:
+        score_map (`torch.Tensor` `[B, 1, g, g]`): probabilities.
+        boxes_cxcywh (`torch.Tensor` `[B, 4]`): boxes decoded at the score map's own maximum (no window), fractions of
+            the search crop.
+        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1.
+        giou_weight, l1_weight, focal_weight (`float`): weights of the terms.
+
+    Returns:
+        `(loss, parts)`: a scalar tensor with gradients, and the unweighted terms "giou", "l1", "focal" and the mean
+        overlap "iou" as detached scalars on the same device.
+
+    Example:
+        >>> labels = torch.tensor([[0.4, 0.4, 0.2, 0.2]])
+        >>> loss, parts = center_loss(torch.full((1, 1, 16, 16), 0.5), torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels)
+        >>> sorted(parts)
+        ['focal', 'giou', 'iou', 'l1']
+    """
+    heatmap = center_heatmap(labels_xywh, score_map.shape[-1])
+    giou, l1, iou = box_loss(boxes_cxcywh, labels_xywh)
+    focal = focal_loss(score_map, heatmap)
+    loss = giou_weight * giou + l1_weight * l1 + focal_weight * focal
+    parts = {"giou": giou, "l1": l1, "focal": focal, "iou": iou}
+    return loss, {name: value.detach() for name, value in parts.items()}
