@@ -1,0 +1,205 @@
+"""A tracking sequence on disk, and the reading of its images."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+MODALITIES = ("rgb", "thermal", "depth", "event")
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sort frame files as a person would: 2.jpg before 10.jpg.
+
+    Names that are numbers throughout (also with a decimal part, as time stamps have) are compared as numbers,
+    others piece by piece with their digits as integers.
+
+    Args:
+        paths (iterable of `Path`): files, in any order.
+
+    Returns:
+        `list[Path]`: the same files, sorted.
+
+    Example:
+        >>> [p.name for p in natural_order([Path("10.jpg"), Path("2.jpg")])]
+        ['2.jpg', '10.jpg']
+    """
+    paths = list(paths)
+    if all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", path.stem) for path in paths):
+        return sorted(paths, key=lambda path: (Decimal(path.stem), path.name))
+
+    def pieces(path: Path) -> tuple[list[str | int], str]:
+        parts = re.split(r"([0-9]+)", path.name)
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+
+    return sorted(paths, key=pieces)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG, PNG or BMP ends before its end (decoders fill the rest with grey, or with nothing)."""
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        # A thumbnail in a header segment has an end marker of its own: only one behind the first scan counts.
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        return data.find(b"\xff\xd9", at) < 0
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data[-64:] and data.rfind(b"IEND\xaeB`\x82") < 0
+    if data[:2] == b"BM" and len(data) >= 54:
+        offset, width, height = (int.from_bytes(data[i : i + 4], "little", signed=i > 10) for i in (10, 18, 22))
+        bits, packing = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
+        stride = (width * bits + 31) // 32 * 4
+        return packing in (0, 3) and offset + stride * abs(height) > len(data)
+    return False
+
+
+def read_image(path: str | Path, modality: str = "rgb") -> np.ndarray:
+    """Read one image file as the image processor wants it.
+
+    Args:
+        path (`str` or `Path`): an image file.
+        modality (`str`): "rgb", "thermal", "depth" or "event".
+
+    Returns:
+        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is grey. thermal: as
+        event, or uint16 where the file has 16 bits. depth: [H, W] uint16 in the file's own unit (mm in the public
+        sets).
+
+    Raises:
+        ValueError: the file is missing, empty, truncated, no image, or no image of that modality; names the file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.png"
+        >>> _ = cv2.imwrite(str(file), np.full((2, 3, 3), (0, 0, 255), np.uint8))
+        >>> read_image(file)[0, 0].tolist()
+        [255, 0, 0]
+    """
+    if modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the image {path}: {error.strerror or error}") from error
+    if not data:
+        raise ValueError(f"the image {path} is empty (0 bytes)")
+    if _is_truncated(data):
+        raise ValueError(f"the image {path} is truncated ({len(data)} bytes, its end is missing): copy it again")
+    flags = cv2.IMREAD_COLOR if modality == "rgb" else cv2.IMREAD_UNCHANGED
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(f"{path} is not a readable image ({len(data)} bytes)")
+    return _to_edge_form(image, modality, path)
+
+
+def _to_edge_form(image: np.ndarray, modality: str, path: str | Path) -> np.ndarray:
+    """OpenCV's picture -> the form promised by `read_image`."""
+    if modality == "depth":
+        if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"{path}: a depth image has one channel of 16 bits, this one is "
+                             f"{image.shape} {image.dtype}; a coloured depth picture cannot be used")
+        return image.astype(np.uint16, copy=False)
+    if image.dtype not in ((np.uint8, np.uint16) if modality == "thermal" else (np.uint8,)):
+        raise ValueError(f"{path}: pixels of type {image.dtype} cannot be used as {modality}; "
+                         f"store it with 8 bits{' or 16 bits' if modality == 'thermal' else ''} per channel")
+    if image.ndim == 2:
+        return image
+    return np.ascontiguousarray(image[:, :, 2::-1])
+
+
+@dataclass
+class Sequence:
+    """One video with its annotation.
+
+    Args:
+        name (`str`): for messages and result files.
+        frames (`dict[str, list[Path]]`): modality -> image files in order; "rgb" must be there, at most one other.
+        boxes_xywh (`np.ndarray`): [N, 4] float64 pixels, as in the file (absent rows too, no shift of the pixel base);
+            NaN where a frame has no annotation.
+        present (`np.ndarray`): [N] bool, the target is annotated and visible.
+        annotated (`np.ndarray`, *optional*): [N] bool, the frame has a line in the annotation; by default all.
+            Overlap is measured on these frames only.
+        second_boxes_xywh (`np.ndarray`, *optional*): [N, 4], the boxes in the second modality, where a set has them.
+        layout (`str`): the on-disk layout it was read from.
+        min_side (`float`): pixels; for training a box counts only if both of its sides are larger.
+
+    Raises:
+        ValueError: no RGB frames, more than two modalities, or counts that differ; names the sequence and both counts.
+
+    Example:
+        >>> sequence = Sequence("a", {"rgb": [Path("1.jpg")]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
+        >>> len(sequence), sequence.modality
+        (1, 'rgb')
+    """
+
+    name: str
+    frames: dict[str, list[Path]]
+    boxes_xywh: np.ndarray
+    present: np.ndarray
+    annotated: np.ndarray | None = None
+    second_boxes_xywh: np.ndarray | None = None
+    layout: str = field(default="", compare=False)
+    min_side: float = 0.0
+
+    def __post_init__(self):
+        if not self.frames.get("rgb"):
+            raise ValueError(f"sequence {self.name!r} has no RGB frames")
+        for modality, files in self.frames.items():
+            if modality not in MODALITIES:
+                raise ValueError(f"sequence {self.name!r}: {modality!r} is none of {', '.join(MODALITIES)}")
+            if len(files) != len(self):
+                raise ValueError(f"sequence {self.name!r} has {len(self)} rgb frames but {len(files)} {modality} "
+                                 "frames: the streams must be paired, one file each per frame")
+        if len(self.frames) > 2:
+            raise ValueError(f"sequence {self.name!r} has {', '.join(self.frames)}: choose one beside rgb with "
+                             f"modality={self.modality!r}")
+        if self.annotated is None:
+            self.annotated = np.ones(len(self), dtype=bool)
+        if self.boxes_xywh.shape != (len(self), 4) or len(self.present) != len(self):
+            raise ValueError(f"sequence {self.name!r} has {len(self)} frames but boxes {self.boxes_xywh.shape} and "
+                             f"{len(self.present)} presence flags")
+
+    def __len__(self) -> int:
+        return len(self.frames["rgb"])
+
+    @property
+    def modality(self) -> str:
+        """The second modality, or "rgb" if there is none."""
+        return next((modality for modality in self.frames if modality != "rgb"), "rgb")
+
+    @property
+    def trainable(self) -> np.ndarray:
+        """[N] bool: frames whose box may be used for training (present, and both sides above `min_side`)."""
+        with np.errstate(invalid="ignore"):
+            return self.present & (self.boxes_xywh[:, 2:] > self.min_side).all(1)
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """Frame `index` as {modality: image}; see `read_image` for forms and errors."""
+        return {modality: read_image(files[index], modality) for modality, files in self.frames.items()}
+
+    def rgb_only(self) -> "Sequence":
+        """The same sequence without its second modality."""
+        return replace(self, frames={"rgb": self.frames["rgb"]}, second_boxes_xywh=None)
+
+    def second_as_rgb(self) -> "Sequence":
+        """The second modality alone, in the place of RGB and with its own boxes where it has them.
+
+        Raises:
+            ValueError: there is no second modality, or it is depth (which is no picture).
+        """
+        if self.modality in ("rgb", "depth"):
+            raise ValueError(f"sequence {self.name!r} has no thermal or event stream to show as RGB")
+        boxes = self.boxes_xywh if self.second_boxes_xywh is None else self.second_boxes_xywh
+        with np.errstate(invalid="ignore"):
+            present = self.annotated & np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
+        present &= self.present | (self.second_boxes_xywh is not None)
+        return replace(self, frames={"rgb": self.frames[self.modality]}, boxes_xywh=boxes, present=present,
+                       second_boxes_xywh=None)
