@@ -1,7 +1,7 @@
 """Names and shapes of official OSTrack checkpoints, turned into this package's and back.
 
-The official state dict (github.com/botaoye/OSTrack, entry `net` of the file) keeps q, k and v in one matrix, a class token
-and a 197-row position table that no forward pass reads, and the head's layers under `box_head.conv{k}_{branch}`.
+The official state dict (github.com/botaoye/OSTrack, entry `net` of the file) keeps q, k and v in one matrix, a class
+token and a 197-row position table that no forward pass reads, and the head under `box_head.conv{k}_{branch}`.
 """
 
 import re
@@ -37,8 +37,8 @@ _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_t
 
 
 def our_names(official: str) -> tuple[str, ...] | None:
-    """The names here of one official OSTrack entry: three for a fused q, k, v (equal parts of the rows, in this order),
-    none for an entry that no forward pass reads, and `None` (not a tuple) for a name that OSTrack does not have.
+    """The names here of one official OSTrack entry: three for a fused q, k, v (equal parts of the rows, in this
+    order), none for an entry that no forward pass reads, and `None` (not a tuple) for a name that OSTrack has not.
 
     Example:
         >>> our_names("backbone.blocks.0.attn.proj.bias")
@@ -63,7 +63,7 @@ def our_names(official: str) -> tuple[str, ...] | None:
 
 
 def rename(net: Mapping[str, Tensor], names: Callable[[str], tuple[str, ...] | None]) -> dict[str, Tensor]:
-    """Every entry under its names here, rows shared out equally where there are several (each part its own storage)."""
+    """Every entry under its names here; where there are several, the rows are shared out equally and copied."""
     renamed: dict[str, Tensor] = {}
     for official, tensor in net.items():
         ours = names(official)

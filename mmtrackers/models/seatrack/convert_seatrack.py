@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..ostrack.convert_ostrack import rename
+from mmtrackers.models.ostrack.convert_ostrack import rename
 
 _ADAPTER = re.compile(
     r"backbone\.blocks\.(\d+)\.(?:attn\.qkv\.(lora_[AB])|(dte2r_scaling|r2dte_scaling)|(attn_moe|ffn_moe)\.([\w.]+))"
