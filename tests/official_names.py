@@ -15,7 +15,7 @@ from torch import Tensor
 def shapes(description: dict) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the official state dict that a fixture describes."""
     entries = description["state_dict"].items()
-    return {name: tuple(entry["shape"] if isinstance(entry, dict) else entry) for name, entry in entries}
+    return {name: tuple(entry["shape"] if isinstance(entry, dict) else entry[0]) for name, entry in entries}
 
 
 def meta_net(description: dict) -> dict[str, Tensor]:

@@ -4,15 +4,23 @@ The official state dict (github.com/botaoye/OSTrack, entry `net` of the file) ke
 token and a 197-row position table that no forward pass reads, and the head under `box_head.conv{k}_{branch}`.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from mmtrackers.adapters import check_tensors
+
+from .configuration_ostrack import OSTrackConfig
+from .modeling_ostrack import OSTrackForTracking
 
 UNUSED = ("backbone.cls_token", "backbone.pos_embed")
 BRANCHES = {"ctr": "score", "offset": "offset", "size": "size"}
-BRANCH_CHANNELS = {"ctr": 1, "offset": 2, "size": 2}
-OFFICIAL_HEAD_WIDTH = 64
+HEAD_WIDTH = 64
+ELIMINATION_LAYERS = {12: [3, 6, 9]}
 
 _FIXED = {
     "backbone.pos_embed_z": "model.embeddings.template_position",
@@ -89,3 +97,143 @@ def rename_ostrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
         'model.layers.0.attention.k_proj.bias'
     """
     return rename(net, our_names)
+
+
+def merge_names(
+    ours: Mapping[str, Tensor], official: Iterable[str], names: Callable[[str], tuple[str, ...] | None]
+) -> dict[str, Tensor]:
+    """The reverse of `rename`: every official entry, its parts' rows joined.
+
+    Raises:
+        ValueError: a part is missing, or a tensor of `ours` belongs to no official entry.
+    """
+    left = dict(ours)
+    net = {}
+    for entry in official:
+        parts = names(entry) or ()
+        if missing := [part for part in parts if part not in left]:
+            raise ValueError(f"{', '.join(missing)}: missing, so the official entry {entry!r} cannot be made")
+        tensors = [left.pop(part) for part in parts]
+        net[entry] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    if left:
+        raise ValueError(f"no official entry holds {', '.join(sorted(left)[:6])} ({len(left)} tensors)")
+    return net
+
+
+def _official_entries(depth: int) -> Iterator[str]:
+    yield from _FIXED
+    for block in range(depth):
+        for part in _IN_BLOCK:
+            yield from (f"backbone.blocks.{block}.{part}.{leaf}" for leaf in ("weight", "bias"))
+    for branch in BRANCHES:
+        for layer in range(1, 5):
+            yield from (f"box_head.conv{layer}_{branch}.0.{leaf}" for leaf in ("weight", "bias"))
+            yield from (f"box_head.conv{layer}_{branch}.1.{leaf}" for leaf in _NORM_ENTRIES)
+        yield from (f"box_head.conv5_{branch}.{leaf}" for leaf in ("weight", "bias"))
+
+
+def ostrack_to_official(state_dict: Mapping[str, Tensor], unused: bool = True) -> dict[str, Tensor]:
+    """A state dict of `OSTrackForTracking` under the official names, q, k and v joined.
+
+    Args:
+        state_dict: tensors by the names here.
+        unused: add the class token and position table that the official class declares and never reads (zeros), so
+            that its strict loading accepts the result.
+
+    Raises:
+        ValueError: tensors are missing, or have no place there.
+
+    Example:
+        >>> config = OSTrackConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, head_channels=16,
+        ...     elimination_layers=[])
+        >>> len(ostrack_to_official(OSTrackForTracking(config).state_dict()))
+        110
+    """
+    depth = 1 + max((int(name.split(".")[2]) for name in state_dict if name.startswith("model.layers.")), default=-1)
+    net = merge_names(state_dict, _official_entries(depth), our_names)
+    if not unused:
+        return net
+    width, patch = net["backbone.patch_embed.proj.weight"].shape[0], net["backbone.patch_embed.proj.weight"].shape[-1]
+    table = net["backbone.pos_embed_z"]
+    empty = {
+        "backbone.cls_token": table.new_zeros(1, 1, width),
+        "backbone.pos_embed": table.new_zeros(1, (224 // patch) ** 2 + 1, width),
+    }
+    return empty | net
+
+
+def ostrack_config(net: Mapping[str, Tensor], **overrides: Any) -> OSTrackConfig:
+    """The configuration that an official OSTrack state dict has, read off its shapes.
+
+    Args:
+        net: tensors by official name.
+        overrides: fields of `OSTrackConfig` that shapes do not tell: `num_attention_heads` (else heads are 64 wide, as
+            in all published files) and the elimination (else layers 3, 6, 9 of 12 at 0.7, none at other depths).
+
+    Raises:
+        ValueError: entries that sizes are read from are missing, or do not make an OSTrack.
+
+    Example:
+        >>> net = ostrack_to_official(OSTrackForTracking(OSTrackConfig(num_hidden_layers=1)).state_dict())
+        >>> ostrack_config(net).search_size
+        256
+    """
+    needed = [
+        "backbone.patch_embed.proj.weight",
+        "backbone.pos_embed_z",
+        "backbone.pos_embed_x",
+        "backbone.blocks.0.mlp.fc1.weight",
+        "box_head.conv1_ctr.0.weight",
+    ]
+    if missing := [name for name in needed if name not in net]:
+        raise ValueError(
+            f"not an OSTrack state dict: {', '.join(missing)} missing; there are {len(net)} entries, such as "
+            f"{', '.join(list(net)[:3])}. Is it the checkpoint of another tracker?"
+        )
+    patch, template, search, fc1, conv1 = (net[name] for name in needed)
+    width, depth = patch.shape[0], 1 + max(int(match[1]) for match in map(_BLOCK.fullmatch, net) if match)
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "mlp_ratio": fc1.shape[0] // width if fc1.shape[0] % width == 0 else fc1.shape[0] / width,
+        "qkv_bias": "backbone.blocks.0.attn.qkv.bias" in net,
+        "patch_size": patch.shape[-1],
+        "template_size": _side(template, "backbone.pos_embed_z") * patch.shape[-1],
+        "search_size": _side(search, "backbone.pos_embed_x") * patch.shape[-1],
+        "head_channels": conv1.shape[0],
+        "elimination_layers": ELIMINATION_LAYERS.get(depth, []),
+    }
+    return OSTrackConfig(**(sizes | overrides))
+
+
+def _side(table: Tensor, name: str) -> int:
+    side = math.isqrt(table.shape[1])
+    if side * side != table.shape[1]:
+        raise ValueError(f"{name} has {table.shape[1]} rows, which is no square grid of tokens")
+    return side
+
+
+def ostrack_from_official(net: Mapping[str, Tensor], **overrides: Any) -> tuple[OSTrackConfig, dict[str, Tensor]]:
+    """An official OSTrack state dict as configuration and state dict of `OSTrackForTracking`.
+
+    Args:
+        net: tensors by official name, exactly those of an OSTrack with centre head.
+        overrides: as in `ostrack_config`.
+
+    Raises:
+        ValueError: entries are missing, unexpected or of another shape; they are named.
+
+    Example:
+        >>> small = OSTrackConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, head_channels=16)
+        >>> net = ostrack_to_official(OSTrackForTracking(small).state_dict())
+        >>> config, state_dict = ostrack_from_official(net)
+        >>> OSTrackForTracking(config).load_state_dict(state_dict)
+        <All keys matched successfully>
+    """
+    config = ostrack_config(net, **overrides)
+    with torch.device("meta"):
+        expected = ostrack_to_official(OSTrackForTracking(config).state_dict(), unused=False)
+    found = {name: tensor for name, tensor in net.items() if name not in UNUSED}
+    check_tensors(expected, found, "the official state dict")
+    return config, rename_ostrack(net)
