@@ -1,0 +1,307 @@
+"""One-stream ViT of the OSTrack family: joint attention over template and search tokens, with the adapters' seams."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ..modeling import ResidualJunction, StreamFusion, TokenLayout, TrackerPreTrainedModel
+
+
+def eager_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,
+    dropout: float = 0.0, **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention on `[B, H, N, d]`; returns `[B, N, H, d]` and the weights."""
+    weights = ((query * scaling) @ key.transpose(-1, -2)).softmax(-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class ConvStem(nn.Module):
+    """Convolutional patch embedding: 3x3 convolutions of stride 2 with batch norm, then a 1x1 projection.
+
+    Learns faster from little data than one large-stride convolution ("Early convolutions help transformers see
+    better", arXiv 2106.14881). `stride` must be a power of two.
+    """
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        steps = int(math.log2(stride))
+        widths = [3] + [max(width // 2 ** (steps - 1 - i), 16) for i in range(steps)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.projection = nn.Conv2d(widths[-1], width, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        for stage in self.stages:
+            pixels = stage(pixels)
+        return self.projection(pixels)
+
+
+class Embeddings(nn.Module):
+    """Patch embedding, the same for template and search, and a position table for each."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        if config.stem == "conv":
+            self.patch = ConvStem(width, patch)
+        else:
+            self.patch = nn.Conv2d(3, width, patch, stride=patch)
+        self.template_position = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
+        self.search_position = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
+
+    def _tokens(self, pixels: Tensor, position: Tensor) -> Tensor:
+        return self.patch(pixels).flatten(2).transpose(1, 2) + position
+
+    def template(self, template: Tensor) -> Tensor:
+        """`[B, T, S, 3, h, w]` to stream-major tokens `[S*B, T*Nz, C]`."""
+        batch, templates, streams = template.shape[:3]
+        pixels = template.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+        tokens = self._tokens(pixels, self.template_position)
+        return tokens.reshape(streams * batch, -1, tokens.shape[-1])
+
+    def search(self, search: Tensor) -> Tensor:
+        """`[B, S, 3, H, W]` to stream-major tokens `[S*B, Nx, C]`."""
+        return self._tokens(search.transpose(0, 1).flatten(0, 1), self.search_position)
+
+
+class AttentionCore(nn.Module):
+    """Seam: from the queries, keys and values of all streams to the attended values."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """q, k, v `[S*B, H, N, d]`; returns `[S*B, N, H, d]` and the weights where the implementation gives them."""
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        return attend(self, query, key, value, None, scaling=scaling, dropout=0.0, **kwargs)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens; the last layer asks for some query rows only."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.hidden_size
+        self.head_dim = width // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, width)
+        self.core = AttentionCore(config)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def project(self, h: Tensor, rows: slice | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (of `rows` only), keys and values, `[S*B, H, N, d]` each."""
+        query = self.q_proj(h if rows is None else h[:, rows])
+        return self._heads(query), self._heads(self.k_proj(h)), self._heads(self.v_proj(h))
+
+    def forward(
+        self, h: Tensor, layout: TokenLayout, rows: slice | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Tokens `[S*B, N, C]` to the attended tokens, the weights or None, the queries and the keys."""
+        query, key, value = self.project(h, rows)
+        output, weights = self.core(query, key, value, self.scaling, layout, **kwargs)
+        return self.o_proj(output.flatten(2)), weights, query, key
+
+
+class Mlp(nn.Module):
+    """Two linear maps with the exact GELU between."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(h)))
+
+
+class CandidateElimination(nn.Module):
+    """Keeps the search tokens that the template's centre attends to most (OSTrack, section 3.2 of arXiv 2203.11991).
+
+    Args:
+        template_rows (`list[int]` or None): the template tokens that vote; None for all of them.
+    """
+
+    def __init__(self, template_rows: list[int] | None):
+        super().__init__()
+        self.template_rows = template_rows
+
+    def forward(
+        self, x: Tensor, kept: Tensor | None, query: Tensor, key: Tensor, scaling: float, layout: TokenLayout,
+        keep_rate: float,
+    ) -> tuple[Tensor, Tensor | None, TokenLayout]:
+        """Tokens and the original places `[B, n]` of their search tokens (None: all, in order) to the kept ones,
+        which come in the order of their scores."""
+        count = math.ceil(keep_rate * layout.search_tokens)
+        if count == layout.search_tokens:
+            return x, kept, layout
+        voters = query[:, :, layout.template]
+        if self.template_rows is not None:
+            voters = voters[:, :, self.template_rows]
+        scores = ((voters * scaling) @ key.transpose(-1, -2)).float().softmax(-1)[..., layout.search].mean((1, 2))
+        best = scores.topk(count, dim=1, sorted=True).indices
+        search = x[:, layout.search].gather(1, best.unsqueeze(2).expand(-1, -1, x.shape[2]))
+        kept = best if kept is None else kept.gather(1, best)
+        return torch.cat([x[:, : layout.search.start], search], 1), kept, replace(layout, search_tokens=count)
+
+
+class ViTLayer(GradientCheckpointingLayer):
+    """Pre-norm block whose two residual sums are seams; may drop search tokens between them."""
+
+    def __init__(self, config, index: int):
+        super().__init__()
+        rate = config.drop_path_rate * index / max(config.num_hidden_layers - 1, 1)
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.attention_junction = ResidualJunction(rate)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.mlp_junction = ResidualJunction(rate)
+        self.elimination = (
+            CandidateElimination(config.elimination_template_rows) if index in config.elimination_layers else None
+        )
+
+    def forward(
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, rows: slice | None = None, keep_rate: float = 1.0,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
+        """Tokens `[S*B, N, C]` and the places of their search tokens (None: all) to the new tokens, attention
+        weights, places, an auxiliary loss and the new layout. Only `rows` are computed where they are given."""
+        h = self.norm1(x)
+        y, weights, query, key = self.attention(h, layout, rows, **kwargs)
+        if rows is not None:
+            x, h, layout = x[:, rows], h[:, rows], layout.search_only()
+        x, loss1 = self.attention_junction(x, h, y, self.norm1, layout)
+        if self.elimination is not None and keep_rate < 1.0 and rows is None:
+            x, kept, layout = self.elimination(x, kept, query, key, self.attention.scaling, layout, keep_rate)
+        h = self.norm2(x)
+        x, loss2 = self.mlp_junction(x, h, self.mlp(h), self.norm2, layout)
+        return x, weights, kept, add_losses(loss1, loss2), layout
+
+
+def add_losses(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Sum of two auxiliary losses, each of which may be missing."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+@dataclass
+class TrunkOutput(ModelOutput):
+    """What a trunk returns: fused search features `[B, Nx, C]`, the auxiliary loss, the carried token, and on request
+    the states and attention weights of its layers."""
+
+    last_hidden_state: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
+    state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ViTTrunk(TrackerPreTrainedModel):
+    """Template and search pixels to fused search features: embeddings, layers, final norm and the fusion seam.
+
+    The last layer computes only the search rows; keys and values still see every token.
+    """
+
+    base_model_prefix = ""
+    _no_split_modules = ["ViTLayer"]
+    _can_record_outputs = {"hidden_states": ViTLayer, "attentions": OutputRecorder(ViTLayer, index=1)}
+    _input_embed_layer = "patch"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(ViTLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fusion = StreamFusion(config.fusion)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch
+
+    def layout(self, template_tokens: int) -> TokenLayout:
+        """The layout of a full sequence with so many template tokens."""
+        config = self.config
+        z, x = config.template_grid, config.search_grid
+        return TokenLayout(config.streams, 0, template_tokens, x * x, (z, z), (x, x))
+
+    def embed_template(self, template: Tensor) -> Tensor:
+        """Template pixels `[B, T, S, 3, h, w]` to tokens `[S*B, T*Nz, C]`, once per template."""
+        check_pixels("template", template, 6, self.config.streams, self.config.template_size)
+        return self.embeddings.template(template)
+
+    @capture_outputs
+    def forward(
+        self,
+        search: Tensor,
+        template: Tensor,
+        elimination_keep_rate: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TrunkOutput:
+        """See `OSTrackForTracking.forward`."""
+        check_pixels("search", search, 5, self.config.streams, self.config.search_size)
+        template_tokens = template if template.ndim == 3 else self.embed_template(template)
+        x = torch.cat([template_tokens, self.embeddings.search(search)], 1)
+        layout = full = self.layout(template_tokens.shape[1])
+        keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
+        kept, loss, levels = None, None, [] if self.fusion.needs_levels else None
+        for index, layer in enumerate(self.layers):
+            rows = layout.search if index == len(self.layers) - 1 else None
+            x, _, kept, layer_loss, layout = layer(x, kept, layout, rows, keep_rate, **kwargs)
+            loss = add_losses(loss, layer_loss)
+            if levels is not None:
+                levels.append(x[:, layout.search])
+        features = self.norm(x)
+        if kept is not None:
+            places = kept.unsqueeze(2).expand_as(features)
+            features = features.new_zeros(x.shape[0], full.search_tokens, x.shape[2]).scatter(1, places, features)
+        fused, token = self.fusion(features, None if levels is None else tuple(levels), None, full.search_only())
+        return TrunkOutput(last_hidden_state=fused, auxiliary_loss=loss, state=token)
+
+
+def check_pixels(name: str, pixels: Tensor, ndim: int, streams: int, side: int) -> None:
+    """Raises ValueError unless `pixels` has `ndim` axes that end in `[streams, 3, side, side]`."""
+    expected = f"[{'B, T' if ndim == 6 else 'B'}, {streams}, 3, {side}, {side}]"
+    if pixels.ndim != ndim or tuple(pixels.shape[-4:]) != (streams, 3, side, side):
+        raise ValueError(
+            f"{name} has shape {list(pixels.shape)}, expected {expected}: {streams} stream(s) of {side} px crops. "
+            "The image processor's sizes and the number of streams must be those of the model's config."
+        )
+
+
+@torch.no_grad()
+def init_vit_weights(module: nn.Module, std: float) -> None:
+    """Initial values of the family: truncated normal linear maps and position tables, Xavier convolutions."""
+    if isinstance(module, nn.Linear):
+        init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, Embeddings):
+        init.trunc_normal_(module.template_position, std=std)
+        init.trunc_normal_(module.search_position, std=std)

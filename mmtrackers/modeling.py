@@ -1,0 +1,201 @@
+"""What every tracker model shares: its output, the layout of its tokens, its seams and its base class."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class TrackingOutput(ModelOutput):
+    """What a tracker model returns.
+
+    Args:
+        loss (`Tensor`, shape `()`): training loss, auxiliary loss included; only with `labels`.
+        loss_parts (`dict[str, Tensor]`): the unweighted terms of the loss and the mean overlap, detached.
+        boxes (`Tensor`, shape `[B, 4]`): centre x, centre y, width, height as fractions of the search crop,
+            decoded without a window.
+        score_map (`Tensor`, shape `[B, 1, g, g]`): probability that a cell holds the target's centre.
+        size_map (`Tensor`, shape `[B, 2, g, g]`): width and height as fractions of the search crop.
+        offset_map (`Tensor`, shape `[B, 2, g, g]`): x and y offset of the centre inside its cell, in cells.
+        state (`Tensor`): what the next frame's forward takes as `state`, for trackers that carry one.
+        auxiliary_loss (`Tensor`, shape `()`): the tuners' own losses, summed over layers.
+        hidden_states, attentions (`tuple[Tensor]`): on request, as in transformers.
+    """
+
+    loss: Tensor | None = None
+    loss_parts: dict[str, Tensor] | None = None
+    boxes: Tensor | None = None
+    score_map: Tensor | None = None
+    size_map: Tensor | None = None
+    offset_map: Tensor | None = None
+    state: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which token of a sequence is what: `[prefix | template tokens | search tokens]`, streams on the batch axis.
+
+    Args:
+        streams (`int`): 1 (RGB) or 2 (RGB, then X); a batch of B pairs has `streams * B` rows, stream-major.
+        prefix (`int`): tokens before the template.
+        template_tokens (`int`): tokens of all templates together; 0 where only search rows are left.
+        search_tokens (`int`): search tokens that are present (fewer than the grid after elimination).
+        template_grid, search_grid (`tuple[int, int]`): rows and columns of one template and of the search crop.
+
+    Example:
+        >>> layout = TokenLayout(2, 0, 64, 256, (8, 8), (16, 16))
+        >>> layout.tokens, layout.search
+        (320, slice(64, 320, None))
+    """
+
+    streams: int
+    prefix: int
+    template_tokens: int
+    search_tokens: int
+    template_grid: tuple[int, int]
+    search_grid: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.template_tokens + self.search_tokens
+
+    @property
+    def template(self) -> slice:
+        return slice(self.prefix, self.prefix + self.template_tokens)
+
+    @property
+    def search(self) -> slice:
+        return slice(self.prefix + self.template_tokens, self.tokens)
+
+    def search_only(self) -> "TokenLayout":
+        """The same layout after every row but the search rows was dropped."""
+        return replace(self, prefix=0, template_tokens=0)
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth: zeroes whole rows of the batch axis with probability `rate`, scales the others up."""
+    if not training or rate == 0.0:
+        return x
+    keep = 1.0 - rate
+    return x * x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
+class ResidualJunction(nn.Module):
+    """Seam: the residual sum of one sub-layer, `x + drop_path(y)`.
+
+    It is called with all that an adapter at this place may need: the site's input `x` `[S*B, N, C]`, `h = norm(x)`,
+    the sub-layer's output `y`, the block's own `norm`, and the layout. Returns the new tokens and an auxiliary loss
+    (None here).
+    """
+
+    def __init__(self, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+
+    def forward(
+        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor | None]:
+        return x + drop_path(y, self.drop_path_rate, self.training), None
+
+
+class StreamFusion(nn.Module):
+    """Seam: fuses the streams' final search features, by their sum or mean.
+
+    Called with the normed search features of all streams `[S*B, Nx, C]`, the search rows of every layer (only where
+    `needs_levels` is true, else None), a carried token or None, and the layout; returns `[B, Nx, C]` and the token.
+    """
+
+    needs_levels = False
+
+    def __init__(self, how: str = "sum"):
+        super().__init__()
+        self.how = how
+
+    def forward(
+        self, features: Tensor, levels: tuple[Tensor, ...] | None, token: Tensor | None, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor | None]:
+        if layout.streams == 1:
+            return features, token
+        streams = features.view(layout.streams, -1, *features.shape[1:])
+        return (streams.sum(0) if self.how == "sum" else streams.mean(0)), token
+
+
+class Neck(nn.Module):
+    """Seam: between the fused search features `[B, Nx, C]` and the head; hands them on unchanged."""
+
+    def forward(self, features: Tensor, layout: TokenLayout) -> Tensor:
+        return features
+
+
+class TrackerPreTrainedModel(PreTrainedModel):
+    """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
+
+    A model with an injected adapter saves the adapter only (`mmtrackers.hub.save_adapter`).
+    """
+
+    base_model_prefix = "model"
+    main_input_name = "search"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    is_packed = False
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is injected."""
+        return bool(getattr(self, "_hf_peft_config_loaded", False))
+
+    def pack(self) -> None:
+        """Prepares the model for inference, in place: see `mmtrackers.packing.pack_model`.
+
+        Example:
+            >>> model.eval().pack()  # doctest: +SKIP
+        """
+        from .packing import pack_model
+
+        pack_model(self)
+
+    def train(self, mode: bool = True) -> "TrackerPreTrainedModel":
+        if mode and self.is_packed:
+            raise RuntimeError(
+                "This model is packed for inference and cannot train: its weights are merged and reordered. "
+                "Load it again without pack()."
+            )
+        super().train(mode)
+        if mode:
+            self._hold_frozen_norms()
+        return self
+
+    def _hold_frozen_norms(self) -> None:
+        """Batch norms whose weights are frozen keep their statistics: those belong to the base, not the adapter."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Saves the model, or only its adapter when one is injected.
+
+        Args:
+            save_directory (`str` or `Path`): folder, made if need be.
+            kwargs: passed to `mmtrackers.hub.save_adapter` or to transformers.
+
+        Raises:
+            RuntimeError: the model is packed.
+        """
+        if self.is_packed:
+            raise RuntimeError("A packed model cannot be saved: its weights are merged. Save it before pack().")
+        if self.has_adapter:
+            from .hub import save_adapter
+
+            save_adapter(self, save_directory, **kwargs)
+        else:
+            super().save_pretrained(save_directory, **kwargs)
