@@ -1,0 +1,213 @@
+"""Frames of one or several cameras: what they may be, and how each stream becomes a picture of three channels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+MODALITIES = ("rgb", "thermal", "depth", "event")
+
+Frame = np.ndarray | Mapping[str, np.ndarray]
+
+_FARTHEST_MM = 10000
+
+
+def _checked(picture: Any, stream: str) -> np.ndarray:
+    """A stream's picture as an array HW or HWC with 1 or 3 channels, else an error that says what to change."""
+    picture = np.asarray(picture)
+    shape = picture.shape
+    if picture.size == 0 or picture.dtype == object:
+        raise ValueError(f"the {stream} picture is empty (shape {shape}): the file or the camera gave no picture")
+    if picture.ndim == 3 and shape[2] == 1:
+        return picture[..., 0]
+    if picture.ndim == 2 or (picture.ndim == 3 and shape[2] == 3):
+        return picture
+    hint = "give height x width x 3 in RGB order, or height x width if it is grey"
+    if picture.ndim == 3 and shape[2] == 4:
+        hint = "drop the fourth (alpha) channel: frame[..., :3]"
+    elif picture.ndim == 3 and shape[0] in (1, 3):
+        hint = "the channels come first; put them last: frame.transpose(1, 2, 0)"
+    elif picture.ndim == 4:
+        hint = "give one frame at a time"
+    raise ValueError(f"the {stream} picture has the shape {shape}: {hint}")
+
+
+def _wrong_type(picture: np.ndarray, stream: str, expected: str, hint: str) -> ValueError:
+    return ValueError(f"the {stream} picture has the type {picture.dtype}, expected {expected}: {hint}")
+
+
+def _eight_bit(picture: np.ndarray, stream: str) -> np.ndarray:
+    if picture.dtype == np.uint8:
+        return picture
+    if picture.dtype == np.uint16 and stream == "thermal":
+        return cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    hint = "convert it to 0..255 first"
+    if picture.dtype.kind == "f":
+        hint = "normalising is the processor's work; (frame * 255).round().astype(np.uint8) if its values are 0..1"
+    raise _wrong_type(picture, stream, "uint8" + (" or uint16" if stream == "thermal" else ""), hint)
+
+
+def _median(depth: np.ndarray) -> float:
+    """Median of a uint16 picture, by counting: an order faster than sorting at camera sizes."""
+    counts = np.cumsum(cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel().astype(np.int64))
+    low, high = np.searchsorted(counts, [(depth.size + 1) // 2, depth.size // 2 + 1])
+    return (low + high) / 2
+
+
+def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
+    """A depth picture as the three-channel picture that RGB-D trackers of the ViPT family were trained on.
+
+    Values above `min(3 * median, 10000)` mm become that value, then the picture's own minimum and maximum become 0 and
+    255 (rounded), then OpenCV's JET map. The channels stay in the order that OpenCV gives, blue first: the published
+    models saw them so (jiawen-zhu/ViPT, `depth_utils.py`).
+
+    Args:
+        depth (`np.ndarray` uint16 `[H, W]`): distance in millimetres, 0 where unknown.
+        clip (`bool`): whether to clip; RGBD1K's recipe does not.
+
+    Returns:
+        `np.ndarray` uint8 `[H, W, 3]`.
+
+    Raises:
+        ValueError: if it is not a uint16 picture of one channel.
+
+    Example:
+        >>> depth_to_colors(np.array([[0, 1000], [2000, 3000]], dtype=np.uint16))[0, 0].tolist()
+        [128, 0, 0]
+    """
+    depth = _checked(depth, "depth")
+    if depth.ndim != 2:
+        raise ValueError(
+            f"the depth picture has the shape {depth.shape}: give the distances themselves, height x width in "
+            "millimetres, not a coloured picture of them"
+        )
+    if depth.dtype != np.uint16:
+        hint = "frame.astype(np.uint16) if its values are millimetres already"
+        if depth.dtype.kind == "f":
+            hint = "(frame * 1000).round().clip(0, 65535).astype(np.uint16) if its values are metres"
+        elif depth.dtype == np.uint8:
+            hint = "read the file with cv2.IMREAD_UNCHANGED, which keeps its 16 bits"
+        raise _wrong_type(depth, "depth", "uint16 (millimetres)", hint)
+    depth = np.ascontiguousarray(depth)
+    if clip:
+        depth = np.minimum(depth, np.uint16(min(3 * _median(depth), _FARTHEST_MM)))
+    return cv2.applyColorMap(cv2.normalize(depth, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U), cv2.COLORMAP_JET)
+
+
+def to_picture(picture: np.ndarray, stream: str, depth_clip: bool = True) -> np.ndarray:
+    """One stream of a frame as a picture of three channels.
+
+    Args:
+        picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` grey; thermal: also uint16, whose
+            minimum and maximum become 0 and 255; depth: uint16 `[H, W]`, millimetres.
+        stream (`str`): the modality.
+        depth_clip (`bool`): see `depth_to_colors`.
+
+    Returns:
+        `np.ndarray` uint8 `[H, W, 3]`, contiguous.
+
+    Raises:
+        ValueError: an empty picture, or one of another shape or type.
+
+    Example:
+        >>> to_picture(np.array([[7000, 7100]], dtype=np.uint16), "thermal").tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
+    """
+    if stream == "depth":
+        return depth_to_colors(picture, clip=depth_clip)
+    picture = _eight_bit(_checked(picture, stream), stream)
+    return np.ascontiguousarray(picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB))
+
+
+def choose_streams(
+    frame: Frame, modality: str, streams: int, allow_missing: bool = False
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Which picture of a frame feeds which stream of a tracker.
+
+    Args:
+        frame: a mapping from modality to picture, or one picture (then "rgb"). Pictures the tracker does not read are
+            left alone; one that is None counts as missing.
+        modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one.
+        streams (`int`): 1 or 2.
+        allow_missing (`bool`): let the RGB picture stand in for a second stream that is missing.
+
+    Returns:
+        Stream to `(modality that feeds it, picture)`, RGB first.
+
+    Raises:
+        ValueError: an unknown modality, or a stream that is missing.
+
+    Example:
+        >>> chosen = choose_streams({"rgb": np.zeros((2, 2, 3), np.uint8)}, "thermal", 2, allow_missing=True)
+        >>> {stream: source for stream, (source, _) in chosen.items()}
+        {'rgb': 'rgb', 'thermal': 'rgb'}
+    """
+    wanted = _wanted(modality, streams)
+    frame = frame if isinstance(frame, Mapping) else {"rgb": frame}
+    unknown = [str(key) for key in frame if key not in MODALITIES]
+    if unknown:
+        raise ValueError(f"the frame has an unknown stream {', '.join(unknown)}; known: {', '.join(MODALITIES)}")
+    present = [key for key in MODALITIES if frame.get(key) is not None]
+    chosen = {}
+    for stream in wanted:
+        replaceable = streams == 2 and stream != "rgb" and "rgb" in present
+        if stream not in present and not (replaceable and allow_missing):
+            raise _missing(stream, present, replaceable)
+        source = stream if stream in present else "rgb"
+        chosen[stream] = (source, frame[source])
+    return chosen
+
+
+def _wanted(modality: str, streams: int) -> tuple[str, ...]:
+    if modality not in MODALITIES:
+        raise ValueError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
+    if streams not in (1, 2):
+        raise ValueError(f"a tracker has 1 or 2 streams, got {streams!r}")
+    if streams == 2 and modality == "rgb":
+        raise ValueError(f"a tracker of two streams needs a second modality: {', '.join(MODALITIES[1:])}")
+    return (modality,) if streams == 1 else ("rgb", modality)
+
+
+def _missing(stream: str, present: list[str], replaceable: bool) -> ValueError:
+    found = f"it has {', '.join(present)}" if present else "it has no picture at all"
+    out = f"add it: {{..., {stream!r}: picture}}"
+    if replaceable:
+        out += ", or pass allow_missing=True (--allow-missing) to feed the rgb picture in its place"
+    others = [name for name in present if name != "rgb"]
+    if stream != "rgb" and others:
+        out += f", or load a tracker for {' or '.join(others)}"
+    return ValueError(f"the frame has no {stream} stream ({found}), which this tracker reads: {out}")
+
+
+def join_streams(pictures: dict[str, np.ndarray]) -> np.ndarray:
+    """Pictures of one size side by side on the channel axis.
+
+    Args:
+        pictures: stream to uint8 `[H, W, 3]`, one or two of them.
+
+    Returns:
+        `np.ndarray` uint8 `[H, W, 3 * S]`, in the mapping's order.
+
+    Raises:
+        ValueError: if the sizes differ.
+
+    Example:
+        >>> grey = np.zeros((2, 4, 3), np.uint8)
+        >>> join_streams({"rgb": grey, "event": grey + 1})[0, 0].tolist()
+        [0, 0, 0, 1, 1, 1]
+    """
+    sizes = [picture.shape[:2] for picture in pictures.values()]
+    if len(set(sizes)) > 1:
+        shown = ", ".join(f"{s} {w} x {h}" for s, (h, w) in zip(pictures, sizes, strict=True))
+        raise ValueError(
+            f"the streams differ in size (width x height: {shown}): they must show the same view pixel for pixel; "
+            "register them first, or resize one with cv2.resize if only the scale differs"
+        )
+    if len(pictures) == 1:
+        return next(iter(pictures.values()))
+    channels = 3 * len(pictures)
+    joined = np.empty((*sizes[0], channels), np.uint8)
+    # NumPy's own concatenation on a last axis of three is several times slower.
+    cv2.mixChannels(list(pictures.values()), [joined], [k for channel in range(channels) for k in (channel, channel)])
+    return joined

@@ -1,0 +1,442 @@
+"""From frames of several cameras to the crops that a tracker reads, and boxes there and back."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypedDict
+
+import cv2
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .boxes import BoxLike
+from .frames import Frame, choose_streams, join_streams, to_picture
+
+Role = Literal["template", "search"]
+
+_SERVICE_KEYS = frozenset({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"})
+
+
+class TrackerImageProcessorKwargs(TypedDict, total=False):
+    """Saved settings of `TrackerImageProcessor`."""
+
+    crop_style: str
+    template_size: int
+    template_factor: float
+    search_size: int
+    search_factor: float
+    image_mean: list[float] | tuple[float, ...]
+    image_std: list[float] | tuple[float, ...]
+    depth_clip: bool
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where a square crop was taken.
+
+    Args:
+        x1, y1 (`int`): its left and top edge in pixels of the frame; may be negative.
+        side (`int`): its side in pixels of the frame.
+        size (`int`): its side after resizing, in pixels.
+        box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
+
+    Example:
+        >>> Crop(x1=10, y1=20, side=64, size=128, box_xywh=np.array([30.0, 40.0, 24.0, 24.0])).resize_factor
+        2.0
+    """
+
+    x1: int
+    y1: int
+    side: int
+    size: int
+    box_xywh: np.ndarray
+
+    @property
+    def resize_factor(self) -> float:
+        """Pixels of the crop per pixel of the frame."""
+        return self.size / self.side
+
+    @property
+    def center(self) -> np.ndarray:
+        """Centre of the box it was taken round, `[2]`, pixels of the frame, not rounded."""
+        return self.box_xywh[:2] + 0.5 * self.box_xywh[2:]
+
+
+@lru_cache(maxsize=16)
+def _window(grid: int) -> np.ndarray:
+    row = 0.5 * (1 - np.cos(2 * np.pi * np.arange(1, grid + 1) / (grid + 1)))
+    return np.outer(row, row).astype(np.float32)
+
+
+def hann_window(grid: int) -> np.ndarray:
+    """Weights that favour places near the last position: the outer product of two Hann windows without their zeros.
+
+    As in botaoye/OSTrack (`hann2d`). Computed once per size.
+
+    Args:
+        grid (`int`): cells per side of the score map.
+
+    Returns:
+        `np.ndarray` float32 `[grid, grid]`, in 0..1; yours to change.
+
+    Raises:
+        ValueError: if `grid` is not a positive integer.
+
+    Example:
+        >>> window = hann_window(3)
+        >>> float(window[1, 1]), round(float(window[0, 1]), 3)
+        (1.0, 0.5)
+    """
+    if isinstance(grid, bool) or not isinstance(grid, (int, np.integer)) or grid < 1:
+        raise ValueError(f"the window needs a positive whole number of cells per side, got {grid!r}")
+    return _window(int(grid)).copy()
+
+
+@lru_cache(maxsize=16)
+def _normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (3, 1, 1)
+    return (
+        torch.tensor([255 * m for m in mean], device=device).reshape(shape),
+        torch.tensor([1 / (255 * s) for s in std], device=device).reshape(shape),
+    )
+
+
+class TrackerImageProcessor(BaseImageProcessor):
+    """Frames to crops, crops to tensors, boxes between frame and crop; saved as `preprocessor_config.json`.
+
+    The crop is OSTrack's (Ye et al., ECCV 2022; botaoye/OSTrack, `sample_target`): a square of side
+    `ceil(sqrt(w h) factor)` round the box, black where it leaves the picture, resized bilinearly.
+
+    Args:
+        crop_style (`str`): the crop convention; "ostrack".
+        template_size, search_size (`int`): sides of the two crops in pixels.
+        template_factor, search_factor (`float`): side of the square in units of the box's mean side.
+        image_mean, image_std (3 `float`): normalisation of every stream, for values in 0..1.
+        depth_clip (`bool`): whether far depth is clipped, see `mmtrackers.frames.depth_to_colors`.
+
+    Raises:
+        ValueError: for a setting that no crop can be made with, or one that does not exist.
+
+    Example:
+        >>> processor = TrackerImageProcessor(search_size=256)
+        >>> image = processor.stack({"rgb": np.zeros((120, 160, 3), np.uint8)})
+        >>> search, crops = processor.search([image], [[60, 40, 30, 24]])
+        >>> tuple(search.shape), crops[0].side
+        ((1, 1, 3, 256, 256), 108)
+    """
+
+    valid_kwargs = TrackerImageProcessorKwargs
+    model_input_names = ["search", "template"]
+
+    crop_style = "ostrack"
+    template_size = 128
+    template_factor = 2.0
+    search_size = 256
+    search_factor = 4.0
+    image_mean = (0.485, 0.456, 0.406)
+    image_std = (0.229, 0.224, 0.225)
+    depth_clip = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        names = tuple(self.valid_kwargs.__annotations__)
+        unknown = sorted(k for k in kwargs if k not in names and k not in _SERVICE_KEYS and not k.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"unknown setting of the image processor: {', '.join(unknown)}; known: {', '.join(names)}"
+            )
+        kwargs = {key: value for key, value in kwargs.items() if key in names}
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        self._check_settings()
+        self._said_missing: set[str] = set()
+
+    def _check_settings(self) -> None:
+        if self.crop_style != "ostrack":
+            raise ValueError(f"crop_style is {self.crop_style!r}, known: 'ostrack'")
+        for name in ("template_size", "search_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a positive whole number of pixels")
+        for name in ("template_factor", "search_factor"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}, expected a positive number")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) != 3 or not all(math.isfinite(v) for v in value):
+                raise ValueError(f"{name} is {value!r}, expected 3 numbers, one for each channel of a stream")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {self.image_std!r}, expected positive numbers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The saved settings and the class name."""
+        names = (*self.valid_kwargs.__annotations__, "image_processor_type")
+        return {key: value for key, value in super().to_dict().items() if key in names}
+
+    # ------------------------------------------------------------------------------------------------------- frames
+
+    def stack(self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False) -> np.ndarray:
+        """Check a frame and lay its streams side by side on the channel axis.
+
+        Args:
+            frame: a mapping from "rgb", "thermal", "depth", "event" to pictures, or one picture (then "rgb"). RGB and
+                event pictures are `[H, W, 3]` RGB or `[H, W]` grey, uint8; thermal also uint16 (its minimum and
+                maximum become 0 and 255); depth `[H, W]` uint16 millimetres.
+            modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one.
+            streams (`int`): 1 or 2; other pictures in the frame are left alone.
+            allow_missing (`bool`): feed the RGB picture in the place of a second stream that is not there, and warn
+                once.
+
+        Returns:
+            `np.ndarray` uint8 `[H, W, 3 * streams]`, RGB first.
+
+        Raises:
+            ValueError: unknown or missing stream, streams of different size, an empty picture, a wrong shape or type.
+
+        Example:
+            >>> rgb, thermal = np.zeros((4, 6, 3), np.uint8), np.arange(24, dtype=np.uint16).reshape(4, 6) + 7000
+            >>> image = TrackerImageProcessor().stack({"rgb": rgb, "thermal": thermal}, "thermal", streams=2)
+            >>> image.shape, image[-1, -1].tolist()
+            ((4, 6, 6), [0, 0, 0, 255, 255, 255])
+        """
+        pictures: dict[str, np.ndarray] = {}
+        sources = choose_streams(frame, modality, streams, allow_missing)
+        for stream, (source, picture) in sources.items():
+            if source != stream and stream not in self._said_missing:
+                self._said_missing.add(stream)
+                warnings.warn(
+                    f"the frame has no {stream} stream: the {source} picture is fed in its place (allow_missing); "
+                    "expect the accuracy of the RGB tracker at best",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            same = source != stream and source in pictures
+            pictures[stream] = pictures[source] if same else to_picture(picture, source, self.depth_clip)
+        return join_streams(pictures)
+
+    # -------------------------------------------------------------------------------------------------------- crops
+
+    def crop(self, image: np.ndarray, box_xywh: BoxLike, role: Role) -> tuple[np.ndarray, Crop]:
+        """Cut a square round a box and resize it.
+
+        The picture's last row and column count as outside once the square reaches them, as in the official code.
+
+        Args:
+            image (`np.ndarray` uint8 `[H, W, C]`): as `stack` gives it.
+            box_xywh (4 numbers): pixels of the frame; may lie partly or wholly outside (then the crop is black).
+            role (`str`): "template" or "search": which size and factor.
+
+        Returns:
+            `(picture, crop)`: `np.ndarray` uint8 `[s, s, C]` and where it was taken.
+
+        Raises:
+            ValueError: a picture of another form, a box that is not 4 finite numbers with positive sides, or an
+                unknown role.
+
+        Example:
+            >>> image = np.ones((50, 50, 3), np.uint8)
+            >>> picture, crop = TrackerImageProcessor().crop(image, [20, 20, 10, 10], "search")
+            >>> picture.shape, crop.x1, crop.y1, crop.side
+            ((256, 256, 3), 5, 5, 40)
+        """
+        where = self.locate(box_xywh, role)
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:
+            shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"a crop needs a uint8 picture [H, W, C] as stack() gives it, got {shown}")
+        height, width, channels = image.shape
+        x1, y1, side = where.x1, where.y1, where.side
+        x2, y2 = x1 + side, y1 + side
+        left, right = max(x1, 0), x2 if x2 < width else width - 1
+        top, bottom = max(y1, 0), y2 if y2 < height else height - 1
+        if left >= right or top >= bottom:
+            return np.zeros((where.size, where.size, channels), np.uint8), where
+        region = image[top:bottom, left:right]
+        if region.shape[:2] != (side, side):
+            # np.zeros takes pages from the system untouched, so a square far larger than the picture costs little.
+            padded = np.zeros((side, side, channels), np.uint8)
+            padded[top - y1 : bottom - y1, left - x1 : right - x1] = region
+            region = padded
+        picture = cv2.resize(region, (where.size, where.size), interpolation=cv2.INTER_LINEAR)
+        return picture.reshape(where.size, where.size, channels), where
+
+    def locate(self, box_xywh: BoxLike, role: Role) -> Crop:
+        """Where `crop` would cut, without a picture; arguments and errors as there.
+
+        Example:
+            >>> TrackerImageProcessor().locate([60, 40, 30, 24], "template").side
+            54
+        """
+        if role not in ("template", "search"):
+            raise ValueError(f"the role of a crop is 'template' or 'search', got {role!r}")
+        size, factor = getattr(self, f"{role}_size"), getattr(self, f"{role}_factor")
+        box = np.array(box_xywh, dtype=np.float64)
+        if box.shape != (4,):
+            raise ValueError(f"a crop needs one box of 4 numbers (x, y, width, height), got {box.tolist()}")
+        x, y, w, h = box.tolist()
+        if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
+            raise ValueError(
+                f"no crop can be taken round the box x={x:g}, y={y:g}, width={w:g}, height={h:g}: "
+                "the numbers must be finite and the sides positive"
+            )
+        side = math.ceil(math.sqrt(w * h) * factor)
+        return Crop(round(x + 0.5 * w - 0.5 * side), round(y + 0.5 * h - 0.5 * side), side, size, box)
+
+    def to_tensor(self, crops: Sequence[np.ndarray]) -> torch.Tensor:
+        """Crops as one tensor with the streams apart.
+
+        Args:
+            crops (list of `np.ndarray` uint8 `[s, s, 3 * S]`): of one size.
+
+        Returns:
+            `torch.Tensor` uint8 `[B, S, 3, s, s]`.
+
+        Raises:
+            ValueError: no crops, crops of several sizes, or channels that are no multiple of 3.
+
+        Example:
+            >>> TrackerImageProcessor().to_tensor([np.zeros((32, 32, 6), np.uint8)]).shape
+            torch.Size([1, 2, 3, 32, 32])
+        """
+        shapes = {crop.shape for crop in crops}
+        if len(shapes) != 1:
+            raise ValueError(f"a batch needs crops of one shape, got {sorted(shapes) or 'no crops'}")
+        height, width, channels = shapes.pop()
+        if channels % 3:
+            raise ValueError(f"a stream has 3 channels, so crops have 3 or 6, got {channels}")
+        tensor = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        return tensor.reshape(len(crops), channels // 3, 3, height, width)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels 0..255 to the values a tracker reads, on the tensor's device.
+
+        Args:
+            pixels (`torch.Tensor` uint8 `[..., 3, h, w]`).
+
+        Returns:
+            `torch.Tensor` float32 of the same shape: `(pixels / 255 - mean) / std`.
+
+        Raises:
+            ValueError: if the third axis from the end is not the three channels.
+
+        Example:
+            >>> pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+            >>> round(float(TrackerImageProcessor().normalize(pixels)[0, 0, 0, 0]), 4)
+            2.2489
+        """
+        if pixels.ndim < 3 or pixels.shape[-3] != 3:
+            raise ValueError(f"pixels need the shape [..., 3, height, width], got {tuple(pixels.shape)}")
+        mean, scale = _normalisation(self.image_mean, self.image_std, pixels.device)
+        return (pixels - mean).mul_(scale)
+
+    def _crops(
+        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike], role: Role
+    ) -> tuple[torch.Tensor, list[Crop]]:
+        boxes = np.array(boxes_xywh, dtype=np.float64).reshape(-1, np.shape(boxes_xywh)[-1] if len(boxes_xywh) else 4)
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            images = [images] * len(boxes)
+        if len(images) != len(boxes) or not len(boxes):
+            raise ValueError(f"{len(images)} pictures and {len(boxes)} boxes: give one box for each picture")
+        cut = [self.crop(image, box, role) for image, box in zip(images, boxes, strict=True)]
+        return self.normalize(self.to_tensor([picture for picture, _ in cut])), [crop for _, crop in cut]
+
+    def template(
+        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike]
+    ) -> torch.Tensor:
+        """Templates as a tracker's `forward` takes them.
+
+        Args:
+            images (list of `np.ndarray` `[H, W, 3 * S]`, or one for all boxes): as `stack` gives them.
+            boxes_xywh (`[B, 4]`, or 4 numbers): pixels of the frame.
+
+        Returns:
+            `torch.Tensor` float32 `[B, 1, S, 3, s, s]`.
+
+        Raises:
+            ValueError: as `crop`, and if the numbers of pictures and boxes differ.
+
+        Example:
+            >>> image = np.zeros((120, 160, 6), np.uint8)
+            >>> TrackerImageProcessor().template(image, [[60, 40, 30, 24], [10, 10, 9, 9]]).shape
+            torch.Size([2, 1, 2, 3, 128, 128])
+        """
+        return self._crops(images, boxes_xywh, "template")[0][:, None]
+
+    def search(
+        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike]
+    ) -> tuple[torch.Tensor, list[Crop]]:
+        """Search regions as a tracker's `forward` takes them; arguments and errors as `template`.
+
+        Returns:
+            `(search, crops)`: `torch.Tensor` float32 `[B, S, 3, s, s]`, and where each was taken.
+
+        Example:
+            >>> search, crops = TrackerImageProcessor().search(np.zeros((120, 160, 3), np.uint8), [60, 40, 30, 24])
+            >>> search.shape, len(crops)
+            (torch.Size([1, 1, 3, 256, 256]), 1)
+        """
+        return self._crops(images, boxes_xywh, "search")
+
+    def preprocess(
+        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike], role: Role = "search"
+    ) -> BatchFeature:
+        """`template` or `search` in the form that `model(**inputs)` takes; also what calling the processor does.
+
+        Example:
+            >>> inputs = TrackerImageProcessor()(np.zeros((120, 160, 3), np.uint8), [60, 40, 30, 24], role="template")
+            >>> list(inputs), inputs["template"].shape
+            (['template'], torch.Size([1, 1, 1, 3, 128, 128]))
+        """
+        tensor, _ = self._crops(images, boxes_xywh, role)
+        return BatchFeature({role: tensor[:, None] if role == "template" else tensor})
+
+    # -------------------------------------------------------------------------------------------------------- boxes
+
+    @staticmethod
+    def box_to_crop(box_xywh: BoxLike, crop: Crop) -> np.ndarray:
+        """A box of the frame in a crop, as training labels need it (`transform_image_to_crop` of botaoye/OSTrack).
+
+        The crop's centre is taken as `(size - 1) / 2`, half a pixel from where `box_from_crop` puts it; published
+        trackers were trained with the one and run with the other.
+
+        Args:
+            box_xywh (numbers `[..., 4]`): pixels of the frame.
+            crop (`Crop`): where the crop was taken.
+
+        Returns:
+            `np.ndarray` float64 of the same shape, xywh as fractions of the crop; may leave 0..1.
+
+        Example:
+            >>> crop = TrackerImageProcessor().locate([60, 40, 30, 24], "search")
+            >>> TrackerImageProcessor.box_to_crop([60, 40, 30, 24], crop).round(4).tolist()
+            [0.3592, 0.3869, 0.2778, 0.2222]
+        """
+        box = np.asarray(box_xywh, dtype=np.float64)
+        extent = box[..., 2:] * crop.resize_factor
+        center = (crop.size - 1) / 2 + (box[..., :2] + 0.5 * box[..., 2:] - crop.center) * crop.resize_factor
+        return np.concatenate((center - 0.5 * extent, extent), axis=-1) / crop.size
+
+    @staticmethod
+    def box_from_crop(box_cxcywh: BoxLike, crop: Crop) -> np.ndarray:
+        """A predicted box in the frame, as tracking needs it (`map_box_back` of botaoye/OSTrack).
+
+        Args:
+            box_cxcywh (numbers `[..., 4]`, CPU tensors too): centre, width, height as fractions of the crop.
+            crop (`Crop`): where the crop was taken.
+
+        Returns:
+            `np.ndarray` float64 of the same shape, xywh in pixels of the frame, not clipped.
+
+        Example:
+            >>> crop = TrackerImageProcessor().locate([60, 40, 30, 24], "search")
+            >>> TrackerImageProcessor.box_from_crop([0.5, 0.5, 0.25, 0.25], crop).tolist()
+            [61.5, 38.5, 27.0, 27.0]
+        """
+        box = np.asarray(box_cxcywh, dtype=np.float64) * crop.side
+        center = box[..., :2] + crop.center - 0.5 * crop.side
+        return np.concatenate((center - 0.5 * box[..., 2:], box[..., 2:]), axis=-1)
