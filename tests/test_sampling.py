@@ -1,0 +1,181 @@
+"""Training pairs drawn from annotated sequences, and their augmentation."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mmtrackers.data import Augmentation, PairDataset, Sequence, open_sequence
+from mmtrackers.data.sampling import draw_pair
+from mmtrackers.image_processing import TrackerImageProcessor
+
+
+@pytest.fixture(scope="module")
+def processor() -> TrackerImageProcessor:
+    return TrackerImageProcessor(template_size=32, search_size=64)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    """30 RGB-T frames: a bright square that moves to the right, on grey."""
+    root = tmp_path_factory.mktemp("scene")
+    (root / "rgb").mkdir()
+    (root / "thermal").mkdir()
+    rows = []
+    for i in range(30):
+        image = np.full((96, 128, 3), 90, np.uint8)
+        image[40:60, 20 + 2 * i : 40 + 2 * i] = (200, 180, 160)
+        assert cv2.imwrite(str(root / "rgb" / f"{i}.png"), image)
+        assert cv2.imwrite(str(root / "thermal" / f"{i}.png"), image[..., 0])
+        rows.append(f"{20 + 2 * i},40,20,20\n")
+    (root / "groundtruth.txt").write_text("".join(rows))
+    return root
+
+
+def test_draw_pair_follows_the_causal_rule():
+    rng = np.random.default_rng(0)
+    visible = np.array([0, 1, 2, 150, 400, 700])
+    pairs = {draw_pair(visible, 701, rng) for _ in range(400)}
+    # The first frames never see 400 or 700: they are too far; from 150 the gap must grow, as it must from 400.
+    assert {(0, 1), (0, 2), (0, 150), (1, 2), (1, 150), (2, 150)} == {p for p in pairs if p[1] <= 150}
+    assert all(template in (150, 400) for template, search in pairs if search > 150)
+    assert all(template < search for template, search in pairs)
+    assert draw_pair(np.array([0, 900]), 901, rng) == (0, 900)
+    with pytest.raises(ValueError, match="two visible frames, there are 1"):
+        draw_pair(np.array([5]), 10, rng)
+
+
+@pytest.mark.parametrize(("modality", "streams"), [("rgb", 1), ("thermal", 2)])
+def test_pairs(scene, processor, modality, streams):
+    pairs = PairDataset([open_sequence(scene)], processor, modality, streams, samples_per_epoch=40, seed=3)
+    for index in range(40):
+        item = pairs[index]
+        assert item["template"].shape == (1, streams, 3, 32, 32) and item["template"].dtype == torch.uint8
+        assert item["search"].shape == (streams, 3, 64, 64) and item["search"].dtype == torch.uint8
+        assert item["labels"].shape == (4,) and item["labels"].dtype == torch.float32
+        # The label lies on the bright square, whatever mirrored or moved it (grey: 90 * 1.2 = 108 < 160 * 0.8 = 128).
+        x, y, w, h = (item["labels"] * 64).tolist()
+        bright = (item["search"][0, 2] > 118).nonzero().float()
+        if 2 < x < 60 - w and 2 < y < 60 - h:
+            top, left = bright.min(0).values.tolist()
+            bottom, right = bright.max(0).values.tolist()
+            np.testing.assert_allclose([left, top, right + 1, bottom + 1], [x, y, x + w, y + h], atol=2.5)
+
+
+def test_pairs_depend_on_seed_epoch_and_index_only(scene, processor):
+    def item(seed: int = 1, epoch: int = 0, index: int = 5) -> torch.Tensor:
+        pairs = PairDataset([open_sequence(scene)], processor, "thermal", 2, 10, seed)
+        pairs.set_epoch(epoch)
+        return pairs[index]["labels"]
+
+    assert torch.equal(item(), item())
+    others = [item(seed=2), item(epoch=1), item(index=6)]
+    assert all(not torch.equal(item(), other) for other in others)
+
+
+def test_living_workers_see_the_new_epoch(scene, processor):
+    pairs = PairDataset([open_sequence(scene)], processor, "rgb", 1, 4, seed=0)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4, num_workers=1, persistent_workers=True)
+    seen = []
+    for epoch in range(2):
+        pairs.set_epoch(epoch)
+        seen.append(next(iter(loader))["labels"])
+        assert torch.equal(seen[-1], torch.stack([pairs[index]["labels"] for index in range(4)]))
+    assert not torch.equal(*seen)
+
+
+def test_unreadable_frames_are_named_counted_and_redrawn(scene, processor, tmp_path, caplog):
+    for stream in ("rgb", "thermal"):
+        for file in (scene / stream).iterdir():
+            (tmp_path / stream).mkdir(exist_ok=True)
+            (tmp_path / stream / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "groundtruth.txt").write_text((scene / "groundtruth.txt").read_text())
+    (tmp_path / "thermal" / "7.png").write_bytes(b"")
+    pairs = PairDataset([open_sequence(tmp_path)], processor, "thermal", 2, 60, seed=0)
+    assert len([pairs[index] for index in range(60)]) == 60
+    assert len(pairs.unreadable) == 1 and pairs.unreadable.total() > 1
+    assert "frame 7: the image" in caplog.text and "7.png is empty" in caplog.text and len(caplog.records) == 1
+    pairs = PairDataset([open_sequence(tmp_path)], processor, "rgb", 1, 60, seed=0)
+    assert [pairs[index] for index in range(60)] and not pairs.unreadable
+
+    for file in (tmp_path / "rgb").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"50 pairs in a row cannot be used \(50 unreadable.*is empty"):
+        pairs[0]
+
+
+def test_crops_outside_the_image_are_redrawn(scene, processor):
+    sequence = open_sequence(scene).rgb_only()
+    sequence.boxes_xywh[:] = (5000, 5000, 10, 10)
+    with pytest.raises(RuntimeError, match=r"50 pairs in a row.*a crop is empty"):
+        PairDataset([sequence], processor, "rgb", 1, 10, seed=0)[0]
+
+
+def test_pairs_refuse_what_they_cannot_train_on(scene, processor, caplog):
+    good = open_sequence(scene)
+    short = Sequence("tiny", {"rgb": [Path("1.jpg")] * 19}, np.ones((19, 4)), np.ones(19, bool))
+    hidden = Sequence("hidden", {"rgb": [Path("1.jpg")] * 30}, np.ones((30, 4)), np.arange(30) < 4)
+    for sequences in ([good, short], [good, hidden]):
+        name = sequences[1].name
+        message = rf"too short: '{name}' \(\d+ frames, \d+ with a usable box\).*skip_short"
+        with pytest.raises(ValueError, match=message):
+            PairDataset(sequences, processor, "rgb", 1)
+        assert len(PairDataset(sequences, processor, "rgb", 1, 7, skip_short=True)) == 7
+        assert f"'{name}'" in caplog.text
+    for sequences, modality, streams, message in (
+        ([good], "depth", 2, "has thermal as its second stream, the tracker takes depth"),
+        ([good], "thermal", 1, "expected 1 with 'rgb'"),
+        ([], "rgb", 1, "no sequences to train on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PairDataset(sequences, processor, modality, streams)
+
+
+# Augmentation
+
+
+def test_joint_step_mirrors_both_frames_with_one_roll():
+    rng = np.random.default_rng(0)
+    images = [np.arange(2 * 5 * 6, dtype=np.uint8).reshape(2, 5, 6), np.zeros((3, 9, 6), np.uint8)]
+    out, boxes = Augmentation(flip=1.0).joint(images, [np.array([1.0, 0, 2, 1]), np.array([0.0, 1, 3, 1])], rng)
+    np.testing.assert_array_equal(out[0], images[0][:, ::-1])
+    assert boxes[0].tolist() == [5 - 1 - 3, 0, 2, 1] and boxes[1].tolist() == [9 - 1 - 3, 1, 3, 1]
+    rolls = [np.array_equal(Augmentation().joint(images[:1], [np.zeros(4)], rng)[0][0], images[0]) for _ in range(400)]
+    assert 150 < sum(rolls) < 250
+
+
+def test_grey_acts_on_three_channels_only():
+    colour = np.full((2, 2, 3), (255, 0, 0), np.uint8)
+    rng, always = np.random.default_rng(0), Augmentation(grey=1.0, flip=0.0)
+    out, _ = always.joint([colour, colour], [np.zeros(4)] * 2, rng)
+    assert out[0][0, 0].tolist() == [76, 76, 76] == out[1][0, 0].tolist()
+    six = np.concatenate([colour, colour], axis=2)
+    assert np.array_equal(always.joint([six], [np.zeros(4)], rng)[0][0], six)
+    grey = sum(Augmentation(flip=0.0).joint([colour], [np.zeros(4)], rng)[0][0][0, 0, 1] > 0 for _ in range(2000))
+    assert 60 < grey < 140
+
+
+def test_jitter_has_the_published_spread():
+    rng, box = np.random.default_rng(0), np.array([100.0, 50, 40, 10])
+    jittered = np.stack([Augmentation().jitter(box, rng) for _ in range(4000)])
+    assert np.std(np.log(jittered[:, 2] / 40)) == pytest.approx(0.25, rel=0.05)
+    assert np.corrcoef(np.log(jittered[:, 2]), np.log(jittered[:, 3]))[0, 1] == pytest.approx(0, abs=0.05)
+    shift = (jittered[:, :2] + jittered[:, 2:] / 2 - [120, 55]) / np.sqrt(jittered[:, 2:].prod(1))[:, None]
+    assert abs(shift).max() <= 1.5 and np.std(shift) == pytest.approx(3 / np.sqrt(12), rel=0.05)
+
+
+def test_crop_step():
+    image, rng = np.full((4, 4, 6), 100, np.uint8), np.random.default_rng(0)
+    image[:, 0] = 250
+    values = set()
+    for _ in range(300):
+        out, box = Augmentation().crop(image, np.array([0.1, 0.2, 0.3, 0.4]), rng)
+        mirrored = out[0, 3, 0] > out[0, 0, 0]
+        assert box[0] == pytest.approx(0.6 if mirrored else 0.1) and box[1:].tolist() == [0.2, 0.3, 0.4]
+        assert len(set(out[:, 1:3].ravel())) == 1
+        values.add(int(out[0, 1, 0]))
+    assert min(values) in (80, 81, 82) and max(values) in (118, 119, 120)
+    still, box = Augmentation().for_validation().crop(image, np.zeros(4), rng)
+    assert np.array_equal(still, image)
