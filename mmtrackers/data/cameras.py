@@ -1,0 +1,309 @@
+"""Renders a composed scene as an RGB, thermal, depth or event camera sees it through a window.
+
+What keeps RGB from seeing (night, glare, the target's camouflage) touches RGB alone: heat, distance and brightness
+changes are rendered from the same layers without it.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from .layers import Layer, View, blend, warp
+from .pictures import Draw, Picture
+
+if TYPE_CHECKING:
+    from .scenes import SyntheticScene
+
+NOISE_SIDE = 512
+DEPTH_CLIP_MM = 10000
+# one fixed field, cut at random offsets: drawing fresh noise would cost more than the whole render
+_NOISE = (np.random.default_rng(20).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)) * 64).astype(np.int16)
+
+
+def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both cameras' pictures of a window; see ``SyntheticScene.render``.
+
+    A window smaller than its output is rendered at the frame's own resolution and then enlarged, as a crop of a real
+    frame is.
+    """
+    native = View(
+        view.x1, view.y1, view.width, view.height,
+        max(4, min(view.columns, round(view.width))), max(4, min(view.rows, round(view.height))),
+    )  # fmt: skip
+    rgb = render_rgb(scene, time, native)
+    size = (view.columns, view.rows)
+    if (native.columns, native.rows) != size:
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
+    if scene.modality == "rgb":
+        return rgb, None
+    other = {"thermal": render_thermal, "depth": render_depth, "event": render_event}[scene.modality]
+    picture = other(scene, time, native)
+    if (native.columns, native.rows) != size:
+        # unknown depth next to a known one must not turn into a distance in between
+        how = cv2.INTER_NEAREST if scene.modality == "depth" else cv2.INTER_LINEAR
+        picture = cv2.resize(picture, size, interpolation=how)
+    return rgb, picture
+
+
+def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.ndarray, int, int]:
+    """A layer's picture warped into the part of the view it covers, and that part's left and top (may be empty)."""
+    matrix = view.matrix
+    x1, y1, x2, y2 = layer.bounds(time, matrix)
+    left, top = max(0, math.floor(x1) - 1), max(0, math.floor(y1) - 1)
+    right, bottom = min(view.columns, math.ceil(x2) + 1), min(view.rows, math.ceil(y2) + 1)
+    if right <= left or bottom <= top:
+        return np.zeros((0, 0, picture.levels[0].shape[2]), np.uint8), 0, 0
+    matrix = matrix @ layer.pose(time)
+    matrix[:2, 2] -= (left, top)
+    return warp(picture, matrix, (right - left, bottom - top), cv2.BORDER_CONSTANT), left, top
+
+
+def background_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
+    """The photo alone, in the scene's colours, uint8 [rows, columns, 3]."""
+    photo = warp(
+        scene.background, view.matrix @ scene.background_pose(time), (view.columns, view.rows), cv2.BORDER_REFLECT_101
+    )
+    colour = scene.background_colour[:3].copy()
+    colour[:, 3] *= 1.0
+    return cv2.transform(photo, colour)
+
+
+def compose_rgb(scene: "SyntheticScene", time: float, view: View, blur: bool = True) -> np.ndarray:
+    """All layers in colour, before light, blindness and noise."""
+    canvas = background_rgb(scene, time, view)
+    for layer in (*scene.behind, scene.target, *scene.front):
+        patch, left, top = raster(layer, time, view, layer.sprite.picture)
+        if not patch.size:
+            continue
+        colour = layer.colour
+        if layer is scene.target:
+            gain = math.exp(scene.target_gain(time))
+            colour = colour * np.array([[gain], [gain], [gain], [1]], np.float32)
+        patch = cv2.transform(patch, colour)
+        if blur and layer is scene.target and scene.blur[0]:
+            patch = motion_blur(patch, layer, time, view)
+        blend(canvas, patch[..., :3], patch[..., 3], left, top)
+    return canvas
+
+
+def motion_blur(patch: np.ndarray, layer: Layer, time: float, view: View) -> np.ndarray:
+    """Smear a patch along its layer's motion within one frame's exposure, doubled to be seen."""
+    (x0, y0), (x1, y1) = layer.centre(time - 0.5), layer.centre(time + 0.5)
+    dx, dy = 2 * (x1 - x0) * view.columns / view.width, 2 * (y1 - y0) * view.rows / view.height
+    return cv2.filter2D(patch, -1, line_kernel(dx, dy)) if math.hypot(dx, dy) > 1 else patch
+
+
+def line_kernel(dx: float, dy: float) -> np.ndarray:
+    """Averaging kernel along a line of this length in pixels (at most 15)."""
+    reach = min(7, max(1, round(max(abs(dx), abs(dy)) / 2)))
+    scale = reach / max(abs(dx), abs(dy), 1e-6)
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    end = (round(dx * scale), round(dy * scale))
+    cv2.line(kernel, (reach - end[0], reach - end[1]), (reach + end[0], reach + end[1]), 1.0)
+    return kernel / kernel.sum()
+
+
+def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
+    """The colour camera's picture, uint8 [rows, columns, 3]."""
+    canvas = compose_rgb(scene, time, view)
+    dark = scene.blindness == "night" and time >= scene.blind_from
+    canvas = cv2.LUT(canvas, light_table(scene, time, scene.night_gain if dark else 1.0))
+    if scene.blindness == "glare" and time >= scene.blind_from:
+        canvas = add_glare(scene, time, view, canvas)
+    draw = moment(scene, time)
+    if scene.blur[1] and draw.chance(0.5):
+        canvas = camera_blur(draw, canvas)
+    if scene.lowres > 1:
+        canvas = low_resolution(canvas, scene.lowres)
+    add_noise(canvas, draw, max(scene.noise, 5.0) if dark else scene.noise)
+    if scene.jpeg:
+        _, code = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg])
+        canvas = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    black_outside(scene, canvas, view)
+    return canvas
+
+
+def moment(scene: "SyntheticScene", time: float) -> Draw:
+    """Numbers that belong to one scene and time, so that a frame is the same whenever it is rendered."""
+    return Draw(np.random.default_rng((*scene.noise_offset, round(abs(time) * 64))))
+
+
+def light_table(scene: "SyntheticScene", time: float, gain: float) -> np.ndarray:
+    """Gain, gamma and colour cast at a time as a lookup table, uint8 [256, 1, 3]."""
+    gamma = math.exp(scene.gamma(time))
+    tone = (np.arange(256, dtype=np.float32) / 255) ** gamma * (255 * gain * math.exp(scene.gain(time)))
+    cast = np.array([math.exp(wobble(time)) for wobble in scene.cast], np.float32)
+    return np.clip(tone[:, None, None] * cast, 0, 255).astype(np.uint8)
+
+
+def add_glare(scene: "SyntheticScene", time: float, view: View, canvas: np.ndarray) -> np.ndarray:
+    """A light that outshines the target's surroundings, and a veil over the rest."""
+    shift_x, shift_y, radius, veil = scene.glare
+    x1, y1, x2, y2 = scene.target.bounds(time)
+    size = math.sqrt((x2 - x1) * (y2 - y1))
+    matrix = view.matrix
+    middle_x = ((x1 + x2) / 2 + shift_x * size) * matrix[0, 0] + matrix[0, 2]
+    middle_y = ((y1 + y2) / 2 + shift_y * size) * matrix[1, 1] + matrix[1, 2]
+    reach_x, reach_y = radius * max(size, x2 - x1) * matrix[0, 0], radius * max(size, y2 - y1) * matrix[1, 1]
+    across = np.exp(-((((np.arange(view.columns) + 0.5) - middle_x) / reach_x) ** 2)).astype(np.float32)
+    down = np.exp(-((((np.arange(view.rows) + 0.5) - middle_y) / reach_y) ** 2)).astype(np.float32)
+    light = (700 * np.outer(down, across) + veil).clip(0, 255).astype(np.uint8)
+    return cv2.add(canvas, cv2.cvtColor(light, cv2.COLOR_GRAY2RGB))
+
+
+def camera_blur(draw: Draw, canvas: np.ndarray) -> np.ndarray:
+    """Shake (a line) or defocus (a Gaussian)."""
+    if draw.chance(0.5):
+        angle, length = draw.uniform(0, 3.2), draw.uniform(2, 7)
+        return cv2.filter2D(canvas, -1, line_kernel(length * math.cos(angle), length * math.sin(angle)))
+    return cv2.GaussianBlur(canvas, (0, 0), draw.uniform(0.5, 1.6))
+
+
+def low_resolution(canvas: np.ndarray, factor: float) -> np.ndarray:
+    """Shrink and enlarge."""
+    rows, columns = canvas.shape[:2]
+    small = cv2.resize(canvas, (max(2, int(columns / factor)), max(2, int(rows / factor))))
+    return cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+
+def add_noise(canvas: np.ndarray, draw: Draw, deviation: float) -> None:
+    """Gaussian noise, in place, on uint8 [rows, columns] or [rows, columns, 3]."""
+    rows, columns = canvas.shape[:2]
+    field = _NOISE if canvas.ndim == 3 else _NOISE[..., 0]
+    if rows <= NOISE_SIDE // 2 and columns <= NOISE_SIDE // 2:
+        top, left = draw.below(NOISE_SIDE - rows), draw.below(NOISE_SIDE - columns)
+        field = field[top : top + rows, left : left + columns]
+    else:
+        field = field.take((np.arange(rows) + draw.below(NOISE_SIDE)) % NOISE_SIDE, axis=0)
+        field = field.take((np.arange(columns) + draw.below(NOISE_SIDE)) % NOISE_SIDE, axis=1)
+    step = (field * np.int16(deviation * 4)) >> 8 if deviation < 30 else field
+    np.clip(canvas + step, 0, 255, out=canvas, casting="unsafe")
+
+
+def black_outside(scene: "SyntheticScene", canvas: np.ndarray, view: View) -> None:
+    """Zero what lies outside the frame, in place."""
+    matrix = view.matrix
+    left, right = (round(x * matrix[0, 0] + matrix[0, 2]) for x in (0, scene.width))
+    top, bottom = (round(y * matrix[1, 1] + matrix[1, 2]) for y in (0, scene.height))
+    canvas[: max(0, top)] = 0
+    canvas[max(0, bottom) :] = 0
+    canvas[:, : max(0, left)] = 0
+    canvas[:, max(0, right) :] = 0
+
+
+def misaligned(scene: "SyntheticScene", view: View) -> View:
+    """The window as the second camera has it: the two are registered to a few percent of the target only."""
+    size = math.exp(scene.target.log_size.base)
+    shift_x, shift_y = scene.shift[0] * size, scene.shift[1] * size
+    return View(view.x1 + shift_x, view.y1 + shift_y, view.width, view.height, view.columns, view.rows)
+
+
+def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
+    """Heat, uint8 [rows, columns]: every layer has its own warmth and a little of its texture."""
+    own = misaligned(scene, view)
+    photo = warp(
+        scene.background, own.matrix @ scene.background_pose(time), (own.columns, own.rows), cv2.BORDER_REFLECT_101
+    )
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+    slope = scene.heat_contrast * scene.heat_sign
+    table = np.clip(scene.heat_floor + slope * (np.arange(256) - 110), 0, 255).astype(np.uint8)
+    canvas = cv2.GaussianBlur(cv2.LUT(grey, table), (0, 0), 1.0)
+    for layer in (*scene.behind, scene.target, *scene.front):
+        patch, left, top = raster(layer, time, own, layer.sprite.heat_picture())
+        if not patch.size:
+            continue
+        alpha = patch[..., 1]
+        warmth = (layer.warmth - 110 * layer.heat_gain) / 255
+        heat = cv2.transform(patch, np.array([[layer.heat_gain, warmth]], np.float32))
+        blend(canvas, heat.reshape(alpha.shape), alpha, left, top)
+    draw = moment(scene, time + 0.25)
+    canvas = cv2.GaussianBlur(canvas, (0, 0), 0.6)
+    add_noise(canvas, draw, 2.0)
+    black_outside(scene, canvas, view)
+    return canvas
+
+
+def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool = True) -> np.ndarray:
+    """Distance, uint16 [rows, columns] in mm, 0 where the sensor has no answer."""
+    matrix = view.matrix
+    x = ((np.arange(view.columns) + 0.5 - matrix[0, 2]) / (matrix[0, 0] * scene.width))[None, :]
+    y = ((np.arange(view.rows) + 0.5 - matrix[1, 2]) / (matrix[1, 1] * scene.height))[:, None]
+    # a floor is linear in the inverse of the distance; the wall behind it is at `far`
+    nearness = np.maximum(1.0, 1.0 + scene.slope * (y - 0.35) * 2 + scene.tilt * (x - 0.5))
+    canvas = (scene.far / nearness).astype(np.float32)
+    for layer in (*scene.behind, scene.target, *scene.front):
+        patch, left, top = raster(layer, time, view, layer.sprite.heat_picture())
+        if not patch.size:
+            continue
+        # what comes nearer grows, and its surface is not flat
+        distance = layer.depth * math.exp(layer.log_size.base - layer.log_size(time))
+        region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
+        solid = patch[..., 1] > 127
+        region[solid] = distance * (1 + 0.0004 * (patch[..., 0][solid].astype(np.float32) - 110))
+    if holes:
+        rows, columns = canvas.shape
+        draw = moment(scene, time + 0.25)
+        noise = np.zeros((rows, columns), np.uint8) + 128
+        add_noise(noise, draw, 29.0)
+        canvas *= 1 + 0.0003 * (noise.astype(np.float32) - 128)
+        canvas[noise > 200] = 0
+    depth = canvas.clip(0, 65535).astype(np.uint16)
+    black_outside(scene, depth, view)
+    return depth
+
+
+def depth_range(scene: "SyntheticScene", time: float) -> tuple[int, int]:
+    """Smallest and largest distance (mm) of the clipped whole frame, from a 40-row rendering of it."""
+    columns = max(8, round(40 * scene.width / scene.height))
+    depth = render_depth(scene, time, View(0, 0, scene.width, scene.height, columns, 40))
+    top = min(3 * float(np.median(depth)), DEPTH_CLIP_MM)
+    return int(depth.min()), int(min(top, depth.max()))
+
+
+def depth_picture(depth: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Depth in the image processor's colours (JET in OpenCV's order), uint8 [rows, columns, 3].
+
+    The processor scales by a whole frame's smallest and largest distance; a crop needs them from ``depth_range``.
+    """
+    scaled = (depth.clip(low, high).astype(np.float32) - low) * (255.0 / max(high - low, 1))
+    return cv2.applyColorMap(np.rint(scaled).astype(np.uint8), cv2.COLORMAP_JET)
+
+
+def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
+    """Changes of brightness since a moment ago, uint8 [rows, columns, 3]: red brighter, blue darker, on white.
+
+    An event camera sees in the dark and against the light, so neither night nor glare is applied.
+    """
+    own = misaligned(scene, view)
+    logs = []
+    for moment_seen in (time - scene.event_step, time):
+        grey = cv2.cvtColor(compose_rgb(scene, moment_seen, own, blur=False), cv2.COLOR_RGB2GRAY)
+        logs.append(np.log(grey.astype(np.float32) + 12.0))
+    change = logs[1] - logs[0]
+    noise = np.full(change.shape, 128, np.uint8)
+    add_noise(noise, moment(scene, time + 0.25), 29.0)
+    change += (noise.astype(np.float32) - 128) * (scene.event_threshold / 75)
+    strength = np.clip(np.abs(change) / scene.event_threshold, 0, 4)
+    fired = strength >= 1
+    shade = np.where(fired, 255 - 63.75 * strength, 255).astype(np.uint8)
+    brighter = change > 0
+    full = np.full_like(shade, 255)
+    red, blue = np.where(brighter, full, shade), np.where(brighter, shade, full)
+    picture = np.dstack((red, shade, blue))
+    black_outside(scene, picture, view)
+    return picture
+
+
+def visible_share(scene: "SyntheticScene", time: float, view: View) -> float:
+    """Part of the target inside the frame and not covered; ``view`` is its box on a small raster."""
+    patch, left, top = raster(scene.target, time, view, scene.target.sprite.picture)
+    own = np.zeros((view.rows, view.columns), np.uint8)
+    own[top : top + patch.shape[0], left : left + patch.shape[1]] = patch[..., 3]
+    total = np.count_nonzero(own > 127)
+    for layer in scene.front:
+        patch, left, top = raster(layer, time, view, layer.sprite.picture)
+        own[top : top + patch.shape[0], left : left + patch.shape[1]][patch[..., 3] > 127] = 0
+    black_outside(scene, own, view)
+    return np.count_nonzero(own > 127) / max(total, 1)

@@ -1,0 +1,151 @@
+"""Layers of a composed scene: how they move, and how they are warped and laid over one another.
+
+Coordinates are continuous frame pixels: pixel i covers [i, i + 1). Times are frame numbers; they need not be whole.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from .pictures import Draw, Picture, Sprite
+
+
+class Wobble:
+    """A smooth random function of time: a base value, two sine waves and a drift.
+
+    Args:
+        draw: random numbers.
+        base: value around which it moves.
+        reach: largest departure caused by the waves.
+        period: shortest and longest period of the waves, in frames.
+    """
+
+    def __init__(self, draw: Draw, base: float, reach: float, period: tuple[float, float] = (50.0, 400.0)) -> None:
+        self.base = base
+        share = draw.uniform(0.4, 0.9)
+        self.waves = [
+            (reach * part, 2 * math.pi / draw.log_uniform(*period), draw.uniform(0, 2 * math.pi))
+            for part in (share, 1 - share)
+        ]
+
+    def __call__(self, time: float) -> float:
+        return self.base + sum(size * math.sin(speed * time + phase) for size, speed, phase in self.waves)
+
+
+def affine(a: float, b: float, c: float, d: float, x: float, y: float) -> np.ndarray:
+    """3 x 3 matrix mapping (u, v) to (a u + b v + x, c u + d v + y)."""
+    return np.array([[a, b, x], [c, d, y], [0.0, 0.0, 1.0]])
+
+
+def colour_matrix(draw: Draw, strength: float, permute: float = 0.0) -> np.ndarray:
+    """Random change of hue, saturation, contrast and brightness on premultiplied RGBA, float32 [4, 4]."""
+    mix = np.eye(3)
+    if draw.chance(permute):
+        mix = mix[np.argsort([draw.unit() for _ in range(3)])]
+    saturation = 1 + strength * draw.uniform(-0.8, 0.4)
+    mix = saturation * mix + (1 - saturation) / 3
+    gain = math.exp(strength * draw.normal(0.35))
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[:3, :3] = mix * gain * np.array([[1 + strength * draw.normal(0.1)] for _ in range(3)])
+    matrix[:3, 3] = 255 * strength * draw.normal(0.12) * np.ones(3)
+    return matrix
+
+
+@dataclass
+class Layer:
+    """A sprite with its motion; ``pose(t)`` maps sprite coordinates to the frame's."""
+
+    sprite: Sprite
+    x: Wobble
+    y: Wobble
+    log_size: Wobble
+    log_aspect: Wobble
+    rotation: Wobble
+    shear: Wobble
+    mirrored: bool
+    colour: np.ndarray
+    depth: float = 4000.0
+    warmth: float = 128.0
+    heat_gain: float = 0.5
+    drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # pixels per frame in x and y, and the frame it starts from
+    anchor: "Layer | None" = None  # its x and y are then relative to the anchor's centre at drift[2]
+    _poses: dict[float, np.ndarray] = field(default_factory=dict)
+
+    def pose(self, time: float) -> np.ndarray:
+        """3 x 3 affine map from sprite to frame coordinates."""
+        if time not in self._poses:
+            if len(self._poses) > 8:
+                self._poses.clear()
+            scale = math.exp(self.log_size(time)) / self.sprite.extent
+            stretch = math.exp(self.log_aspect(time) / 2)
+            across, down, shear, angle = scale * stretch, scale / stretch, self.shear(time), self.rotation(time)
+            across = -across if self.mirrored else across
+            cosine, sine = math.cos(angle), math.sin(angle)
+            a, b, c, d = cosine * across, (cosine * shear - sine) * down, sine * across, (sine * shear + cosine) * down
+            u, v = self.sprite.centre
+            x, y = self.centre(time)
+            self._poses[time] = affine(a, b, c, d, x - a * u - b * v, y - c * u - d * v)
+        return self._poses[time]
+
+    def centre(self, time: float) -> tuple[float, float]:
+        """Where the middle of the sprite is."""
+        x, y = self.x(time), self.y(time)
+        x, y = x + self.drift[0] * (time - self.drift[2]), y + self.drift[1] * (time - self.drift[2])
+        if self.anchor is not None:
+            other = self.anchor.centre(self.drift[2])
+            x, y = x + other[0], y + other[1]
+        return x, y
+
+    def bounds(self, time: float, view: np.ndarray | None = None) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2 of the outline in the frame, or in a view of it (3 x 3)."""
+        matrix = self.pose(time) if view is None else view @ self.pose(time)
+        points = self.sprite.hull @ matrix[:2, :2].T + matrix[:2, 2]
+        x1, y1 = points.min(axis=0).tolist()
+        x2, y2 = points.max(axis=0).tolist()
+        return x1, y1, x2, y2
+
+    def size(self, time: float) -> float:
+        """Square root of the area of the box in frame pixels."""
+        x1, y1, x2, y2 = self.bounds(time)
+        return math.sqrt((x2 - x1) * (y2 - y1))
+
+
+def warp(picture: Picture, matrix: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
+    """Sample ``picture`` under a 3 x 3 map from its coordinates to the output's; size is (width, height)."""
+    scale = math.sqrt(abs(float(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])))
+    pixels, across, down = picture.level(scale)
+    flat = matrix[:2].copy()
+    flat[:, 0] /= across
+    flat[:, 1] /= down
+    # OpenCV counts from pixel centres, we from pixel corners
+    flat[:, 2] += 0.5 * (flat[:, 0] + flat[:, 1]) - 0.5
+    return cv2.warpAffine(pixels, flat, size, flags=cv2.INTER_LINEAR, borderMode=border)
+
+
+def blend(canvas: np.ndarray, patch: np.ndarray, alpha: np.ndarray, left: int, top: int) -> None:
+    """Lay a premultiplied patch over a region of the canvas, in place; all uint8."""
+    region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
+    keep = cv2.subtract(np.full_like(alpha, 255), alpha)
+    if region.ndim == 3:
+        keep = cv2.cvtColor(keep, cv2.COLOR_GRAY2RGB)
+    cv2.add(cv2.multiply(region, keep, scale=1 / 255), patch, dst=region)
+
+
+@dataclass(frozen=True)
+class View:
+    """A window of the frame and the size it is rendered at."""
+
+    x1: float
+    y1: float
+    width: float
+    height: float
+    columns: int
+    rows: int
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """3 x 3 map from frame to output coordinates."""
+        across, down = self.columns / self.width, self.rows / self.height
+        return affine(across, 0, 0, down, -self.x1 * across, -self.y1 * down)

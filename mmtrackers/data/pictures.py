@@ -1,0 +1,310 @@
+"""Pictures from which scenes are composed: cut-outs, photographs, and targets cut from photographs.
+
+All layers are *sprites*: pictures with premultiplied alpha, so that any affine warp and any blending is linear, and
+with the convex hull of their visible part, from which the exact box under an affine map follows.
+
+Coordinates are continuous: pixel i covers [i, i + 1), its centre is at i + 0.5.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+VISIBLE_ALPHA = 128
+HELD_OUT_SHARE = 0.1
+
+
+class Draw:
+    """Fast scalar random numbers from one numpy Generator (numpy's own scalar calls cost microseconds each).
+
+    Args:
+        rng: source of all numbers; the sequence of calls decides the result.
+
+    Example:
+        >>> draw = Draw(np.random.default_rng(0))
+        >>> 2.0 <= draw.uniform(2.0, 3.0) < 3.0
+        True
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self._numbers: list[float] = []
+
+    def unit(self) -> float:
+        """Uniform in [0, 1)."""
+        if not self._numbers:
+            self._numbers = self.rng.random(256).tolist()
+        return self._numbers.pop()
+
+    def uniform(self, low: float, high: float) -> float:
+        """Uniform in [low, high)."""
+        return low + (high - low) * self.unit()
+
+    def log_uniform(self, low: float, high: float) -> float:
+        """Uniform in the logarithm, in [low, high)."""
+        return low * math.exp(math.log(high / low) * self.unit())
+
+    def normal(self, deviation: float = 1.0) -> float:
+        """Gaussian with mean 0."""
+        radius = math.sqrt(-2.0 * math.log(1.0 - self.unit()))
+        return deviation * radius * math.cos(2.0 * math.pi * self.unit())
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.unit() < probability
+
+    def below(self, count: int) -> int:
+        """An integer in [0, count)."""
+        return min(int(self.unit() * count), count - 1)
+
+
+class Picture:
+    """A picture with its half-size copies, so that shrinking warps do not alias.
+
+    Args:
+        pixels: uint8 [h, w, channels].
+    """
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.levels = [np.ascontiguousarray(pixels)]
+        self.height, self.width = pixels.shape[:2]
+
+    def level(self, scale: float) -> tuple[np.ndarray, float, float]:
+        """The copy to sample at ``scale`` output pixels per picture pixel, and its size relative to the picture."""
+        wanted = max(0, int(math.floor(math.log2(1.4 / max(scale, 1e-4))))) if scale < 0.7 else 0
+        while len(self.levels) <= wanted and min(self.levels[-1].shape[:2]) >= 8:
+            last = self.levels[-1]
+            size = ((last.shape[1] + 1) // 2, (last.shape[0] + 1) // 2)
+            self.levels.append(cv2.resize(last, size, interpolation=cv2.INTER_AREA))
+        pixels = self.levels[min(wanted, len(self.levels) - 1)]
+        return pixels, pixels.shape[1] / self.width, pixels.shape[0] / self.height
+
+
+class Sprite:
+    """A layer with an outline.
+
+    Args:
+        rgba: uint8 [h, w, 4], RGB not premultiplied.
+        hull: float32 [n, 2] outline corners (x, y), from ``outline_hull`` (computed when None).
+
+    Raises:
+        ValueError: nothing in the picture is visible.
+    """
+
+    def __init__(self, rgba: np.ndarray, hull: np.ndarray | None = None) -> None:
+        self.hull = outline_hull(rgba[..., 3]) if hull is None else hull
+        self.picture = Picture(premultiply(rgba))
+        x, y = self.hull[:, 0], self.hull[:, 1]
+        self.centre = (float(x.min() + x.max()) / 2, float(y.min() + y.max()) / 2)
+        self.extent = math.sqrt(float(np.ptp(x)) * float(np.ptp(y)))
+        self.heat: Picture | None = None
+
+    def heat_picture(self) -> Picture:
+        """Texture of the other modalities: uint8 [h, w, 2], premultiplied grey and alpha."""
+        if self.heat is None:
+            rgba = self.picture.levels[0]
+            grey = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
+            self.heat = Picture(np.dstack((grey, rgba[..., 3])))
+        return self.heat
+
+    def repainted(self, rgb: np.ndarray) -> "Sprite":
+        """The same outline with other colours [h, w, 3]; the other modalities keep their own texture."""
+        alpha = self.picture.levels[0][..., 3]
+        sprite = Sprite(np.dstack((rgb, alpha)), self.hull)
+        sprite.heat = self.heat_picture()
+        return sprite
+
+
+def premultiply(rgba: np.ndarray) -> np.ndarray:
+    """RGB times alpha, alpha kept; uint8 [h, w, 4]."""
+    alpha = cv2.cvtColor(rgba[..., 3], cv2.COLOR_GRAY2RGB)
+    return np.dstack((cv2.multiply(rgba[..., :3], alpha, scale=1 / 255), rgba[..., 3]))
+
+
+def outline_hull(alpha: np.ndarray) -> np.ndarray:
+    """Convex hull of the visible pixels' corners, float32 [n, 2] (x, y)."""
+    contours, _ = cv2.findContours((alpha >= VISIBLE_ALPHA).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        raise ValueError(f"the cut-out has no pixel with alpha >= {VISIBLE_ALPHA}; it needs a visible outline")
+    points = np.concatenate(contours)[:, 0, :]
+    corners = np.concatenate([points + (dx, dy) for dx in (0, 1) for dy in (0, 1)])
+    return cv2.convexHull(corners.astype(np.float32))[:, 0, :]
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a picture belongs to the held-out tenth: decided by its file name alone, the same everywhere."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+class PictureLibrary:
+    """Cut-outs and backgrounds of a folder made by ``examples/collect_pictures.py``, in memory.
+
+    Args:
+        folder: holds ``cutouts/*.png`` (RGBA) and ``backgrounds/*.jpg``.
+        split: "train", "heldout" (about a tenth of the files, chosen by the hash of their names) or "all".
+        clutter: how many further backgrounds are composed from photos strewn with cut-outs and patches.
+
+    Raises:
+        FileNotFoundError: the folder lacks cut-outs or backgrounds of this split.
+        ValueError: unknown split.
+
+    Example:
+        >>> library = PictureLibrary("pictures", split="train")  # doctest: +SKIP
+        >>> len(library.cutouts), len(library.backgrounds)  # doctest: +SKIP
+        (425, 66)
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train", clutter: int = 96) -> None:
+        if split not in ("train", "heldout", "all"):
+            raise ValueError(f"split is {split!r}; expected 'train', 'heldout' or 'all'")
+        self.folder, self.split = Path(folder), split
+        self.cutouts = [Sprite(read_picture(path, "RGBA")) for path in self._paths("cutouts", "*.png")]
+        self.backgrounds = [Picture(read_picture(path, "RGB")) for path in self._paths("backgrounds", "*.jpg")]
+        draw = Draw(np.random.default_rng(0))
+        self.clutter = [cluttered(self, draw) for _ in range(clutter)]
+
+    def scenery(self, draw: Draw) -> Picture:
+        """A random background: a photo, or as often one with clutter."""
+        pool = self.clutter if self.clutter and draw.chance(0.6) else self.backgrounds
+        return pool[draw.below(len(pool))]
+
+    def _paths(self, kind: str, pattern: str) -> list[Path]:
+        paths = [
+            path
+            for path in sorted((self.folder / kind).glob(pattern))
+            if self.split == "all" or is_held_out(path.name) == (self.split == "heldout")
+        ]
+        if not paths:
+            raise FileNotFoundError(
+                f"no {kind}/{pattern} of split {self.split!r} in {self.folder}; "
+                f"fill the folder with: python examples/collect_pictures.py {self.folder}"
+            )
+        return paths
+
+
+def read_picture(path: Path, mode: str) -> np.ndarray:
+    """uint8 [h, w, 3 or 4]; ValueError names an unreadable file."""
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert(mode))
+    except OSError as error:
+        raise ValueError(f"cannot read the picture {path}: {error}") from error
+
+
+def random_patch(photo: Picture, draw: Draw, size: int) -> np.ndarray:
+    """A randomly placed, scaled and stretched piece of a photo, uint8 [size, size, 3]."""
+    longest = min(photo.height, photo.width)
+    side = draw.log_uniform(0.12, 0.7) * longest
+    width, height = min(side * draw.log_uniform(0.6, 1.7), longest - 1), side
+    left, top = draw.uniform(0, photo.width - width), draw.uniform(0, photo.height - height)
+    pixels, across, down = photo.level(size / side)
+    piece = pixels[int(top * down) : int((top + height) * down) + 1, int(left * across) : int((left + width) * across) + 1]
+    return cv2.resize(piece, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def random_outline(draw: Draw, centre: tuple[float, float], radius: tuple[float, float]) -> np.ndarray:
+    """Corners int32 [n, 2] in 1/16 pixels of a random shape: smooth blob, polygon, box or ellipse."""
+    kind = draw.below(4)
+    if kind == 0:
+        count, waves = 40, [(k, draw.normal(0.22 / k), draw.uniform(0, 6.3)) for k in (2, 3, 4, 5)]
+    else:
+        count, waves = (draw.below(5) + 4 if kind == 1 else 40), []
+    start = draw.uniform(0, 6.3) if kind == 1 else 0.0
+    power = draw.uniform(3.0, 8.0) if kind == 2 else 2.0
+    points = []
+    for index in range(count):
+        angle = start + 2 * math.pi * (index + (draw.uniform(-0.3, 0.3) if kind == 1 else 0.0)) / count
+        cosine, sine = math.cos(angle), math.sin(angle)
+        # a superellipse goes from the ellipse (power 2) to a box with round corners
+        reach = (abs(cosine) ** power + abs(sine) ** power) ** (-1 / power)
+        reach *= max(0.3, 1 + sum(size * math.cos(k * angle + phase) for k, size, phase in waves))
+        points.append((centre[0] + radius[0] * reach * cosine, centre[1] + radius[1] * reach * sine))
+    return (np.array(points) * 16).astype(np.int32)
+
+
+def body_plan(draw: Draw, size: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Centres and radii of 1 to 4 parts: one piece, stacked parts (a figure), or parts side by side (a vehicle)."""
+    half = size / 2
+    style = draw.unit()
+    if style < 0.45:
+        return [((half, half), (0.34 * size, 0.34 * size))]
+    if style < 0.75:
+        wide = draw.uniform(0.13, 0.22) * size
+        return [
+            ((half, 0.70 * size), (0.8 * wide, 0.24 * size)),
+            ((half + draw.normal(0.02 * size), 0.38 * size), (wide, 0.2 * size)),
+            ((half + draw.normal(0.03 * size), 0.14 * size), (0.5 * wide, 0.09 * size)),
+        ]
+    parts = [((half, 0.58 * size), (0.42 * size, draw.uniform(0.12, 0.22) * size))]
+    parts.append(((half + draw.normal(0.06 * size), 0.38 * size), (draw.uniform(0.15, 0.28) * size, 0.13 * size)))
+    parts += [((side * size, 0.74 * size), (0.08 * size, 0.08 * size)) for side in (0.28, 0.72)]
+    return parts if draw.chance(0.7) else parts[:2]
+
+
+def patch_sprite(library: PictureLibrary, draw: Draw, size: int = 96) -> Sprite:
+    """A target cut from photographs by random outlines: things that no stamp shows.
+
+    Args:
+        library: source of the photographs.
+        draw: random numbers.
+        size: side of the sprite in pixels.
+    """
+    texture = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
+    alpha = np.zeros((size, size), np.uint8)
+    for index, (centre, radius) in enumerate(body_plan(draw, size)):
+        outline = random_outline(draw, centre, radius)
+        if index:
+            part = np.zeros((size, size), np.uint8)
+            cv2.fillPoly(part, [outline], 255, cv2.LINE_AA, shift=4)
+            other = texture if draw.chance(0.3) else paint(library, draw, size)
+            texture = cv2.copyTo(other, part, texture)
+            alpha = cv2.max(alpha, part)
+        else:
+            cv2.fillPoly(alpha, [outline], 255, cv2.LINE_AA, shift=4)
+    return Sprite(np.dstack((texture, alpha)))
+
+
+def paint(library: PictureLibrary, draw: Draw, size: int) -> np.ndarray:
+    """Filling of one part: a photo patch, or a nearly plain colour with a little of the patch's shading."""
+    patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
+    if draw.chance(0.5):
+        return patch
+    colour = np.array([draw.uniform(0, 255) for _ in range(3)]) * draw.uniform(0.3, 1.0)
+    plain = np.broadcast_to(colour.astype(np.uint8), patch.shape)
+    return cv2.addWeighted(patch, 0.25, plain, 0.75, 0)
+
+
+def cluttered(library: PictureLibrary, draw: Draw) -> Picture:
+    """A background in which many things stand about: a photo, pieces of others, cut-outs and patches on it."""
+    photos, cutouts = library.backgrounds, library.cutouts
+    canvas = photos[draw.below(len(photos))].levels[0].copy()
+    height, width = canvas.shape[:2]
+    for _ in range(draw.below(4)):
+        piece = random_patch(photos[draw.below(len(photos))], draw, int(draw.uniform(60, 0.8 * height)))
+        canvas = paste(canvas, np.dstack((piece, np.full(piece.shape[:2], 255, np.uint8))), draw)
+    for _ in range(int(draw.uniform(6, 45))):
+        own = draw.chance(0.5)
+        sprite = cutouts[draw.below(len(cutouts))] if own else patch_sprite(library, draw, int(draw.uniform(24, 160)))
+        picture = sprite.picture.levels[0]
+        scale = draw.log_uniform(0.2, 1.3) if own else 1.0
+        size = (max(8, int(picture.shape[1] * scale)), max(8, int(picture.shape[0] * scale)))
+        canvas = paste(canvas, cv2.resize(picture, size, interpolation=cv2.INTER_AREA), draw)
+    return Picture(canvas)
+
+
+def paste(canvas: np.ndarray, picture: np.ndarray, draw: Draw) -> np.ndarray:
+    """Lay a premultiplied RGBA picture at a random place over the canvas, in part outside it; returns the canvas."""
+    rows, columns = picture.shape[:2]
+    top = int(draw.uniform(-0.4 * rows, canvas.shape[0] - 0.6 * rows))
+    left = int(draw.uniform(-0.4 * columns, canvas.shape[1] - 0.6 * columns))
+    picture = picture[max(0, -top) : canvas.shape[0] - top, max(0, -left) : canvas.shape[1] - left]
+    top, left = max(0, top), max(0, left)
+    region = canvas[top : top + picture.shape[0], left : left + picture.shape[1]]
+    gain = draw.uniform(0.5, 1.0)
+    keep = cv2.cvtColor(255 - picture[..., 3], cv2.COLOR_GRAY2RGB)
+    region[:] = cv2.add(cv2.multiply(region, keep, scale=1 / 255), cv2.convertScaleAbs(picture[..., :3], alpha=gain))
+    return canvas

@@ -1,0 +1,275 @@
+"""Scenes composed from pictures: a moving target before a moving background, seen by two kinds of cameras.
+
+A scene is a handful of layers (background, look-alikes, target, occluders) whose poses are smooth functions of time.
+Any window of it is rendered straight at the wanted size, so a training pair costs two small renders and no frames.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from . import cameras
+from .layers import Layer, View, Wobble, affine, colour_matrix, warp
+from .pictures import Draw, PictureLibrary, Sprite, patch_sprite
+
+BLINDNESSES = ("night", "camouflage", "glare")
+MODALITIES = ("rgb", "thermal", "depth", "event")
+
+
+class SyntheticScene:
+    """One random scene: what is there, how it moves, how it is lit, and how well each camera sees it.
+
+    Args:
+        library: the pictures.
+        rng: decides everything about the scene.
+        modality: the second camera: "rgb" for none, "thermal", "depth" or "event".
+        blindness: "none", "night", "camouflage", "glare" (what keeps the RGB camera from seeing the target), or None
+            to draw: half the scenes with a second camera are blind, without one none is.
+        size: (height, width) of the frame in pixels; None draws one.
+        span: the interval of times over which the scene is looked at; an occluder passes within it.
+        blind_from: time at which night or glare sets in.
+
+    Raises:
+        ValueError: unknown modality or blindness.
+
+    Example:
+        >>> scene = SyntheticScene(library, np.random.default_rng(0), size=(240, 320))  # doctest: +SKIP
+        >>> rgb, _ = scene.render(0.0, scene.whole_frame())  # doctest: +SKIP
+        >>> rgb.shape, scene.box_xyxy(0.0)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        library: PictureLibrary,
+        rng: np.random.Generator,
+        modality: str = "rgb",
+        blindness: str | None = None,
+        size: tuple[int, int] | None = None,
+        span: tuple[float, float] = (0.0, 100.0),
+        blind_from: float = -1.0,
+    ) -> None:
+        if modality not in MODALITIES:
+            raise ValueError(f"modality is {modality!r}; expected one of {', '.join(MODALITIES)}")
+        if blindness not in (None, "none", *BLINDNESSES):
+            raise ValueError(f"blindness is {blindness!r}; expected none, {', '.join(BLINDNESSES)}, or None to draw one")
+        draw = Draw(rng)
+        self.library, self.draw, self.modality, self.span = library, draw, modality, span
+        self.height, self.width = size or self._frame_size()
+        if blindness is None:
+            blindness = BLINDNESSES[draw.below(3)] if modality != "rgb" and draw.chance(0.5) else "none"
+        self.blindness, self.blind_from = blindness, blind_from
+        self._make_background()
+        self.target = self._make_target()
+        self.behind, self.front = self._make_distractors(), self._make_occluders()
+        if blindness == "camouflage":
+            self._hide_target()
+        self._make_light()
+        self._make_second_camera()
+
+    # what is in the scene
+
+    def _frame_size(self) -> tuple[int, int]:
+        height = int(self.draw.log_uniform(240, 720))
+        return height, int(height * (1.333, 1.333, 1.778, 1.0)[self.draw.below(4)])
+
+    def _make_background(self) -> None:
+        draw = self.draw
+        self.background = self.library.scenery(draw)
+        cover = max(self.width / self.background.width, self.height / self.background.height)
+        # a photo is not blown up beyond 2.5 frame pixels per pixel of its own: that would be a blur
+        zoom = draw.log_uniform(1.1, max(1.3, min(3.5, 2.5 / cover)))
+        slack_x = max(0.0, self.background.width * cover * zoom - self.width) / 2
+        slack_y = max(0.0, self.background.height * cover * zoom - self.height) / 2
+        moving = 0.0 if draw.chance(0.25) else draw.unit() ** 2
+        self.camera = (
+            Wobble(draw, math.log(cover * zoom), 0.15 * moving, (100, 600)),
+            Wobble(draw, draw.normal(0.04), 0.08 * moving, (60, 400)),
+            Wobble(draw, draw.uniform(-slack_x, slack_x) * 0.6, min(slack_x, self.width) * 0.5 * moving, (80, 500)),
+            Wobble(draw, draw.uniform(-slack_y, slack_y) * 0.6, min(slack_y, self.height) * 0.5 * moving, (80, 500)),
+        )
+        self.background_mirrored = draw.chance(0.5)
+        self.background_colour = colour_matrix(draw, 0.5, permute=0.1)
+
+    def background_pose(self, time: float) -> np.ndarray:
+        """3 x 3 map from the photo to the frame."""
+        log_scale, angle, x, y = (wobble(time) for wobble in self.camera)
+        scale = math.exp(log_scale)
+        a, b, c, d = scale * math.cos(angle), -scale * math.sin(angle), scale * math.sin(angle), scale * math.cos(angle)
+        if self.background_mirrored:
+            a, c = -a, -c
+        u, v = self.background.width / 2, self.background.height / 2
+        return affine(a, b, c, d, self.width / 2 + x - a * u - b * v, self.height / 2 + y - c * u - d * v)
+
+    def _random_sprite(self) -> Sprite:
+        draw = self.draw
+        if draw.chance(0.5):
+            return self.library.cutouts[draw.below(len(self.library.cutouts))]
+        return patch_sprite(self.library, draw)
+
+    def _layer(self, sprite: Sprite, x: Wobble, y: Wobble, size: float, change: float, colour: np.ndarray) -> Layer:
+        draw = self.draw
+        turned = draw.normal(0.15) if draw.chance(0.85) else draw.uniform(-3.1, 3.1)
+        return Layer(
+            sprite, x, y,
+            log_size=Wobble(draw, math.log(size), 0.35 * change, (80, 600)),
+            log_aspect=Wobble(draw, draw.normal(0.2), 0.3 * change),
+            rotation=Wobble(draw, turned, 0.35 * change if draw.chance(0.8) else 1.2 * change),
+            shear=Wobble(draw, draw.normal(0.08), 0.15 * change),
+            mirrored=draw.chance(0.5), colour=colour,
+        )  # fmt: skip
+
+    def _make_target(self) -> Layer:
+        draw = self.draw
+        size = draw.log_uniform(12, 0.5 * min(self.height, self.width))
+        edge = min(0.5 * size, 0.3 * min(self.height, self.width))
+        reach = draw.unit() ** 1.5
+        place = []
+        for length in (self.width, self.height):
+            room = length / 2 - edge
+            middle = draw.uniform(-room, room)
+            # a third of the targets may leave the frame in part
+            free = room - abs(middle) + (0.6 * edge if draw.chance(0.3) else 0.0)
+            place.append(Wobble(draw, length / 2 + middle, min(free, reach * 6 * size), (40, 300)))
+        colour = colour_matrix(draw, 0.5, permute=0.15)
+        target = self._layer(self._random_sprite(), *place, size, 0.3 + 0.9 * draw.unit(), colour)
+        target.depth = draw.log_uniform(800, 6000)
+        if draw.chance(0.25):
+            self._approach_background(target)
+        self.target_gain = Wobble(draw, 0.0, 0.25 * draw.unit())
+        return target
+
+    def _approach_background(self, target: Layer) -> None:
+        """Low contrast: move the target's mean colour most of the way to that of what lies behind it."""
+        view = self._view_of(target, self.span[0], 8)
+        behind = cameras.background_rgb(self, self.span[0], view).reshape(-1, 3).mean(axis=0)
+        pixels = target.sprite.picture.level(0.1)[0].reshape(-1, 4).astype(np.float32)
+        own = cv2.transform(pixels[:, None], target.colour)[:, 0].sum(axis=0)
+        own = own[:3] / max(1.0, own[3]) * 255
+        target.colour = target.colour.copy()
+        target.colour[:3, 3] += self.draw.uniform(0.5, 0.9) * (behind - own) / 255
+
+    def _view_of(self, layer: Layer, time: float, pixels: int) -> View:
+        x1, y1, x2, y2 = layer.bounds(time)
+        return View(x1, y1, max(x2 - x1, 1e-3), max(y2 - y1, 1e-3), pixels, pixels)
+
+    def _make_distractors(self) -> list[Layer]:
+        draw, target = self.draw, self.target
+        layers = []
+        for _ in range(max(0, draw.below(7) - 2)):
+            alike = draw.unit()
+            size = target.size(self.span[0]) * draw.log_uniform(0.6, 1.6)
+            time = draw.uniform(*self.span)
+            colour = colour_matrix(draw, 0.6, permute=0.2)
+            if alike < 0.35:
+                sprite = target.sprite
+                colour = colour @ target.colour if draw.chance(0.7) else target.colour
+            else:
+                sprite = self._random_sprite()
+            angle, away = draw.uniform(0, 6.3), draw.uniform(1.0, 3.0) * max(size, target.size(time))
+            layer = self._layer(
+                sprite,
+                Wobble(draw, away * math.cos(angle), 0.4 * size), Wobble(draw, away * math.sin(angle), 0.4 * size),
+                size, 0.6, colour,
+            )  # fmt: skip
+            layer.anchor, layer.drift = target, (draw.normal(0.03) * size, draw.normal(0.03) * size, time)
+            layer.depth = draw.log_uniform(1200, 9000)
+            layers.append(layer)
+        return layers
+
+    def _make_occluders(self) -> list[Layer]:
+        """Something that passes before the target once, near the end of the span or anywhere in it."""
+        draw, target = self.draw, self.target
+        if not draw.chance(0.3):
+            return []
+        start, end = self.span
+        time = end - draw.unit() * min(8.0, end - start) if draw.chance(0.5) else draw.uniform(start, end)
+        size = target.size(time) * draw.log_uniform(0.5, 1.4)
+        angle, away = draw.uniform(0, 6.3), 0.5 * (size + target.size(time)) * draw.uniform(0.35, 1.0)
+        speed = size * draw.log_uniform(0.03, 0.2) * (1 if draw.chance(0.5) else -1)
+        sprite = self._random_sprite()
+        still = (0.0, (50.0, 100.0))
+        layer = self._layer(
+            sprite, Wobble(draw, away * math.cos(angle), *still), Wobble(draw, away * math.sin(angle), *still),
+            size, 0.3, colour_matrix(draw, 0.5),
+        )  # fmt: skip
+        layer.anchor, layer.drift, layer.depth = target, (speed, draw.normal(0.3) * speed, time), 0.7 * target.depth
+        return [layer]
+
+    def _hide_target(self) -> None:
+        """Camouflage: the target wears what lies behind it at the start of the span."""
+        sprite, time = self.target.sprite, self.span[0]
+        matrix = np.linalg.inv(self.target.pose(time)) @ self.background_pose(time)
+        size = (sprite.picture.width, sprite.picture.height)
+        self.target.sprite = sprite.repainted(warp(self.background, matrix, size, cv2.BORDER_REFLECT_101))
+        self.target.colour = self.background_colour
+        self.target_gain = Wobble(self.draw, 0.0, 0.0)
+
+    def _make_light(self) -> None:
+        draw = self.draw
+        change = draw.unit()
+        self.gain = Wobble(draw, draw.normal(0.12), 0.35 * change)
+        self.gamma = Wobble(draw, draw.normal(0.1), 0.25 * change)
+        self.cast = [Wobble(draw, draw.normal(0.04), 0.08 * change) for _ in range(3)]
+        self.noise = draw.log_uniform(0.5, 4.0) if draw.chance(0.7) else draw.uniform(4, 14)
+        self.jpeg = int(draw.uniform(20, 80)) if draw.chance(0.3) else 0
+        self.lowres = draw.uniform(1.3, 2.5) if draw.chance(0.15) else 1.0
+        self.blur = [draw.chance(0.2), draw.chance(0.35)]
+        self.night_gain = draw.log_uniform(0.02, 0.12)
+        self.glare = (draw.normal(0.4), draw.normal(0.4), draw.uniform(1.2, 3.0), draw.uniform(60, 160))
+
+    def _make_second_camera(self) -> None:
+        draw, blind = self.draw, self.blindness != "none"
+        self.heat_floor, self.heat_contrast = draw.uniform(40, 190), draw.uniform(0.1, 0.5)
+        self.heat_sign = 1 if draw.chance(0.7) else -1
+        self.shift = (draw.normal(0.02), draw.normal(0.02)) if draw.chance(0.5) else (0.0, 0.0)
+        # where RGB sees well the second camera is sometimes the worse one, so that neither can be trusted alone
+        difference = draw.uniform(35, 110) if blind or draw.chance(0.75) else draw.uniform(0, 12)
+        warmer = self.heat_floor < 70 or (self.heat_floor < 160 and draw.chance(0.7))
+        self.target.warmth = self.heat_floor + (difference if warmer else -difference)
+        for layer in (*self.behind, *self.front):
+            near = draw.chance(0.4)
+            layer.warmth = (self.target.warmth if near else self.heat_floor) + draw.normal(25)
+        for layer in (self.target, *self.behind, *self.front):
+            layer.heat_gain = draw.uniform(0.1, 0.5) * (1 if draw.chance(0.6) else -1)
+        self.far = draw.log_uniform(5000, 12000)
+        self.slope, self.tilt = draw.uniform(0, 2.5), draw.normal(0.2)
+        if not blind and draw.chance(0.2):
+            self.target.depth = 0.95 * self.far
+        self.event_threshold, self.event_step = draw.log_uniform(0.06, 0.25), draw.uniform(1.0, 3.0)
+        self.noise_offset = (draw.below(1 << 16), draw.below(1 << 16))
+
+    # where the target is
+
+    def box_xyxy(self, time: float) -> tuple[float, float, float, float]:
+        """The target's exact box, also where it leaves the frame; pixels."""
+        return self.target.bounds(time)
+
+    def visible_box_xyxy(self, time: float) -> tuple[float, float, float, float]:
+        """The part of the box inside the frame (empty, of no width or height, where there is none); pixels."""
+        x1, y1, x2, y2 = self.target.bounds(time)
+        x1, x2 = min(max(x1, 0.0), self.width), min(max(x2, 0.0), self.width)
+        y1, y2 = min(max(y1, 0.0), self.height), min(max(y2, 0.0), self.height)
+        return x1, y1, x2, y2
+
+    def visible_share(self, time: float) -> float:
+        """Part of the target's area that lies in the frame and is not covered, 0..1 (on a 32 x 32 raster)."""
+        return cameras.visible_share(self, time, self._view_of(self.target, time, 32))
+
+    def whole_frame(self) -> View:
+        """The view of the frame at its own size."""
+        return View(0, 0, self.width, self.height, self.width, self.height)
+
+    def render(self, time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
+        """What both cameras see through a window.
+
+        Args:
+            time: frame number.
+            view: window and output size.
+
+        Returns:
+            RGB uint8 [rows, columns, 3], and the second camera's picture or None: thermal uint8 [rows, columns],
+            depth uint16 [rows, columns] in mm (0 where it is unknown), event uint8 [rows, columns, 3].
+            Everything outside the frame is 0.
+        """
+        return cameras.render(self, time, view)
