@@ -66,7 +66,7 @@ def background_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarr
         scene.background, view.matrix @ scene.background_pose(time), (view.columns, view.rows), cv2.BORDER_REFLECT_101
     )
     colour = scene.background_colour[:3].copy()
-    colour[:, 3] *= 1.0
+    colour[:, 3] *= 255  # a photo is opaque everywhere: alpha as a constant
     return cv2.transform(photo, colour)
 
 

@@ -49,7 +49,7 @@ def colour_matrix(draw: Draw, strength: float, permute: float = 0.0) -> np.ndarr
     gain = math.exp(strength * draw.normal(0.35))
     matrix = np.eye(4, dtype=np.float32)
     matrix[:3, :3] = mix * gain * np.array([[1 + strength * draw.normal(0.1)] for _ in range(3)])
-    matrix[:3, 3] = 255 * strength * draw.normal(0.12) * np.ones(3)
+    matrix[:3, 3] = strength * draw.normal(0.12) * np.ones(3)
     return matrix
 
 

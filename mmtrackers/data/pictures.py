@@ -75,7 +75,7 @@ class Picture:
 
     def level(self, scale: float) -> tuple[np.ndarray, float, float]:
         """The copy to sample at ``scale`` output pixels per picture pixel, and its size relative to the picture."""
-        wanted = max(0, int(math.floor(math.log2(1.4 / max(scale, 1e-4))))) if scale < 0.7 else 0
+        wanted = max(0, math.floor(math.log2(1.4 / max(scale, 1e-4)))) if scale < 0.7 else 0
         while len(self.levels) <= wanted and min(self.levels[-1].shape[:2]) >= 8:
             last = self.levels[-1]
             size = ((last.shape[1] + 1) // 2, (last.shape[0] + 1) // 2)
@@ -131,7 +131,7 @@ def outline_hull(alpha: np.ndarray) -> np.ndarray:
     if not contours:
         raise ValueError(f"the cut-out has no pixel with alpha >= {VISIBLE_ALPHA}; it needs a visible outline")
     points = np.concatenate(contours)[:, 0, :]
-    corners = np.concatenate([points + (dx, dy) for dx in (0, 1) for dy in (0, 1)])
+    corners = np.concatenate([points + np.array((dx, dy)) for dx in (0, 1) for dy in (0, 1)])
     return cv2.convexHull(corners.astype(np.float32))[:, 0, :]
 
 
@@ -169,7 +169,7 @@ class PictureLibrary:
 
     def scenery(self, draw: Draw) -> Picture:
         """A random background: a photo, or as often one with clutter."""
-        pool = self.clutter if self.clutter and draw.chance(0.6) else self.backgrounds
+        pool = self.clutter if self.clutter and draw.chance(0.7) else self.backgrounds
         return pool[draw.below(len(pool))]
 
     def _paths(self, kind: str, pattern: str) -> list[Path]:
@@ -202,7 +202,8 @@ def random_patch(photo: Picture, draw: Draw, size: int) -> np.ndarray:
     width, height = min(side * draw.log_uniform(0.6, 1.7), longest - 1), side
     left, top = draw.uniform(0, photo.width - width), draw.uniform(0, photo.height - height)
     pixels, across, down = photo.level(size / side)
-    piece = pixels[int(top * down) : int((top + height) * down) + 1, int(left * across) : int((left + width) * across) + 1]
+    rows = slice(int(top * down), int((top + height) * down) + 1)
+    piece = pixels[rows, int(left * across) : int((left + width) * across) + 1]
     return cv2.resize(piece, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -282,7 +283,7 @@ def cluttered(library: PictureLibrary, draw: Draw) -> Picture:
     """A background in which many things stand about: a photo, pieces of others, cut-outs and patches on it."""
     photos, cutouts = library.backgrounds, library.cutouts
     canvas = photos[draw.below(len(photos))].levels[0].copy()
-    height, width = canvas.shape[:2]
+    height = canvas.shape[0]
     for _ in range(draw.below(4)):
         piece = random_patch(photos[draw.below(len(photos))], draw, int(draw.uniform(60, 0.8 * height)))
         canvas = paste(canvas, np.dstack((piece, np.full(piece.shape[:2], 255, np.uint8))), draw)

@@ -52,7 +52,7 @@ class SyntheticScene:
         if modality not in MODALITIES:
             raise ValueError(f"modality is {modality!r}; expected one of {', '.join(MODALITIES)}")
         if blindness not in (None, "none", *BLINDNESSES):
-            raise ValueError(f"blindness is {blindness!r}; expected none, {', '.join(BLINDNESSES)}, or None to draw one")
+            raise ValueError(f"blindness is {blindness!r}; expected None, 'none' or one of {BLINDNESSES}")
         draw = Draw(rng)
         self.library, self.draw, self.modality, self.span = library, draw, modality, span
         self.height, self.width = size or self._frame_size()
@@ -95,7 +95,8 @@ class SyntheticScene:
         """3 x 3 map from the photo to the frame."""
         log_scale, angle, x, y = (wobble(time) for wobble in self.camera)
         scale = math.exp(log_scale)
-        a, b, c, d = scale * math.cos(angle), -scale * math.sin(angle), scale * math.sin(angle), scale * math.cos(angle)
+        a, c = scale * math.cos(angle), scale * math.sin(angle)
+        b, d = -c, a
         if self.background_mirrored:
             a, c = -a, -c
         u, v = self.background.width / 2, self.background.height / 2
@@ -121,7 +122,7 @@ class SyntheticScene:
 
     def _make_target(self) -> Layer:
         draw = self.draw
-        size = draw.log_uniform(12, 0.5 * min(self.height, self.width))
+        size = draw.log_uniform(12, 0.4 * min(self.height, self.width))
         edge = min(0.5 * size, 0.3 * min(self.height, self.width))
         reach = draw.unit() ** 1.5
         place = []
@@ -134,7 +135,7 @@ class SyntheticScene:
         colour = colour_matrix(draw, 0.5, permute=0.15)
         target = self._layer(self._random_sprite(), *place, size, 0.3 + 0.9 * draw.unit(), colour)
         target.depth = draw.log_uniform(800, 6000)
-        if draw.chance(0.25):
+        if draw.chance(0.2):
             self._approach_background(target)
         self.target_gain = Wobble(draw, 0.0, 0.25 * draw.unit())
         return target
@@ -147,7 +148,7 @@ class SyntheticScene:
         own = cv2.transform(pixels[:, None], target.colour)[:, 0].sum(axis=0)
         own = own[:3] / max(1.0, own[3]) * 255
         target.colour = target.colour.copy()
-        target.colour[:3, 3] += self.draw.uniform(0.5, 0.9) * (behind - own) / 255
+        target.colour[:3, 3] += self.draw.uniform(0.3, 0.75) * (behind - own) / 255
 
     def _view_of(self, layer: Layer, time: float, pixels: int) -> View:
         x1, y1, x2, y2 = layer.bounds(time)
@@ -156,7 +157,7 @@ class SyntheticScene:
     def _make_distractors(self) -> list[Layer]:
         draw, target = self.draw, self.target
         layers = []
-        for _ in range(max(0, draw.below(7) - 2)):
+        for _ in range(max(0, draw.below(8) - 2)):
             alike = draw.unit()
             size = target.size(self.span[0]) * draw.log_uniform(0.6, 1.6)
             time = draw.uniform(*self.span)

@@ -14,7 +14,7 @@ from .pictures import Draw, PictureLibrary
 from .scenes import BLINDNESSES, MODALITIES, SyntheticScene
 
 if TYPE_CHECKING:
-    from ..image_processing import TrackerImageProcessor
+    from mmtrackers.image_processing import TrackerImageProcessor
 
 __all__ = [
     "BLINDNESSES", "MODALITIES", "PictureLibrary", "SyntheticPairs", "SyntheticScene",
