@@ -3,18 +3,19 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypedDict
 
-import cv2
 import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .boxes import BoxLike
+from .crops import Crop, cut_square, hann_window
 from .frames import Frame, choose_streams, join_streams, to_picture
+
+__all__ = ["Crop", "TrackerImageProcessor", "hann_window"]
 
 Role = Literal["template", "search"]
 
@@ -32,68 +33,6 @@ class TrackerImageProcessorKwargs(TypedDict, total=False):
     image_mean: list[float] | tuple[float, ...]
     image_std: list[float] | tuple[float, ...]
     depth_clip: bool
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Where a square crop was taken.
-
-    Args:
-        x1, y1 (`int`): its left and top edge in pixels of the frame; may be negative.
-        side (`int`): its side in pixels of the frame.
-        size (`int`): its side after resizing, in pixels.
-        box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
-
-    Example:
-        >>> Crop(x1=10, y1=20, side=64, size=128, box_xywh=np.array([30.0, 40.0, 24.0, 24.0])).resize_factor
-        2.0
-    """
-
-    x1: int
-    y1: int
-    side: int
-    size: int
-    box_xywh: np.ndarray
-
-    @property
-    def resize_factor(self) -> float:
-        """Pixels of the crop per pixel of the frame."""
-        return self.size / self.side
-
-    @property
-    def center(self) -> np.ndarray:
-        """Centre of the box it was taken round, `[2]`, pixels of the frame, not rounded."""
-        return self.box_xywh[:2] + 0.5 * self.box_xywh[2:]
-
-
-@lru_cache(maxsize=16)
-def _window(grid: int) -> np.ndarray:
-    row = 0.5 * (1 - np.cos(2 * np.pi * np.arange(1, grid + 1) / (grid + 1)))
-    return np.outer(row, row).astype(np.float32)
-
-
-def hann_window(grid: int) -> np.ndarray:
-    """Weights that favour places near the last position: the outer product of two Hann windows without their zeros.
-
-    As in botaoye/OSTrack (`hann2d`). Computed once per size.
-
-    Args:
-        grid (`int`): cells per side of the score map.
-
-    Returns:
-        `np.ndarray` float32 `[grid, grid]`, in 0..1; yours to change.
-
-    Raises:
-        ValueError: if `grid` is not a positive integer.
-
-    Example:
-        >>> window = hann_window(3)
-        >>> float(window[1, 1]), round(float(window[0, 1]), 3)
-        (1.0, 0.5)
-    """
-    if isinstance(grid, bool) or not isinstance(grid, (int, np.integer)) or grid < 1:
-        raise ValueError(f"the window needs a positive whole number of cells per side, got {grid!r}")
-    return _window(int(grid)).copy()
 
 
 @lru_cache(maxsize=16)
@@ -246,24 +185,7 @@ class TrackerImageProcessor(BaseImageProcessor):
             ((256, 256, 3), 5, 5, 40)
         """
         where = self.locate(box_xywh, role)
-        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:
-            shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"a crop needs a uint8 picture [H, W, C] as stack() gives it, got {shown}")
-        height, width, channels = image.shape
-        x1, y1, side = where.x1, where.y1, where.side
-        x2, y2 = x1 + side, y1 + side
-        left, right = max(x1, 0), x2 if x2 < width else width - 1
-        top, bottom = max(y1, 0), y2 if y2 < height else height - 1
-        if left >= right or top >= bottom:
-            return np.zeros((where.size, where.size, channels), np.uint8), where
-        region = image[top:bottom, left:right]
-        if region.shape[:2] != (side, side):
-            # np.zeros takes pages from the system untouched, so a square far larger than the picture costs little.
-            padded = np.zeros((side, side, channels), np.uint8)
-            padded[top - y1 : bottom - y1, left - x1 : right - x1] = region
-            region = padded
-        picture = cv2.resize(region, (where.size, where.size), interpolation=cv2.INTER_LINEAR)
-        return picture.reshape(where.size, where.size, channels), where
+        return cut_square(image, where), where
 
     def locate(self, box_xywh: BoxLike, role: Role) -> Crop:
         """Where `crop` would cut, without a picture; arguments and errors as there.
