@@ -1,0 +1,421 @@
+"""
+Trains an adapter on a frozen tracker, or a whole base, with accelerate.
+
+    # adapter for thermal on an OSTrack base, SEATrack's recipe
+    accelerate launch examples/finetune.py --model org/ostrack-base-256 --system seatrack --modality thermal \
+        --data LasHeR/train --output out/rgbt
+    # a base from scratch on composed pictures, one hour in bf16; the same command again goes on where it stopped, and
+    # out/tiny/checkpoints/*/model can be tried meanwhile
+    python examples/finetune.py --new-base examples/configs/tiny --synthetic pictures --output out/tiny \
+        --mixed-precision bf16 --lr 1e-3 --schedule cosine --max-minutes 60 --resume
+
+`--batch-size` counts per process: one optimiser step sees batch-size x processes x gradient-accumulation pairs. Which
+pair comes when depends on seed, epoch and number only: not on workers, and not on how pairs are spread over processes.
+Over several processes the loss is the mean over processes; it equals one process's loss on the whole batch as long as
+every process has the same number of targets inside their crops (the focal term divides by that number).
+"""
+
+import dataclasses
+import math
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+import mmtrackers
+from mmtrackers.training import (
+    CheckpointStore,
+    LossMeter,
+    StopRequest,
+    TimedBatches,
+    TrainingProgress,
+    WeightAverage,
+    learning_rate,
+    quiet_worker,
+    write_json,
+)
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A dataclass field with a help text for the command line."""
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass
+class Options:
+    """What to train, on what, and how. The defaults are SEATrack's recipe for RGB + thermal."""
+
+    output: str = field(metadata={"help": "Folder for the result, its checkpoints and logs."})
+    model: str | None = option(None, "Repository or folder of a base, or of an adapter to go on with.")
+    new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
+    system: Literal["none", "seatrack"] = option("none", "Adapter to put on the base.")
+    train_base: bool = option(False, "Train all weights of --model, without an adapter.")
+    modality: Literal["rgb", "thermal", "depth", "event"] = option("rgb", "Second modality of the adapter.")
+
+    data: str | None = option(None, "Folder with sequences in a known dataset's layout.")
+    synthetic: str | None = option(None, "Folder of pictures to compose sequences from.")
+    samples_per_epoch: int = option(60_000, "Pairs per epoch, over all processes.")
+    workers: int = option(4, "Processes that prepare data, per training process.")
+
+    epochs: int = option(60, "Length of the run.")
+    batch_size: int = option(32, "Pairs per process and pass.")
+    gradient_accumulation: int = option(1, "Passes per optimiser step.")
+    lr: float = option(4e-4, "Full learning rate.")
+    weight_decay: float = option(1e-4, "AdamW's, on every trained tensor.")
+    schedule: Literal["constant", "step", "linear", "cosine"] = option("step", "Course of the learning rate.")
+    lr_drop_epoch: int | None = option(None, "Epoch after which schedule 'step' divides by 10 (default: 80 %).")
+    warmup_steps: int = option(0, "Steps of linear growth at the start.")
+    clip_norm: float = option(0.1, "Largest norm of all gradients together; 0: no clipping.")
+    ema: float = option(0.0, "Decay of averaged weights, which are then what is saved as the result; 0: off.")
+    mixed_precision: Literal["no", "bf16"] = option("no", "bf16: autocast; weights and losses stay float32.")
+    seed: int = option(0, "Of weights, data and dropout.")
+
+    resume: str | None = option(
+        None, "Go on from the newest checkpoint in --output (if any), or the one given.", nargs="?", const="latest"
+    )
+    save_steps: int = option(0, "Checkpoint every N optimiser steps; 0: only by time.")
+    save_minutes: float = option(10.0, "Checkpoint every N minutes; 0: only by steps.")
+    max_steps: int = option(0, "Stop after N optimiser steps of the whole run, with a checkpoint; 0: no limit.")
+    max_minutes: float = option(0.0, "Stop N minutes after this start, with a checkpoint; 0: no limit.")
+    log_every: int = option(50, "Steps per entry in training_log.json.")
+    track_with: Literal["none", "tensorboard"] = option("none", "Where to send the curves besides.")
+    push_to_hub: str | None = option(None, "Repository to upload the result to.")
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.new_base is None):
+            raise ValueError("Give either --model (a base or an adapter) or --new-base (a folder with a config.json).")
+        if (self.data is None) == (self.synthetic is None):
+            raise ValueError("Give either --data (a folder of sequences) or --synthetic (a folder of pictures).")
+        if self.system != "none" and (self.train_base or self.new_base):
+            raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
+        if self.system != "none" and self.modality == "rgb":
+            raise ValueError(f"--system {self.system} needs --modality thermal, depth or event.")
+        for name in ("samples_per_epoch", "epochs", "batch_size", "gradient_accumulation", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
+
+
+def build_model(options: Options) -> nn.Module:
+    """The tracker to train, with `requires_grad` set: an adapter alone, or everything."""
+    if options.new_base:
+        config = mmtrackers.OSTrackConfig.from_pretrained(options.new_base)
+        return mmtrackers.OSTrackForTracking(config).requires_grad_(True)
+    if options.train_base:
+        return mmtrackers.AutoTracker.from_pretrained(options.model, dtype=torch.float32).requires_grad_(True)
+    if options.system == "seatrack":
+        return mmtrackers.SEATrackForTracking.from_base(options.model, modality=options.modality)
+    try:
+        return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
+    except ValueError as error:
+        if "full model" not in str(error):
+            raise
+        raise ValueError(
+            f"{options.model} is a base without an adapter: add --system seatrack to train an adapter on it, or "
+            "--train-base to train the base itself."
+        ) from error
+
+
+def build_processor(options: Options, model: nn.Module) -> Any:
+    """The image processor saved with the model, else a plain one of the model's sizes."""
+    try:
+        return mmtrackers.TrackerImageProcessor.from_pretrained(options.model or options.new_base)
+    except OSError:
+        sizes = {"template_size": model.config.template_size, "search_size": model.config.search_size}
+        return mmtrackers.TrackerImageProcessor(**sizes)
+
+
+def build_dataset(options: Options, model: nn.Module, processor: Any, pairs: int) -> Dataset:
+    """`pairs` template/search pairs per epoch, each a function of (seed, epoch, index)."""
+    streams = model.config.streams
+    modality = model.config.modality if streams == 2 else "rgb"
+    common = {"processor": processor, "modality": modality, "streams": streams}
+    common |= {"samples_per_epoch": pairs, "seed": options.seed}
+    if options.synthetic:
+        from mmtrackers.data.synthetic import PictureLibrary, SyntheticPairs
+
+        return SyntheticPairs(PictureLibrary(options.synthetic), **common)
+    from mmtrackers.data import open_dataset
+    from mmtrackers.data.sampling import PairDataset
+
+    return PairDataset(open_dataset(options.data), skip_short=True, **common)
+
+
+class Trainer:
+    """One run: everything that accelerate prepared, and the loop."""
+
+    def __init__(self, options: Options, accelerator: Accelerator) -> None:
+        set_seed(options.seed)
+        self.options, self.accelerator = options, accelerator
+        self.pairs_per_step = options.batch_size * options.gradient_accumulation * accelerator.num_processes
+        self.steps_per_epoch = options.samples_per_epoch // self.pairs_per_step
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"--samples-per-epoch {options.samples_per_epoch} is less than one step ({self.pairs_per_step} pairs)."
+            )
+        self.total_steps = min(self.steps_per_epoch * options.epochs, options.max_steps or sys.maxsize)
+        model = build_model(options)
+        self.processor = build_processor(options, model)
+        dataset = build_dataset(options, model, self.processor, self.steps_per_epoch * self.pairs_per_step)
+        self.dataset = dataset
+        set_seed(options.seed, device_specific=True)  # from here on dropout, which must differ between processes
+        self.unwrapped = model
+        self.output = Path(options.output)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # The command line rules the rate and the decay: both are written into the optimiser anew, step by step.
+        optimizer = torch.optim.AdamW(self.trained, lr=options.lr, weight_decay=options.weight_decay)
+        loader = DataLoader(
+            dataset,
+            batch_size=options.batch_size,
+            drop_last=True,
+            num_workers=options.workers,
+            worker_init_fn=quiet_worker,
+            prefetch_factor=4 if options.workers else None,
+            pin_memory=accelerator.device.type == "cuda",
+            # Without its own generator a loader draws from the global one, and dropout after a resume would differ.
+            generator=torch.Generator().manual_seed(options.seed),
+        )
+        self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
+        self.average = WeightAverage(model, options.ema) if options.ema else None
+        self.store = CheckpointStore(accelerator, model, self.output / "checkpoints", self.average)
+        self.progress = TrainingProgress(fixed=self.fixed_options())
+        self.meter = LossMeter()
+        self.started = self.last_save = time.monotonic()
+        self.state = "running"
+
+    def fixed_options(self) -> dict[str, Any]:
+        """Options that decide which pair comes in which step; a resumed run must keep them."""
+        names = ("seed", "samples_per_epoch", "batch_size", "gradient_accumulation")
+        fixed = {name: getattr(self.options, name) for name in names}
+        return fixed | {"processes": self.accelerator.num_processes}
+
+    def resume(self) -> None:
+        """Goes back to a checkpoint, if the options ask for it and there is one."""
+        wanted, newest = self.options.resume, self.store.newest()
+        if wanted is None:
+            if newest is not None:
+                raise ValueError(
+                    f"{self.output.name} already holds {newest.name} of an earlier run: add --resume to go on with "
+                    "it, or choose another --output."
+                )
+            return
+        folder = newest if wanted == "latest" else Path(wanted)
+        if folder is None:
+            self.accelerator.print("No checkpoint yet: starting from the beginning.")
+            return
+        self.progress = self.store.load(folder)
+        fixed = self.fixed_options()
+        changed = {n: (self.progress.fixed.get(n), v) for n, v in fixed.items() if self.progress.fixed.get(n) != v}
+        if changed:
+            text = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+            raise ValueError(
+                f"{folder.name} cannot go on with other pairs per step ({text}). Keep these options, or start a new "
+                "run in another --output with --model pointing at this result."
+            )
+        self.meter = LossMeter(self.progress.meter)
+        self.accelerator.print(f"Going on from {folder.name}.")
+
+    def train(self) -> None:
+        """Runs until the end of the last epoch, a limit, a signal, or a loss that is not a number."""
+        self.model.train()
+        before = self.progress.step
+        finished = before >= self.total_steps
+        with StopRequest() as stop, self.bar() as bar:
+            while self.progress.epoch < self.options.epochs and not finished:
+                finished = self.train_epoch(bar, stop)
+        if self.state == "running":
+            complete = self.progress.step >= self.steps_per_epoch * self.options.epochs
+            self.state = "complete" if complete else "stopped at --max-steps"
+        if self.progress.step > before:
+            self.save()
+
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> bool:
+        """The rest of the epoch under way. Returns whether the run is over."""
+        progress, accelerator = self.progress, self.accelerator
+        self.dataset.set_epoch(progress.epoch)
+        self.loader.set_epoch(progress.epoch)
+        loader = accelerator.skip_first_batches(self.loader, progress.batch) if progress.batch else self.loader
+        batches = TimedBatches(loader)
+        clock, mark = time.monotonic(), (time.monotonic(), 0.0, progress.step)
+        for batch in batches:
+            self.train_batch(batch)
+            progress.batch += 1
+            if not accelerator.sync_gradients:
+                continue
+            progress.step += 1
+            now = time.monotonic()
+            progress.seconds += now - clock
+            clock = now
+            bar.update()
+            if progress.step % self.options.log_every == 0 or progress.step == self.total_steps:
+                passed = now - mark[0]
+                self.log(bar, (progress.step - mark[2]) / passed, (batches.waited - mark[1]) / passed)
+                mark = (time.monotonic(), batches.waited, progress.step)
+            if progress.batch == self.steps_per_epoch * self.options.gradient_accumulation:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+            if self.pause(stop):
+                return True
+        return False
+
+    def train_batch(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward, backward and, at the end of an accumulation, the optimiser step."""
+        accelerator, options = self.accelerator, self.options
+        with accelerator.accumulate(self.model):
+            search, template = (self.processor.normalize(batch[name]) for name in ("search", "template"))
+            output = self.model(search=search, template=template, labels=batch["labels"])
+            accelerator.backward(output.loss)
+            parts = {"loss": output.loss, **output.loss_parts}
+            if accelerator.sync_gradients:
+                parts["gradient"] = accelerator.clip_grad_norm_(self.trained, options.clip_norm or math.inf)
+                for group in self.optimizer.param_groups:
+                    group["lr"], group["weight_decay"] = self.rate(), options.weight_decay
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.meter.add(parts)
+        if self.average is not None and accelerator.sync_gradients:
+            self.average.update(self.unwrapped)
+
+    def rate(self) -> float:
+        """The learning rate of the step under way."""
+        o = self.options
+        return learning_rate(
+            o.lr, self.progress.step, self.steps_per_epoch, o.epochs, o.schedule, o.lr_drop_epoch, o.warmup_steps
+        )
+
+    def pause(self, stop: StopRequest) -> bool:
+        """After a step: checkpoints when due; returns whether to stop."""
+        options, now = self.options, time.monotonic()
+        over = options.max_minutes > 0 and now - self.started >= 60 * options.max_minutes
+        due = options.save_minutes > 0 and now - self.last_save >= 60 * options.save_minutes
+        if self.accelerator.num_processes > 1:  # clocks and signals differ: what one process sees holds for all
+            seen = torch.tensor([stop.wanted, over, due], dtype=torch.float32, device=self.accelerator.device)
+            stopped, over, due = (self.accelerator.reduce(seen) > 0).tolist()
+        else:
+            stopped = stop.wanted
+        if stopped or over:
+            self.state = "stopped by a signal" if stopped else "stopped at --max-minutes"
+            return True
+        if due or (options.save_steps and self.progress.step % options.save_steps == 0):
+            self.save()
+        return self.progress.step >= self.total_steps
+
+    def save(self) -> None:
+        """A checkpoint; never one with numbers that are not finite."""
+        self.progress.meter = self.meter.state(self.accelerator)
+        self.meter.check(self.progress.meter)
+        self.store.save(self.progress, self.export)
+        self.last_save = time.monotonic()
+
+    def log(self, bar: tqdm, steps_per_second: float, waiting: float) -> None:
+        """One entry of the history, on the bar, in the log file and in the tracker."""
+        means = self.meter.mean(self.accelerator)
+        speed = {"pairs_per_second": round(steps_per_second * self.pairs_per_step, 2), "waiting": round(waiting, 3)}
+        entry = {"step": self.progress.step, "epoch": self.progress.epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        self.progress.history.append(entry | means | speed)
+        shown = {name: f"{means[name]:.3f}" for name in ("loss", "iou") if name in means}
+        bar.set_postfix(shown | {"pairs/s": f"{speed['pairs_per_second']:.1f}", "waiting": f"{waiting:.0%}"})
+        self.accelerator.log({**means, "lr": entry["lr"], **speed}, step=self.progress.step)
+        if self.accelerator.is_main_process:
+            write_json(self.output / "training_log.json", self.facts())
+
+    def bar(self) -> tqdm:
+        """Progress on the main process; rare lines where nobody watches."""
+        return tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a model card should say of the training. Folders appear by name only."""
+        options = dataclasses.asdict(self.options)
+        for name in ("output", "data", "synthetic", "new_base", "model", "resume"):
+            if options[name] and (name != "model" or Path(options[name]).exists()):
+                options[name] = Path(options[name]).name
+        return {
+            "state": self.state,
+            "steps": self.progress.step,
+            "pairs": self.progress.step * self.pairs_per_step,
+            "minutes": round(self.progress.seconds / 60, 2),
+            "trained_parameters": sum(parameter.numel() for parameter in self.trained),
+            "device": f"{self.accelerator.num_processes} x {self.accelerator.device.type} ({platform.machine()})",
+            "torch": torch.__version__,
+            "options": options,
+            "history": self.progress.history,
+        }
+
+    def export(self, folder: Path) -> None:
+        """Writes the result: adapter or base (averaged, if asked for), image processor, training facts."""
+        if self.average is not None:
+            self.average.swap(self.unwrapped)
+        try:
+            self.unwrapped.save_pretrained(folder)
+        finally:
+            if self.average is not None:
+                self.average.swap(self.unwrapped)
+        self.processor.save_pretrained(folder)
+        write_json(folder / "training_log.json", self.facts())
+
+    def finish(self) -> None:
+        """Exports the result and uploads it if asked for."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        self.export(self.output)
+        print(f"{self.state} after {self.progress.step} steps; result in {self.output}")
+        if self.options.push_to_hub:
+            with tempfile.TemporaryDirectory() as folder:  # a clean folder: checkpoints and logs stay here
+                self.export(Path(folder))
+                mmtrackers.hub.push(folder, self.options.push_to_hub)
+
+
+def main(arguments: list[str] | None = None) -> Trainer:
+    """Parses the command line and runs. Returns the trainer, for tests and notebooks."""
+    parser = HfArgumentParser(Options, description=__doc__.split("\n\n")[0].strip())
+    try:
+        (options,) = parser.parse_args_into_dataclasses(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    output = Path(options.output)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=options.gradient_accumulation,
+        mixed_precision=options.mixed_precision,
+        log_with=None if options.track_with == "none" else options.track_with,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        step_scheduler_with_optimizer=False,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    if options.track_with != "none":
+        accelerator.init_trackers("training")
+    trainer = Trainer(options, accelerator)
+    trainer.resume()
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        newest = trainer.store.newest()
+        back = f"{newest.name} is from before" if newest else "there is no checkpoint yet"
+        raise FloatingPointError(
+            f"{error} in the {options.log_every} steps up to {trainer.progress.step} (learning rate "
+            f"{trainer.rate():.2g}); {back}. Lower --lr or raise --warmup-steps, and --resume."
+        ) from error
+    trainer.finish()
+    accelerator.end_training()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

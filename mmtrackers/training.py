@@ -1,0 +1,389 @@
+"""Pieces of the training loop in `examples/finetune.py`: exact checkpoints, learning rates, meters, stopping."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+Schedule = Literal["constant", "step", "linear", "cosine"]
+
+
+def learning_rate(
+    base: float,
+    step: int,
+    steps_per_epoch: int,
+    epochs: int,
+    schedule: Schedule = "step",
+    drop_epoch: int | None = None,
+    warmup_steps: int = 0,
+) -> float:
+    """
+    The learning rate of one optimiser step, from the step's number alone.
+
+    Args:
+        base (`float`): the full rate.
+        step (`int`): optimiser steps done before this one.
+        steps_per_epoch (`int`), epochs (`int`): the length of the run.
+        schedule (`str`): "constant"; "step" (x 0.1 from `drop_epoch` on, SEATrack's and OSTrack's recipe); "linear" or
+            "cosine" (down to 0 at the end of the last epoch).
+        drop_epoch (`int`, *optional*): epochs before the drop, 80 % of them if left out.
+        warmup_steps (`int`): steps of linear growth at the start.
+
+    Returns:
+        `float`. There is no state, hence nothing to save, and a resumed run follows the options it was started with.
+
+    Example:
+        >>> learning_rate(4e-4, step=80, steps_per_epoch=10, epochs=10)
+        4e-05
+    """
+    if schedule not in ("constant", "step", "linear", "cosine"):
+        raise ValueError(f"schedule is {schedule!r}; expected 'constant', 'step', 'linear' or 'cosine'.")
+    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    done = min(1.0, step / max(1, steps_per_epoch * epochs))
+    if schedule == "step":
+        drop = round(0.8 * epochs) if drop_epoch is None else drop_epoch
+        return base * warm / (10 if step // steps_per_epoch >= drop else 1)
+    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return base * warm * shape[schedule]
+
+
+def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """
+    What training changes in a model: trained parameters, and the statistics of BatchNorms that are trained.
+
+    Args:
+        model (`nn.Module`): the tracker, without wrappers.
+
+    Returns:
+        `dict[str, torch.Tensor]`: name to the live tensor (detached, same memory). Of a tracker with an adapter this
+        is the adapter alone.
+
+    Example:
+        >>> sorted(changing_tensors(nn.BatchNorm2d(4)))
+        ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+    """
+    found = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for prefix, module in model.named_modules():
+        trained = any(p.requires_grad for p in module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and trained:
+            found |= {f"{prefix}.{name}".lstrip("."): b for name, b in module.named_buffers(recurse=False)}
+    return found
+
+
+@dataclass
+class TrainingProgress:
+    """
+    Where a run stands. Written as JSON beside the tensors of a checkpoint.
+
+    Args:
+        epoch (`int`), batch (`int`): the epoch under way (from 0) and the batches of it that are done, per process.
+        step (`int`): optimiser steps done.
+        seconds (`float`): time in the training loop, over all parts of the run.
+        history (`list[dict]`): one entry per `log_every` steps: step, epoch, rate, losses.
+        meter (`dict`): the unread part of the losses, so that the entry after a resume equals the uninterrupted one.
+        fixed (`dict`): options that decide which pair comes when; a resumed run must have the same.
+
+    Example:
+        >>> TrainingProgress(step=3).step
+        3
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    meter: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+class LossMeter:
+    """
+    Sums of named scalars that stay on the device until they are read: no host-device synchronisation per step.
+
+    Example:
+        >>> meter = LossMeter()
+        >>> meter.add({"loss": torch.tensor(1.0)})
+        >>> meter.add({"loss": torch.tensor(2.0)})
+        >>> meter.mean()
+        {'loss': 1.5}
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self.sums: dict[str, torch.Tensor | float] = dict(state.get("sums", {}))
+        self.counts: dict[str, int] = dict(state.get("counts", {}))
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Adds one scalar tensor per name."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def state(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
+        """Sums and counts as numbers, averaged over the processes (every process must call)."""
+        sums = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in self.sums.items()}
+        if sums and accelerator is not None:
+            together = torch.stack([value.to(accelerator.device) for value in sums.values()])
+            sums = dict(zip(sums, accelerator.reduce(together, reduction="mean"), strict=True))
+        return {"sums": {name: value.item() for name, value in sums.items()}, "counts": dict(self.counts)}
+
+    def mean(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """Means over what was added and over the processes; starts anew. Raises `FloatingPointError` on NaN or inf."""
+        state = self.state(accelerator)
+        self.check(state)
+        self.sums, self.counts = {}, {}
+        return {name: value / state["counts"][name] for name, value in state["sums"].items()}
+
+    @staticmethod
+    def check(state: dict[str, Any]) -> None:
+        """Raises `FloatingPointError` when a sum of `state()` is not finite."""
+        bad = [name for name, value in state["sums"].items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"{', '.join(bad)} became NaN or infinite")
+
+
+class WeightAverage:
+    """
+    Exponential moving average of what training changes; `swapped` lends the averaged weights to the model.
+
+    Args:
+        model (`nn.Module`): the tracker, without wrappers.
+        decay (`float`): share of the old average kept per step; lower in the first steps: min(decay, (1+n)/(10+n)).
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> average = WeightAverage(layer, decay=0.9)
+        >>> average.update(layer)
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay}; expected a number between 0 and 1, for example 0.999.")
+        self.decay = decay
+        self.steps = 0
+        self.tensors = {name: tensor.clone() for name, tensor in changing_tensors(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Call after each optimiser step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for name, now in changing_tensors(model).items():
+            if now.is_floating_point():
+                self.tensors[name].lerp_(now, 1 - decay)
+            else:
+                self.tensors[name].copy_(now)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchanges the model's tensors and the averages; a second call undoes the first."""
+        for name, now in changing_tensors(model).items():
+            kept = now.clone()
+            now.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)
+
+
+class CheckpointStore:
+    """
+    Checkpoints of a run under `folder`: `checkpoint-00000100`, ... Only what training changes is stored, never a
+    frozen base. Each is written beside its place and moved there, so a crash leaves the previous one whole.
+
+    Args:
+        accelerator (`Accelerator`): after `prepare`.
+        model (`nn.Module`): the tracker, without wrappers.
+        folder (`Path`): created on the first save.
+        average (`WeightAverage`, *optional*): saved along.
+        limit (`int`): checkpoints kept.
+
+    Example:
+        >>> store = CheckpointStore(Accelerator(cpu=True), nn.Linear(1, 1), Path("out/checkpoints"))
+        >>> store.newest() is None
+        True
+    """
+
+    TENSORS, AVERAGE, PROGRESS = "trained.safetensors", "average.safetensors", "progress.json"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        folder: Path,
+        average: WeightAverage | None = None,
+        limit: int = 2,
+    ) -> None:
+        self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
+        self.average, self.limit = average, limit
+        accelerator.register_save_state_pre_hook(self._save_tensors)
+        accelerator.register_load_state_pre_hook(self._load_tensors)
+
+    def _save_tensors(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
+        weights.clear()
+        if self.accelerator.is_main_process:
+            tensors = {name: t.cpu().contiguous() for name, t in changing_tensors(self.model).items()}
+            save_file(tensors, Path(folder) / self.TENSORS)
+            if self.average is not None:
+                tensors = {name: t.cpu().contiguous() for name, t in self.average.tensors.items()}
+                save_file(tensors, Path(folder) / self.AVERAGE, metadata={"steps": str(self.average.steps)})
+
+    @torch.no_grad()
+    def _load_tensors(self, models: list[nn.Module], folder: str) -> None:
+        models.clear()
+        self._copy(load_file(Path(folder) / self.TENSORS), changing_tensors(self.model), folder)
+        stored = Path(folder) / self.AVERAGE
+        if self.average is not None and stored.exists():
+            self._copy(load_file(stored), self.average.tensors, folder)
+            with safe_open(stored, framework="pt") as file:
+                self.average.steps = int(file.metadata()["steps"])
+
+    @staticmethod
+    def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], folder: str) -> None:
+        shapes = {name: tuple(t.shape) for name, t in source.items()}
+        wanted = {name: tuple(t.shape) for name, t in target.items()}
+        if shapes != wanted:
+            differing = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+            raise ValueError(
+                f"The checkpoint {Path(folder).name} holds other trained tensors than this model ({len(differing)} "
+                f"differ, first {differing[0]}): resume with the options it was started with, or without --resume "
+                "into another --output."
+            )
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+    def save(self, progress: TrainingProgress, export: Callable[[Path], None] | None = None) -> Path:
+        """
+        Writes a checkpoint (all processes call) and removes the oldest ones.
+
+        Args:
+            progress (`TrainingProgress`): where the run stands.
+            export (`Callable`, *optional*): writes the model for use into the folder it gets, `model` in the checkpoint.
+
+        Returns:
+            `Path`: the checkpoint.
+        """
+        final = self.folder / f"checkpoint-{progress.step:08d}"
+        draft = self.folder / f".writing-{final.name}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(draft))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if export is not None:
+                export(draft / "model")
+            write_json(draft / self.PROGRESS, asdict(progress))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(draft, final)
+            for old in self._listed()[: -self.limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _listed(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*"))
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that can be read, or None. Damaged ones are passed over."""
+        for folder in reversed(self._listed()):
+            try:
+                json.loads((folder / self.PROGRESS).read_text())
+                with safe_open(folder / self.TENSORS, framework="pt") as file:
+                    file.keys()
+                if (folder / "optimizer.bin").stat().st_size:
+                    return folder
+            except (OSError, ValueError, SafetensorError):
+                self.accelerator.print(f"{folder.name} cannot be read and is passed over.")
+        return None
+
+    def load(self, folder: Path) -> TrainingProgress:
+        """Restores tensors, optimiser and random states; returns where the run stood."""
+        if not (Path(folder) / self.PROGRESS).is_file():
+            raise FileNotFoundError(f"{folder} is no checkpoint: it has no {self.PROGRESS}.")
+        progress = TrainingProgress(**json.loads((Path(folder) / self.PROGRESS).read_text()))
+        self.accelerator.load_state(str(folder))
+        return progress
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON to `path` so that a reader sees the old file or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(json.dumps(content, indent=1))
+    os.replace(draft, path)
+
+
+class StopRequest:
+    """
+    Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once.
+
+    Example:
+        >>> with StopRequest() as stop:
+        ...     stop.wanted
+        False
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[int, Any] = {}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def quiet_worker(_: int) -> None:
+    """`worker_init_fn` for loaders: one OpenCV thread per worker; Ctrl-C is the main process's affair."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class TimedBatches:
+    """
+    Passes a loader's batches on and adds up the seconds spent waiting for them in `waited`.
+
+    Example:
+        >>> list(TimedBatches([1, 2]))
+        [1, 2]
+    """
+
+    def __init__(self, batches: Iterable) -> None:
+        self.batches = batches
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator:
+        batches = iter(self.batches)
+        while True:
+            start = perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += perf_counter() - start
+            yield batch
