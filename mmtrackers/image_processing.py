@@ -232,7 +232,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         if channels % 3:
             raise ValueError(f"a stream has 3 channels, so crops have 3 or 6, got {channels}")
         tensor = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        return tensor.reshape(len(crops), channels // 3, 3, height, width)
+        return tensor.contiguous().view(len(crops), channels // 3, 3, height, width)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255 to the values a tracker reads, on the tensor's device.
