@@ -1,0 +1,295 @@
+"""`mmtrackers track | info | push | convert`: the command line.
+
+What takes long to import (torch, transformers, OpenCV) is imported inside the commands, so that `--help` is quick.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .runs import RunResult
+    from .tracking import Tracker
+    from .video import FrameSource
+
+app = typer.Typer(
+    help="Track objects in RGB, thermal, depth and event video.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _user_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that a user can mend become one line and exit code 2 instead of a traceback."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            _fail(str(error) or type(error).__name__)
+
+    return guarded
+
+
+def _fail(message: str) -> None:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+@_user_errors
+def track(
+    source: Annotated[str, typer.Argument(help="Video file, image folder, dataset sequence folder or camera index.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a tracker or an adapter; default: the one in examples/.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y,width,height in pixels of the first frame; repeat it for more targets."),
+    ] = None,
+    thermal: Annotated[Path | None, typer.Option(help="Folder or video of the thermal frames.")] = None,
+    depth: Annotated[Path | None, typer.Option(help="Folder of the 16-bit depth frames (millimetres).")] = None,
+    event: Annotated[Path | None, typer.Option(help="Folder or video of the event frames.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("tracked"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
+    pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference: faster.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
+    ] = False,
+    absent_below: Annotated[
+        float | None, typer.Option(help="Report the target as absent at scores below this (0 to 1).")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+) -> None:
+    """Follow targets through a video; leaves boxes, scores and an annotated video.
+
+    Ctrl-C ends the run and keeps what is done.
+    """
+    boxes = [parse_box(text) for text in box or []]
+    given = {"thermal": thermal, "depth": depth, "event": event}
+    second = {modality: path for modality, path in given.items() if path is not None}
+    if len(second) > 1:
+        raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
+
+    from .runs import run, write_results
+    from .tracking import Tracker
+    from .video import open_source
+
+    opened = open_source(source, second)
+    repo = model or default_model(opened.modality)
+    tracker = Tracker.from_pretrained(
+        repo,
+        dtype=dtype,
+        device=device,
+        pack=pack,
+        base_model=base_model,
+        absent_below=absent_below,
+        allow_missing=allow_missing,
+    )
+    _check_streams(tracker, opened, repo)
+    result = run(tracker, opened, boxes or None, output, max_frames, progress=True)
+    settings = {
+        "model": repo,
+        "base_model": base_model,
+        "modality": tracker.modality,
+        "streams": tracker.streams,
+        "device": device,
+        "dtype": dtype,
+        "pack": pack,
+        "absent_below": absent_below,
+        "allow_missing": allow_missing,
+    }
+    _report(result, [*write_results(result, output, settings), output / f"{opened.name}.mp4"])
+
+
+def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
+    """Says before the first frame what does not fit between the model's streams and the source's."""
+    wanted, there = tracker.modality, source.modality
+    if tracker.streams == 1 and there != "rgb":
+        typer.echo(f"{repo} reads RGB alone: the {there} frames are not used", err=True)
+    elif tracker.streams == 2 and there != wanted:
+        if not tracker.allow_missing:
+            has = "only rgb" if there == "rgb" else f"rgb and {there}"
+            raise ValueError(
+                f"{repo} reads rgb and {wanted}, and {source.name} has {has}: give --{wanted} FOLDER, choose "
+                "another --model, or --allow-missing to feed the RGB stream alone"
+            )
+        typer.echo(f"no {wanted} stream: the RGB stream alone is fed (--allow-missing)", err=True)
+
+
+def _report(result: "RunResult", files: list[Path]) -> None:
+    count = len(result.predictions)
+    typer.echo(f"{result.source.name}: {count} frames, {result.frames_per_second:.1f} per second in the tracker")
+    absent = sum(not p.present for found in result.predictions for p in found)
+    if absent:
+        typer.echo(f"reported as absent: {absent} of {count * len(result.predictions[0])} boxes")
+    if result.mean_overlap is not None:
+        which = "over the frames where the target is present, without the given one"
+        typer.echo(f"mean overlap {result.mean_overlap:.3f} {which}")
+    typer.echo("written: " + ", ".join(str(path) for path in files))
+    if result.stopped == "interrupted":
+        typer.echo(f"interrupted after {count} frames; what was done is kept", err=True)
+        raise typer.Exit(130)
+    if result.stopped:
+        _fail(f"{result.stopped} (what was done until then, {count} frames, is kept)")
+
+
+def parse_box(text: str) -> list[float]:
+    """`"x,y,width,height"` (comma or space) as four numbers.
+
+    Raises:
+        ValueError: not four numbers.
+
+    Example:
+        >>> parse_box("60,40,30,20.5")
+        [60.0, 40.0, 30.0, 20.5]
+    """
+    try:
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 4:
+        raise ValueError(f"--box {text!r}: expected four numbers x,y,width,height in pixels, as in 60,40,30,20")
+    return numbers
+
+
+def default_model(modality: str = "rgb") -> str:
+    """The checkpoint that comes with the project for RGB, or its adapter for RGB and a second modality.
+
+    Looks in `examples/checkpoints` of the checkout that this package runs from, then of the current folder.
+
+    Raises:
+        ValueError: it is in neither place.
+
+    Example:
+        ```python
+        Tracker.from_pretrained(default_model("thermal"))
+        ```
+    """
+    name = "ostrack-tiny" if modality == "rgb" else f"seatrack-tiny-{modality}"
+    roots = dict.fromkeys((Path(__file__).resolve().parent.parent, Path.cwd()))
+    places = [root / "examples" / "checkpoints" / name for root in roots]
+    for place in places:
+        if place.is_dir():
+            return str(place)
+    raise ValueError(
+        f"the default tracker {name} is in none of {', '.join(map(str, places))}: run from a checkout of mmtrackers, "
+        "or name a tracker with --model (folder or Hub id)"
+    )
+
+
+@app.command()
+@_user_errors
+def info(
+    repo: Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")],
+    base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
+) -> None:
+    """Show what a tracker is made of: base, tuner, modality, sizes, parameters."""
+    from .auto import AutoTracker
+
+    model = AutoTracker.from_pretrained(repo, **({"base_model": base_model} if base_model else {}))
+    for name, value in describe(model, repo).items():
+        typer.echo(f"{name:<12}{value}")
+
+
+def describe(model: Any, repo: str) -> dict[str, str]:
+    """What `mmtrackers info` shows of a loaded model.
+
+    Args:
+        model (`TrackerPreTrainedModel`): with or without an adapter.
+        repo (`str`): where it came from.
+
+    Example:
+        ```python
+        describe(AutoTracker.from_pretrained(folder), folder)["modality"]
+        ```
+    """
+    from .adapters import adapter_state_dict
+
+    config = model.config
+    adapters = getattr(model, "peft_config", None) or {}
+    own = sum(tensor.numel() for name in adapters for tensor in adapter_state_dict(model, name).values())
+    total = sum(p.numel() for p in model.parameters())
+    described = {
+        "tracker": f"{type(model).__name__} ({config.model_type})",
+        "modality": "rgb" if config.streams == 1 else f"rgb + {config.modality}",
+    }
+    for adapter in adapters.values():
+        described["base"] = str(adapter.base_model_name_or_path)
+        described["tuner"] = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+    described |= {
+        "sizes": f"template {config.template_size}, search {config.search_size}, patch {config.patch_size} pixels",
+        "layers": f"{config.num_hidden_layers} of width {config.hidden_size}, {config.num_attention_heads} heads",
+        "parameters": f"{total:,}" + (f", of them {own:,} in the adapter" if adapters else ""),
+    }
+    path = _adapter_file(repo)
+    if adapters and path is not None:
+        described["adapter"] = f"{path.stat().st_size:,} bytes ({path.name})"
+    return described
+
+
+def _adapter_file(repo: str) -> Path | None:
+    name = "adapter_model.safetensors"
+    if Path(repo).is_dir():
+        return Path(repo) / name if (Path(repo) / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name)
+    return Path(found) if isinstance(found, str) else None
+
+
+@app.command()
+@_user_errors
+def push(
+    folder: Annotated[Path, typer.Argument(help="A saved tracker or adapter.")],
+    repo: Annotated[str, typer.Argument(help="Hub id: organisation/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+) -> None:
+    """Upload a saved tracker or adapter to the Hub."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give one that save_pretrained wrote")
+    from . import hub
+
+    typer.echo(f"pushed to {hub.push(str(folder), repo, private=private) or repo}")
+
+
+@app.command()
+@_user_errors
+def convert(
+    system: Annotated[str, typer.Argument(help="ostrack or seatrack.")],
+    file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth).")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
+    modality: Annotated[str | None, typer.Option(help="thermal, depth or event.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Turn an official checkpoint into a folder of this package."""
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}: give the official checkpoint")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise ValueError(f"the folder {out} is not empty: choose another one, or --force to write into it")
+    from .convert import convert_checkpoint
+
+    typer.echo(convert_checkpoint(system, file, out, base=base, modality=modality))
+
+
+def main() -> None:
+    """Entry point of the `mmtrackers` command."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Boxes on frames for people to look at, and the plot of overlap and score over a video."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .tracking import Prediction
+
+# Distinct on dark and bright pictures and for most colour-blind people (after Okabe and Ito, 2008); RGB.
+COLORS = ((255, 159, 0), (86, 200, 255), (0, 200, 130), (255, 110, 190), (240, 228, 66), (213, 94, 0))
+GROUND_TRUTH = (255, 255, 255)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
+    """A stream's picture in colours that a person can look at.
+
+    Args:
+        picture (`np.ndarray`): `[H, W, 3]` or `[H, W]` uint8; depth and thermal also uint16.
+        modality (`str`): depth is coloured by distance (near warm, unknown black), 16-bit thermal is
+            stretched to grey.
+
+    Returns:
+        `np.ndarray` uint8 `[H, W, 3]` RGB, a new array.
+
+    Example:
+        >>> visible(np.array([[0, 900, 1800]], np.uint16), "depth")[0, 0].tolist()
+        [0, 0, 0]
+    """
+    picture = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    if modality == "depth":
+        known = picture > 0
+        low, high = np.percentile(picture[known], (2, 98)) if known.any() else (0.0, 1.0)
+        near = 255 * (1 - np.clip((picture - low) / max(high - low, 1.0), 0, 1))
+        colors = cv2.cvtColor(cv2.applyColorMap(near.astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+        colors[~known] = 0
+        return colors
+    if picture.dtype != np.uint8:
+        picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture.copy()
+
+
+def annotate(
+    frame: Mapping[str, np.ndarray],
+    predictions: Sequence[Prediction],
+    index: int,
+    ground_truth_xywh: np.ndarray | None = None,
+) -> np.ndarray:
+    """One frame with its boxes and a line of text below each picture; the streams side by side.
+
+    Args:
+        frame (`dict[str, np.ndarray]`): modality -> picture, as the tracker takes them.
+        predictions (list of `Prediction`): one per target; the box of an absent target is drawn dashed.
+        index (`int`): number of the frame, shown.
+        ground_truth_xywh (`np.ndarray` `[4]`, *optional*): drawn thin and white unless it holds NaN.
+
+    Returns:
+        `np.ndarray` uint8 `[H', W', 3]` RGB.
+
+    Example:
+        >>> frame = {"rgb": np.zeros((120, 160, 3), np.uint8)}
+        >>> annotate(frame, [Prediction(np.array([20.0, 20, 40, 30]), 0.8)], 1).shape
+        (144, 160, 3)
+    """
+    panels = []
+    height, width = next(iter(frame.values())).shape[:2]
+    unit = max(1.0, height / 480)
+    truth = ground_truth_xywh is not None and np.isfinite(ground_truth_xywh).all()
+    for modality, picture in frame.items():
+        canvas = visible(picture, modality)
+        if truth:
+            _rectangle(canvas, ground_truth_xywh, GROUND_TRUTH, max(1, round(unit)))
+        for k, prediction in enumerate(predictions):
+            _target(canvas, prediction, COLORS[k % len(COLORS)], unit)
+        panels.append(np.concatenate([canvas, _caption(width, unit, modality, predictions, index, truth)]))
+        panels.append(np.full((panels[-1].shape[0], 4, 3), 255, np.uint8))
+    return np.concatenate(panels[:-1], axis=1)
+
+
+def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, int], unit: float) -> None:
+    thick = max(2, round(2 * unit))
+    if prediction.present:
+        _rectangle(canvas, prediction.box, (20, 20, 20), thick + 2)
+        _rectangle(canvas, prediction.box, color, thick)
+    else:
+        _dashed(canvas, prediction.box, color, thick)
+
+
+def _corners(box_xywh: np.ndarray) -> tuple[int, int, int, int]:
+    x, y, w, h = np.clip(box_xywh, -1e5, 1e5)
+    return round(x), round(y), round(x + w), round(y + h)
+
+
+def _rectangle(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, int], thick: int) -> None:
+    x1, y1, x2, y2 = _corners(box_xywh)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thick, cv2.LINE_AA)
+
+
+def _dashed(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, int], thick: int) -> None:
+    x1, y1, x2, y2 = _corners(box_xywh)
+    for (ax, ay), (bx, by) in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
+        pieces = max(1, round(max(abs(bx - ax), abs(by - ay)) / (8 * thick)))
+        points = [(round(ax + (bx - ax) * t), round(ay + (by - ay) * t)) for t in np.linspace(0, 1, 2 * pieces + 1)]
+        for start, end in zip(points[::2], points[1::2], strict=False):
+            cv2.line(canvas, start, end, color, thick, cv2.LINE_AA)
+
+
+def _caption(
+    width: int, unit: float, modality: str, predictions: Sequence[Prediction], index: int, truth: bool
+) -> np.ndarray:
+    """A dark strip below the picture: frame, modality, the scores in the colours of their boxes."""
+    strip = np.full((2 * round(12 * unit), width, 3), 24, np.uint8)
+    scale, baseline, x = 0.45 * unit, round(17 * unit), round(8 * unit)
+    words = [(f"{modality}  frame {index}", (230, 230, 230))]
+    words += [
+        (f"{p.score:.2f}" if p.present else f"absent ({p.score:.2f})", COLORS[k % len(COLORS)])
+        for k, p in enumerate(predictions)
+    ]
+    words += [("ground truth", (150, 150, 150))] if truth else []
+    for text, color in words:
+        cv2.putText(strip, text, (x, baseline), _FONT, scale, color, max(1, round(unit)), cv2.LINE_AA)
+        x += cv2.getTextSize(text, _FONT, scale, 1)[0][0] + round(14 * unit)
+    return strip
+
+
+def plot_run(
+    path: str | Path,
+    overlaps: np.ndarray,
+    scores: np.ndarray,
+    title: str = "",
+    absent_below: float | None = None,
+    first: int = 0,
+) -> None:
+    """Draws overlap and score over the frames into a PNG.
+
+    Args:
+        path (`str` or `Path`): the file.
+        overlaps (`np.ndarray` `[N]`): intersection over union with the ground truth, NaN where there is none.
+        scores (`np.ndarray` `[targets, N]` or `[N]`): the tracker's own score.
+        title (`str`): shown above.
+        absent_below (`float`, *optional*): drawn as a line in the panel of the scores.
+        first (`int`): the frame of the given box, which the mean leaves out.
+
+    Example:
+        >>> import tempfile
+        >>> plot_run(Path(tempfile.mkdtemp()) / "run.png", np.array([1.0, 0.8]), np.array([1.0, 0.7]), "bag")
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
+    colors = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8a200", "#56b4e9"]
+    frames = np.arange(len(overlaps))
+    known = np.isfinite(overlaps)
+    # Annotated every tenth frame or so, the points are joined; a gap that is longer means that the target was away.
+    step = int(np.median(np.diff(frames[known]))) if known.sum() > 1 else 1
+    for run in np.split(frames[known], np.flatnonzero(np.diff(frames[known]) > step) + 1):
+        top.fill_between(run, overlaps[run], color=colors[0], alpha=0.15, linewidth=0)
+        top.plot(run, overlaps[run], color=colors[0], linewidth=1.6, marker="o" if step > 1 or len(run) == 1 else None,
+                 markersize=4)
+    later = overlaps[first + 1 :]
+    if np.isfinite(later).any():
+        mean = float(np.nanmean(later))
+        top.axhline(mean, color="0.35", linewidth=1, linestyle="--")
+        top.annotate(f"mean {mean:.3f}", (1, mean), xycoords=("axes fraction", "data"), xytext=(-4, 4),
+                     textcoords="offset points", ha="right", color="0.25", fontsize=9)
+    for k, row in enumerate(np.atleast_2d(scores)):
+        bottom.plot(frames[: len(row)], row, color=colors[(k + 1) % len(colors)], linewidth=1.4)
+    if absent_below is not None:
+        bottom.axhline(absent_below, color="0.35", linewidth=1, linestyle=":")
+    for axes, label in ((top, "overlap with\nground truth"), (bottom, "score")):
+        axes.set(ylabel=label, ylim=(0, 1.02))
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        for away in _runs(~known) if step == 1 else ():
+            axes.axvspan(away[0] - 0.5, away[1] + 0.5, color="0.94", linewidth=0, zorder=0)
+    bottom.set(xlabel="frame" + ("  (grey: the target is not there)" if step == 1 and not known.all() else ""),
+               xlim=(0, max(len(frames) - 1, 1)))
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of every stretch that is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,326 @@
+"""From frames to boxes: `Tracker` (model + image processor), `TrackingSession` (the state of one video), `Prediction`.
+
+A session holds everything that a video accumulates: the template embedding, the last boxes, the state that the model
+carries from frame to frame. The model and the processor hold nothing, so one tracker serves many videos at a time.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .boxes import check_box_xywh, clip_box_xywh
+from .image_processing import TrackerImageProcessor, hann_window
+
+Frame = np.ndarray | dict[str, np.ndarray]
+Box = Sequence[float] | np.ndarray
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Where the target is in one frame.
+
+    Attributes:
+        box (`np.ndarray` of shape `(4,)`, float64): x, y, width, height in pixels of the frame; where the target is
+            reported as absent, the last box before it was lost.
+        score (`float`): the maximum of the windowed score map, 0 to 1; 1.0 for the given box of the first frame.
+        present (`bool`): `False` where the score is below the tracker's `absent_below`.
+    """
+
+    box: np.ndarray
+    score: float
+    present: bool = True
+
+
+class Tracker:
+    """A tracker for people with frames and boxes.
+
+    Args:
+        model (`TrackerPreTrainedModel`): in evaluation mode, on the device and in the precision to track with.
+        image_processor (`TrackerImageProcessor`): the crops and the normalisation that the model was trained with.
+        modality (`str`, *optional*): the second stream's modality; the model's own by default.
+        absent_below (`float`, *optional*): scores below it report the target as absent and leave the box where it
+            was. Off by default, as in the published trackers.
+        allow_missing (`bool`): frames without the second stream feed the RGB stream alone instead of an error.
+
+    Raises:
+        ValueError: `absent_below` is no number in 0..1.
+
+    Example:
+        ```python
+        >>> import numpy as np
+        >>> from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor
+        >>> config = OSTrackConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+        >>> tracker = Tracker(OSTrackForTracking(config).eval(), TrackerImageProcessor())
+        >>> frames = np.random.default_rng(0).integers(0, 255, (3, 120, 160, 3), dtype=np.uint8)
+        >>> session = tracker.start(frames[0], [60, 40, 30, 20])
+        >>> session.update(frames[1]).box.shape
+        (4,)
+
+        ```
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        image_processor: TrackerImageProcessor,
+        modality: str | None = None,
+        absent_below: float | None = None,
+        allow_missing: bool = False,
+    ) -> None:
+        if absent_below is not None and not 0 <= absent_below <= 1:
+            raise ValueError(f"absent_below is a score from 0 to 1, not {absent_below}; None switches it off")
+        self.model = model
+        self.image_processor = image_processor
+        self.streams: int = model.config.streams
+        self.modality: str = modality or model.config.modality
+        self.absent_below = absent_below
+        self.allow_missing = allow_missing
+        self.device: torch.device = torch.device(model.device)
+        self.dtype: torch.dtype = model.dtype
+        self.window = torch.from_numpy(hann_window(model.config.search_grid)).to(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo: str,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        pack: bool = False,
+        base_model: str | None = None,
+        modality: str | None = None,
+        absent_below: float | None = None,
+        allow_missing: bool = False,
+        **kwargs: Any,
+    ) -> "Tracker":
+        """Loads a full tracker, or an adapter and the base that it names, from a folder or a Hub repository.
+
+        Args:
+            repo (`str`): a folder or a Hub id; of a full model or of an adapter.
+            dtype (`torch.dtype` or `str`, *optional*): precision of the weights, such as `"bfloat16"`; boxes are
+                decoded in float32 all the same. Float32 by default.
+            device (`torch.device` or `str`, *optional*): such as `"cuda"`; the CPU by default.
+            pack (`bool`): prepare the model for inference (merged and folded weights): faster, no training or saving.
+            base_model (`str`, *optional*): the base to use instead of the one that the adapter names.
+            modality, absent_below, allow_missing: as in `Tracker`.
+            kwargs: what `AutoTracker.from_pretrained` takes besides (`revision`, `base_revision`, `cache_dir`, ...).
+
+        Raises:
+            OSError: the repository or one of its files is not there.
+            ValueError: the files do not belong together, or an argument has no meaning.
+
+        Example:
+            ```python
+            tracker = Tracker.from_pretrained("examples/checkpoints/seatrack-tiny-thermal", dtype="bfloat16")
+            ```
+        """
+        from .auto import AutoTracker
+
+        dtype = as_dtype(dtype) or torch.float32
+        model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
+        if device is not None:
+            model = model.to(device)
+        adapters = getattr(model, "peft_config", {})
+        base = next((adapter.base_model_name_or_path for adapter in adapters.values()), None)
+        processor = _load_processor(repo, base, kwargs)
+        tracker = cls(model, processor, modality=modality, absent_below=absent_below, allow_missing=allow_missing)
+        if pack:
+            tracker.model.pack()
+        return tracker
+
+    def start(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> "TrackingSession":
+        """Begins a video.
+
+        Args:
+            frame (`dict[str, np.ndarray]` or `np.ndarray`): modality -> picture (HWC uint8 RGB; depth HW uint16 in
+                millimetres), or the RGB picture alone.
+            box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target. Several targets share
+                each frame's forward pass.
+
+        Raises:
+            ValueError: a box that is empty, NaN or outside the frame; a stream that is missing.
+        """
+        return TrackingSession(self, frame, box_xywh)
+
+    def track(self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box]) -> Iterator[Any]:
+        """Tracks through an iterable of frames, given the box(es) in its first one.
+
+        Yields one `Prediction` per frame (one list of them where a list of boxes was given); the first is the given
+        box with score 1.
+
+        Example:
+            ```python
+            for frame, prediction in zip(frames, tracker.track(frames, box)):
+                print(prediction.box, prediction.score)
+            ```
+        """
+        session: TrackingSession | None = None
+        for frame in frames:
+            if session is None:
+                session = self.start(frame, box_xywh)
+                yield session.given()
+            else:
+                yield session.update(frame)
+        if session is None:
+            raise ValueError("there is no frame to track in: `frames` is empty")
+
+    def stack(self, frame: Frame) -> np.ndarray:
+        """All streams of a frame that the model reads, as one uint8 array `[height, width, 3 * streams]`."""
+        return self.image_processor.stack(
+            frame, modality=self.modality, streams=self.streams, allow_missing=self.allow_missing
+        )
+
+
+class TrackingSession:
+    """The state of one video: made by `Tracker.start`, moved on by `update`, begun anew by `reset`.
+
+    Attributes:
+        frame_index (`int`): 0 at the start and after a reset, then the number of frames seen since.
+        boxes_xywh (`np.ndarray` of shape `(targets, 4)`, float64): the last boxes; settable, when something else
+            (a detector, a person) knows better where the targets are.
+    """
+
+    def __init__(self, tracker: Tracker, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
+        self.tracker = tracker
+        self.reset(frame, box_xywh)
+
+    @torch.inference_mode()
+    def reset(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
+        """Begins anew with this frame and box (or list of boxes); nothing of the video so far is kept.
+
+        Raises:
+            ValueError: as for `Tracker.start`; the session is then as it was before.
+        """
+        tracker = self.tracker
+        if getattr(tracker.model, "training", False):
+            raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
+        image = tracker.stack(frame)
+        height, width = image.shape[:2]
+        boxes, single = _boxes_of(box_xywh, height, width)
+        template = tracker.image_processor.template([image] * len(boxes), boxes)
+        embedding = tracker.model.embed_template(template.to(tracker.device, tracker.dtype))
+        self._template, self._single, self._size, self._boxes = embedding, single, (height, width), boxes
+        self._state: Any = None
+        self.frame_index = 0
+
+    @property
+    def boxes_xywh(self) -> np.ndarray:
+        """The last boxes, float64 `[targets, 4]`, x, y, width, height in pixels (a copy)."""
+        return self._boxes.copy()
+
+    @boxes_xywh.setter
+    def boxes_xywh(self, boxes_xywh: Box | Sequence[Box]) -> None:
+        boxes, _ = _boxes_of(boxes_xywh, *self._size)
+        if len(boxes) != len(self._boxes):
+            raise ValueError(
+                f"the session follows {len(self._boxes)} target(s) and was given {len(boxes)} boxes; "
+                "reset(frame, boxes) takes another number"
+            )
+        self._boxes = boxes
+
+    def given(self) -> Prediction | list[Prediction]:
+        """The boxes as they stand, with score 1: the answer for the frame that the session was started on."""
+        return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
+
+    @torch.inference_mode()
+    def update(self, frame: Frame) -> Prediction | list[Prediction]:
+        """Finds the target(s) in the next frame.
+
+        Args:
+            frame: as for `Tracker.start`, of the same size.
+
+        Returns:
+            `Prediction`, or a list of them in the order of the boxes if the session was started with a list.
+
+        Raises:
+            ValueError: the frame has another size than the first one, or lacks a stream.
+        """
+        tracker, processor = self.tracker, self.tracker.image_processor
+        image = self._checked(tracker.stack(frame))
+        crops = [processor.crop(image, box, "search") for box in self._boxes]
+        pixels = processor.to_tensor([picture for picture, _ in crops]).to(tracker.device, non_blocking=True)
+        search = processor.normalize(pixels).to(tracker.dtype)
+        output = tracker.model(search, self._template, state=self._state)
+        self._state = output.state
+        boxes, scores = tracker.model.decode(output, tracker.window)
+        # The one copy from the device per frame: everything that the host needs, in one tensor.
+        found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
+        self.frame_index += 1
+        return self._answer([self._move(i, row, crops[i][1]) for i, row in enumerate(found)])
+
+    def _move(self, target: int, row: np.ndarray, crop: Any) -> Prediction:
+        """Takes a target's box and score into the state, unless the score says that the target is not there."""
+        score = float(row[4])
+        if not np.isfinite(row).all():
+            raise ValueError(
+                f"the model answered {row.tolist()} for frame {self.frame_index}: its weights or its precision are "
+                "broken; try dtype float32 or load the checkpoint again"
+            )
+        absent_below = self.tracker.absent_below
+        if absent_below is not None and score < absent_below:
+            return Prediction(self._boxes[target].copy(), score, present=False)
+        box = self.tracker.image_processor.box_from_crop(row[:4], crop)
+        self._boxes[target] = clip_box_xywh(box, *self._size)
+        return Prediction(self._boxes[target].copy(), score)
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        if image.shape[:2] != self._size:
+            (height, width), (new_height, new_width) = self._size, image.shape[:2]
+            raise ValueError(
+                f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), while the session "
+                f"was started on {width}x{height}: a box has no meaning across sizes. Scale the frames to one size, "
+                "or call reset(frame, box) to start anew"
+            )
+        return image
+
+    def _answer(self, predictions: list[Prediction]) -> Prediction | list[Prediction]:
+        return predictions[0] if self._single else predictions
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """`"bf16"`, `"bfloat16"`, `torch.bfloat16` and the like as a floating `torch.dtype`.
+
+    Raises:
+        ValueError: not the name of a floating type.
+
+    Example:
+        ```python
+        >>> as_dtype("bf16")
+        torch.bfloat16
+
+        ```
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    names = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+    found = getattr(torch, names.get(dtype, dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {dtype!r} is not a floating type: use float32, bfloat16 or float16")
+    return found
+
+
+def _boxes_of(box_xywh: Box | Sequence[Box], height: int, width: int) -> tuple[np.ndarray, bool]:
+    """One box or several, checked: float64 `[targets, 4]`, and whether it was a single one."""
+    try:
+        boxes = np.asarray(box_xywh, dtype=np.float64)
+    except (TypeError, ValueError):
+        boxes = np.empty(0)
+    if boxes.ndim not in (1, 2) or boxes.size == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"a box is four numbers x, y, width, height in pixels, or a list of such; got {box_xywh!r}")
+    checked = [check_box_xywh(box, height, width) for box in np.atleast_2d(boxes)]
+    return np.stack(checked), boxes.ndim == 1
+
+
+def _load_processor(repo: str, base: str | None, kwargs: dict[str, Any]) -> TrackerImageProcessor:
+    """The image processor that lies beside the adapter or the model, else that of the adapter's base."""
+    hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    try:
+        return TrackerImageProcessor.from_pretrained(repo, revision=kwargs.get("revision") or "main", **hub)
+    except OSError:
+        if base is None or base == repo:
+            raise
+    return TrackerImageProcessor.from_pretrained(base, revision=kwargs.get("base_revision") or "main", **hub)

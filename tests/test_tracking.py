@@ -1,0 +1,246 @@
+"""Tracker and session: state, several targets, resets, absence, memory, messages."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from tracking_stub import RedPatchModel, frame, moving, processor
+
+from mmtrackers import Prediction, Tracker
+from mmtrackers.boxes import iou_xywh
+from mmtrackers.tracking import as_dtype
+
+
+def make(absent_below: float | None = None, allow_missing: bool = False, **model) -> Tracker:
+    return Tracker(RedPatchModel(**model), processor(), absent_below=absent_below, allow_missing=allow_missing)
+
+
+def test_a_session_follows_the_target_and_embeds_the_template_once():
+    tracker = make()
+    frames, boxes = moving(12)
+    session = tracker.start(frames[0], boxes[0])
+    found = [session.update(f) for f in frames[1:]]
+    assert iou_xywh(np.array([p.box for p in found]), boxes[1:]).min() > 0.85
+    assert all(p.score == pytest.approx(0.8) and p.present for p in found)
+    assert found[0].box.dtype == np.float64 and isinstance(found[0].score, float)
+    assert tracker.model.embeddings == 1 and session.frame_index == 11
+    assert tuple(tracker.model.template.shape) == (1, 1, 1, 3, 32, 32)
+
+
+def test_several_targets_share_one_forward_pass_and_equal_single_ones():
+    a, b = (20, 30, 20, 16), (110, 80, 26, 20)
+    later = frame((22, 31, 20, 16), (108, 78, 26, 20))
+    tracker = make()
+    session = tracker.start(frame(a, b), [a, b])
+    both = session.update(later)
+    assert tracker.model.batches == [(2, 1, 3, 64, 64)]
+    for k, box in enumerate((a, b)):
+        alone = make().start(frame(a, b), box).update(later)
+        np.testing.assert_array_equal(both[k].box, alone.box)
+    assert isinstance(make().start(frame(a), [a]).update(frame(a)), list)
+
+
+def test_the_carried_state_goes_in_and_comes_out():
+    tracker = make()
+    frames, boxes = moving(4)
+    session = tracker.start(frames[0], boxes[0])
+    for f in frames[1:]:
+        session.update(f)
+    assert tracker.model.states == [None, 1, 2]
+    session.reset(frames[0], boxes[0])
+    session.update(frames[1])
+    assert tracker.model.states[-1] is None
+
+
+def test_sessions_of_one_tracker_are_independent():
+    tracker = make()
+    frames, boxes = moving(6)
+    other = tracker.start(frame((90, 20, 20, 20)), (90, 20, 20, 20))
+    session = tracker.start(frames[0], boxes[0])
+    for f in frames[1:]:
+        session.update(f)
+        other.update(frame((90, 20, 20, 20)))
+    np.testing.assert_allclose(other.boxes_xywh[0], (90, 20, 20, 20), atol=1.5)
+    assert iou_xywh(session.boxes_xywh[0], boxes[-1]) > 0.85
+
+
+def test_reset_begins_anew_with_another_size_and_number_of_targets():
+    tracker = make()
+    session = tracker.start(frame((20, 30, 20, 16)), (20, 30, 20, 16))
+    session.update(frame((21, 30, 20, 16)))
+    big = frame((100, 90, 30, 30), (10, 10, 20, 20), size=(200, 240))
+    session.reset(big, [(100, 90, 30, 30), (10, 10, 20, 20)])
+    assert session.frame_index == 0 and tracker.model.embeddings == 2
+    found = session.update(big)
+    np.testing.assert_allclose([p.box for p in found], [(100, 90, 30, 30), (10, 10, 20, 20)], atol=2)
+
+
+def test_a_failed_reset_leaves_the_session_as_it_was():
+    session = make().start(frame((20, 30, 20, 16)), (20, 30, 20, 16))
+    with pytest.raises(ValueError, match="outside"):
+        session.reset(frame(size=(60, 60)), (100, 100, 5, 5))
+    assert session.update(frame((21, 30, 20, 16))).present
+
+
+def test_scores_below_the_threshold_report_absence_and_keep_the_box():
+    tracker = make(absent_below=0.5)
+    session = tracker.start(frame((20, 30, 20, 16)), (20, 30, 20, 16))
+    tracker.model.score = 0.3
+    lost = session.update(frame((40, 40, 20, 16)))
+    assert not lost.present and lost.score == pytest.approx(0.3)
+    np.testing.assert_array_equal(lost.box, (20, 30, 20, 16))
+    np.testing.assert_array_equal(session.boxes_xywh, [(20, 30, 20, 16)])
+    tracker.model.score = 0.9
+    found = session.update(frame((22, 32, 20, 16)))
+    assert found.present and iou_xywh(found.box, np.array([22.0, 32, 20, 16])) > 0.8
+
+
+def test_boxes_are_clipped_with_a_margin_of_ten_pixels():
+    session = make().start(frame(), (0, 0, 6, 6))
+    box = session.update(frame()).box
+    np.testing.assert_array_equal(box, (0, 0, 10, 10))
+
+
+def test_the_box_may_be_set_from_outside():
+    session = make().start(frame((20, 30, 20, 16)), (20, 30, 20, 16))
+    session.boxes_xywh = [(100, 60, 20, 20)]
+    found = session.update(frame((102, 62, 20, 20)))
+    assert iou_xywh(found.box, np.array([102.0, 62, 20, 20])) > 0.8
+    session.boxes_xywh[:] = 0
+    assert session.boxes_xywh[0, 0] > 90, "a copy"
+    with pytest.raises(ValueError, match=r"follows 1 target.*given 2 boxes"):
+        session.boxes_xywh = [(1, 2, 3, 4), (5, 6, 7, 8)]
+
+
+def test_track_yields_one_prediction_per_frame_the_given_box_first():
+    frames, boxes = moving(5)
+    found = list(make().track(iter(frames), boxes[0]))
+    assert len(found) == 5 and found[0].score == 1.0
+    np.testing.assert_array_equal(found[0].box, boxes[0])
+    assert isinstance(found[0], Prediction)
+    with pytest.raises(ValueError, match="no frame to track in"):
+        list(make().track([], boxes[0]))
+
+
+def test_one_copy_from_the_device_per_frame(monkeypatch):
+    frames, boxes = moving(3)
+    tracker = make()
+    session = tracker.start(frames[0], [boxes[0], boxes[0] + 3])
+    answer = (torch.full((2, 4), 0.5), torch.full((2,), 0.9))
+    monkeypatch.setattr(tracker.model, "decode", lambda output, window: answer)
+    copies = []
+    for name in ("cpu", "item", "tolist", "__float__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _original=original, _name=name):
+            copies.append(_name)
+            return _original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    session.update(frames[1])
+    assert copies == ["cpu"]
+
+
+def test_weights_in_bfloat16_get_bfloat16_inputs():
+    tracker = make()
+    tracker.model.dtype = tracker.dtype = torch.bfloat16
+    frames, boxes = moving(2)
+    session = tracker.start(frames[0], boxes[0])
+    assert iou_xywh(session.update(frames[1]).box, boxes[1]) > 0.8
+    assert tracker.model.search.dtype == tracker.model.template.dtype == torch.bfloat16
+
+
+def test_ten_thousand_frames_leave_no_memory_behind():
+    tracker = make()
+    image = frame((60, 50, 24, 20), size=(100, 140))
+    session = tracker.start(image, (60, 50, 24, 20))
+    tracker.model.batches = tracker.model.states = Forgetful()
+    kept = len(vars(session))
+    for _ in range(50):
+        session.update(image)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(9_950):
+            session.update(image)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert session.frame_index == 10_000
+    assert grown < 100_000 and len(vars(session)) == kept
+
+
+class Forgetful(list):
+    """A list that keeps nothing, so that the stub itself does not grow."""
+
+    def append(self, item: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([], "four numbers"),
+        ([1, 2, 3], "four numbers"),
+        ("box", "four numbers"),
+        ([[1, 2, 3, 4], [1, 2, 3]], "four numbers"),
+        ([10, 10, float("nan"), 5], "not finite"),
+        ([10, 10, -5, 5], "no area"),
+        ([10, 10, 0, 5], "no area"),
+        ([500, 10, 20, 20], r"outside the picture of 160 x 120"),
+        ([[10, 10, 20, 20], [10, 10, 20, -1]], "no area"),
+    ],
+)
+def test_boxes_that_cannot_be_used(box, message):
+    with pytest.raises(ValueError, match=message):
+        make().start(frame(), box)
+
+
+def test_frames_of_changing_size():
+    session = make().start(frame((20, 30, 20, 16)), (20, 30, 20, 16))
+    session.update(frame((20, 30, 20, 16)))
+    with pytest.raises(ValueError, match=r"frame 2 is 80x60 .*started on 160x120.*reset\(frame, box\)"):
+        session.update(frame(size=(60, 80)))
+
+
+def test_streams_missing_and_replaced():
+    boxes = (20, 30, 20, 16)
+    with pytest.raises(ValueError, match=r"no thermal stream .*allow_missing"):
+        make(streams=2, modality="thermal").start(frame(boxes), boxes)
+    session = make(streams=2, modality="thermal").start(frame(boxes, modality="thermal"), boxes)
+    with pytest.raises(ValueError, match="no thermal stream"):
+        session.update(frame(boxes))
+    tracker = make(streams=2, modality="thermal", allow_missing=True)
+    with pytest.warns(UserWarning, match="rgb picture is fed in its place"):
+        session = tracker.start(frame(boxes), boxes)
+    session.update(frame(boxes))
+    assert torch.equal(tracker.model.search[:, 0], tracker.model.search[:, 1])
+
+
+def test_what_a_tracker_refuses():
+    with pytest.raises(ValueError, match="absent_below is a score from 0 to 1, not 3"):
+        make(absent_below=3)
+    tracker = make()
+    tracker.model.training = True
+    with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
+        tracker.start(frame(), (1, 2, 30, 40))
+    tracker = make()
+    session = tracker.start(frame(), (1, 2, 30, 40))
+    tracker.model.score = float("nan")
+    with pytest.raises(ValueError, match=r"frame 1: its weights or its precision are broken"):
+        session.update(frame())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("bf16", torch.bfloat16), ("float32", torch.float32), ("half", torch.float16), (None, None)],
+)
+def test_names_of_types(name, dtype):
+    assert as_dtype(name) is dtype
+
+
+@pytest.mark.parametrize("name", ["int8", "nn", "bfloat"])
+def test_names_of_no_types(name):
+    with pytest.raises(ValueError, match=f"dtype '{name}' is not a floating type"):
+        as_dtype(name)
