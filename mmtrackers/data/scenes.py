@@ -122,16 +122,19 @@ class SyntheticScene:
 
     def _make_target(self) -> Layer:
         draw = self.draw
-        size = draw.log_uniform(12, 0.4 * min(self.height, self.width))
+        size = draw.log_uniform(12, 0.3 * min(self.height, self.width))
         edge = min(0.5 * size, 0.3 * min(self.height, self.width))
         reach = draw.unit() ** 1.5
+        if self.modality == "event" and self.blindness != "none":
+            reach = max(reach, 0.4)  # what does not move is hidden from an event camera too
         place = []
         for length in (self.width, self.height):
             room = length / 2 - edge
-            middle = draw.uniform(-room, room)
+            # nearer the middle of the frame than its border, as in real video
+            middle = 0.5 * (draw.uniform(-room, room) + draw.uniform(-room, room))
             # a third of the targets may leave the frame in part
             free = room - abs(middle) + (0.6 * edge if draw.chance(0.3) else 0.0)
-            place.append(Wobble(draw, length / 2 + middle, min(free, reach * 6 * size), (40, 300)))
+            place.append(Wobble(draw, length / 2 + middle, min(free, reach * 4 * size), (40, 300)))
         colour = colour_matrix(draw, 0.5, permute=0.15)
         target = self._layer(self._random_sprite(), *place, size, 0.3 + 0.9 * draw.unit(), colour)
         target.depth = draw.log_uniform(800, 6000)
@@ -202,6 +205,7 @@ class SyntheticScene:
         sprite, time = self.target.sprite, self.span[0]
         matrix = np.linalg.inv(self.target.pose(time)) @ self.background_pose(time)
         size = (sprite.picture.width, sprite.picture.height)
+        self.target.unseen = sprite
         self.target.sprite = sprite.repainted(warp(self.background, matrix, size, cv2.BORDER_REFLECT_101))
         self.target.colour = self.background_colour
         self.target_gain = Wobble(self.draw, 0.0, 0.0)
@@ -237,7 +241,7 @@ class SyntheticScene:
         self.slope, self.tilt = draw.uniform(0, 2.5), draw.normal(0.2)
         if not blind and draw.chance(0.2):
             self.target.depth = 0.95 * self.far
-        self.event_threshold, self.event_step = draw.log_uniform(0.06, 0.25), draw.uniform(1.0, 3.0)
+        self.event_threshold, self.event_step = draw.log_uniform(0.06, 0.25), draw.uniform(0.5, 2.0)
         self.noise_offset = (draw.below(1 << 16), draw.below(1 << 16))
 
     # where the target is
