@@ -75,6 +75,9 @@ def test_ostrack_errors_name_the_entries() -> None:
         assert said in str(error.value)
     with pytest.raises(ValueError, match=r"not an OSTrack state dict: .*backbone.pos_embed_z, .*missing"):
         ostrack_config({"module.weight": torch.empty(1)})
+    narrow = {name: tensor[:32] if name.endswith("proj.weight") else tensor for name, tensor in net.items()}
+    with pytest.raises(ValueError, match=r"width 32 is no multiple of 64, .*give num_attention_heads"):
+        ostrack_config(narrow)
     with pytest.raises(ValueError, match=r"unexpected entry 'box_head.conv6_ctr.weight'"):
         rename_ostrack({"box_head.conv6_ctr.weight": torch.empty(1)})
     with pytest.raises(ValueError, match=r"model.layers.0.norm1.weight: missing"):

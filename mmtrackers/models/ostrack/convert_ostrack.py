@@ -192,10 +192,14 @@ def ostrack_config(net: Mapping[str, Tensor], **overrides: Any) -> OSTrackConfig
         )
     patch, template, search, fc1, conv1 = (net[name] for name in needed)
     width, depth = patch.shape[0], 1 + max(int(match[1]) for match in map(_BLOCK.fullmatch, net) if match)
+    if width % HEAD_WIDTH and "num_attention_heads" not in overrides:
+        raise ValueError(
+            f"width {width} is no multiple of {HEAD_WIDTH}, the published heads': give num_attention_heads"
+        )
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": depth,
-        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "num_attention_heads": width // HEAD_WIDTH,
         "mlp_ratio": fc1.shape[0] // width if fc1.shape[0] % width == 0 else fc1.shape[0] / width,
         "qkv_bias": "backbone.blocks.0.attn.qkv.bias" in net,
         "patch_size": patch.shape[-1],
