@@ -6,22 +6,28 @@ from .auto import AutoTracker
 from .image_processing import TrackerImageProcessor
 from .modeling import TokenLayout, TrackerPreTrainedModel, TrackingOutput
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
+from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .tracking import Prediction, Tracker, TrackingSession
+from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
 
 __version__ = "0.1.0"
 
-for _config, _trunk, _tracker in ((OSTrackConfig, OSTrackModel, OSTrackForTracking),):
+AutoModel.register(OSTrackConfig, OSTrackModel)
+for _config, _tracker in ((OSTrackConfig, OSTrackForTracking), (SEATrackConfig, SEATrackForTracking)):
     AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _trunk)
     AutoTracker.register(_config, _tracker)
     AutoImageProcessor.register(_config, image_processor_classes={"pil": TrackerImageProcessor})
 
 __all__ = [
+    "AMGLoraConfig",
+    "AMGLoraModel",
     "AutoTracker",
     "OSTrackConfig",
     "OSTrackForTracking",
     "OSTrackModel",
     "Prediction",
+    "SEATrackConfig",
+    "SEATrackForTracking",
     "TokenLayout",
     "Tracker",
     "TrackerImageProcessor",

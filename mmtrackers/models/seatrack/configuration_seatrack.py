@@ -1,0 +1,26 @@
+"""Configuration of SEATrack."""
+
+from huggingface_hub.dataclasses import strict
+
+from ..ostrack.configuration_ostrack import OSTrackConfig
+
+
+@strict
+class SEATrackConfig(OSTrackConfig):
+    """Configuration of SEATrack (arXiv 2604.12502): OSTrack with two streams and without candidate elimination.
+
+    Sizes of the adapter are in `AMGLoraConfig`; fields of the base are `OSTrackConfig`'s.
+
+    Args:
+        modality (`str`): the second stream: "thermal", "depth" or "event".
+
+    Example:
+        >>> SEATrackConfig(modality="depth").streams
+        2
+    """
+
+    model_type = "mmt_seatrack"
+
+    streams: int = 2
+    modality: str = "thermal"
+    elimination_layers: list[int] | tuple[int, ...] = ()

@@ -1,0 +1,149 @@
+"""Layers of the AMG_LORA tuner: low-rank k and v, guided attention, mixtures of experts on the junctions."""
+
+import math
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...modeling import ResidualJunction, TokenLayout, drop_path
+from .config import AMGLoraConfig
+from .hmoe import HMoE, token_groups
+
+
+class AMGLoraLayer(nn.Module, BaseTunerLayer):
+    """What the three layers share: one active adapter at a time, adapters in float32.
+
+    Args:
+        base_layer (`nn.Module`): the target.
+        adapter_name (`str`): name of the first adapter.
+        config (`AMGLoraConfig`): its sizes.
+        dim (`int`): width of the tokens.
+        place (`str`): the target's attribute name in its parent.
+    """
+
+    container: type[nn.Module] = nn.ParameterDict
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AMGLoraConfig, dim: int, place: str = ""):
+        super().__init__()
+        self.base_layer = base_layer
+        self.dim, self.place = dim, place
+        self._disable_adapters = False
+        self.merged_adapters = []
+        for name in self.adapter_layer_names:
+            setattr(self, name, self.container())
+        for name in self.other_param_names:
+            setattr(self, name, {})
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: AMGLoraConfig) -> None:
+        """Creates an adapter's parameters at their initial values."""
+        self.make_parameters(adapter_name, config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
+        raise NotImplementedError
+
+    @property
+    def active_name(self) -> str | None:
+        """The adapter that acts in this layer, None if there is none or adapters are off."""
+        if self.disable_adapters:
+            return None
+        names = [name for name in self.active_adapters if name in getattr(self, self.adapter_layer_names[0])]
+        if len(names) > 1:
+            raise ValueError(f"Adapters {names} are active at once; AMG_LORA uses one at a time: set_adapter(name).")
+        return names[0] if names else None
+
+
+class LowRankLinear(AMGLoraLayer):
+    """`W x + b + B A x` with dropout on the low-rank output and scale 1 (SEATrack, section 3.2)."""
+
+    adapter_layer_names = ("amg_lora_A", "amg_lora_B")
+    other_param_names = ("amg_lora_dropout",)
+
+    def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
+        inner, outer = self.base_layer.in_features, self.base_layer.out_features
+        down = torch.empty(config.r, inner)
+        # the published k and v maps are drawn as one matrix of 2 r rows, and its spread with them
+        nn.init.normal_(down, std=math.sqrt(2.0) * math.sqrt(2.0 / (2 * config.r + inner)))
+        self.amg_lora_A[adapter_name] = nn.Parameter(down)
+        self.amg_lora_B[adapter_name] = nn.Parameter(torch.zeros(outer, config.r))
+        self.amg_lora_dropout[adapter_name] = config.lora_dropout
+
+    def delta_weight(self) -> Tensor | None:
+        """`B A` of the active adapter, None without one."""
+        name = self.active_name
+        return None if name is None else self.amg_lora_B[name] @ self.amg_lora_A[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base_layer(x)
+        name = self.active_name
+        if name is None:
+            return y
+        down, up = self.amg_lora_A[name], self.amg_lora_B[name]
+        delta = F.linear(F.linear(x.to(down.dtype), down), up)
+        if self.training and self.amg_lora_dropout[name]:
+            delta = F.dropout(delta, self.amg_lora_dropout[name])
+        return y + delta.to(y.dtype)
+
+
+class GuidedAttentionCore(AMGLoraLayer):
+    """Attention whose logits take in the other stream's (adaptive mutual guidance, SEATrack, equations 3 and 4).
+
+    `S'_rgb = S_rgb + w_x (S_x - S_rgb)` and `S'_x = S_x + w_rgb (S_rgb - S_x)`, before the softmax. The logits are
+    computed here, so the model's attention implementation serves the other layers only.
+    """
+
+    adapter_layer_names = ("amg_lora_x_to_rgb", "amg_lora_rgb_to_x")
+
+    def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
+        for name in self.adapter_layer_names:
+            getattr(self, name)[adapter_name] = nn.Parameter(torch.full((1,), float(config.amg_init)))
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        name = self.active_name
+        if name is None:
+            return self.base_layer(query, key, value, scaling, layout, **kwargs)
+        logits = ((query * scaling) @ key.transpose(-1, -2)).float()
+        rgb, x = logits.view(2, -1, *logits.shape[1:])
+        into_rgb, into_x = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
+        difference = x - rgb
+        if torch.is_grad_enabled() and (logits.requires_grad or into_rgb.requires_grad):
+            weights = torch.cat([rgb + into_rgb * difference, x - into_x * difference]).softmax(-1)
+        else:
+            rgb.addcmul_(difference, into_rgb)
+            x.addcmul_(difference, into_x, value=-1.0)
+            weights = logits.softmax(-1)
+        weights = weights.to(value.dtype)
+        return (weights @ value).transpose(1, 2), weights
+
+
+class MixtureJunction(AMGLoraLayer):
+    """A residual junction followed by a mixture of experts over both streams' tokens, with a residual of its own."""
+
+    adapter_layer_names = ("amg_lora_hmoe",)
+    container = nn.ModuleDict
+    base_layer: ResidualJunction
+
+    def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
+        experts = config.hmoe_experts_attn if self.place == "attention_junction" else config.hmoe_experts_ffn
+        mixture = HMoE(self.dim, experts, config.hmoe_heads, config.hmoe_rank, config.hmoe_dropout)
+        self.amg_lora_hmoe[adapter_name] = mixture.train(self.training)
+
+    def forward(
+        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor | None]:
+        x, loss = self.base_layer(x, h, y, norm, layout)
+        name = self.active_name
+        if name is None:
+            return x, loss
+        mixture = self.amg_lora_hmoe[name]
+        tokens = x.view(layout.streams, -1, *x.shape[1:]).to(mixture.gate.dtype)
+        weights, answers = mixture(tokens, token_groups(layout, x.device))
+        weights = drop_path(weights.flatten(0, 1), self.base_layer.drop_path_rate, self.training)
+        return torch.baddbmm(x, weights.to(x.dtype), answers.repeat(layout.streams, 1, 1).to(x.dtype)), loss
