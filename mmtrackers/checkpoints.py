@@ -8,6 +8,7 @@ read afterwards, for the wanted entry only.
 
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -31,19 +32,28 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_PICKLE_FAULTS = (
-    pickle.UnpicklingError,
-    EOFError,
+# what readers of archives and pickles raise on bytes that are not what they should be
+_FAULTS = (
+    ArithmeticError,
     AttributeError,
+    EOFError,
     ImportError,
-    IndexError,
-    KeyError,
+    LookupError,
     MemoryError,
-    OverflowError,
-    RecursionError,
+    OSError,
+    RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SafetensorError,
 )
+
+
+class CheckpointError(ValueError):
+    """A file that is no readable checkpoint of the expected kind."""
 
 
 class _StorageRef(NamedTuple):
@@ -137,7 +147,7 @@ def load_official(path: str | Path, entry: str | None = "net") -> dict[str, Tens
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not such a checkpoint, is cut off or damaged, or has no such entry.
+        CheckpointError (a ValueError): the file is not such a checkpoint, is cut off or damaged, or has no such entry.
 
     Example:
         >>> import tempfile, torch
@@ -152,88 +162,67 @@ def load_official(path: str | Path, entry: str | None = "net") -> dict[str, Tens
     with path.open("rb") as file:
         head = file.read(9)
         file.seek(0)
-        if path.suffix == ".safetensors" or head[8:] == b"{":
-            return _load_safetensors(path)
-        if head[:2] == b"PK":
-            return _load_archive(path, entry)
-        if head[:1] == b"\x80":
-            return _load_legacy(path, file, entry)
-    raise ValueError(
+        try:
+            if path.suffix == ".safetensors" or head[8:] == b"{":
+                return load_file(path)
+            if head[:2] == b"PK":
+                return _load_archive(path, entry)
+            if head[:1] == b"\x80":
+                return _load_legacy(path, file, entry)
+        except CheckpointError:
+            raise
+        except _FAULTS as error:
+            raise CheckpointError(
+                f"{path} is cut off or damaged ({type(error).__name__}: {error}): fetch it again"
+            ) from error
+    raise CheckpointError(
         f"{path} is not a checkpoint: it begins with {head[:4]!r}, neither as an archive or stream of torch.save "
         "nor as safetensors. Was a page saved in its place?"
     )
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}): fetch it again") from error
-
-
 def _load_archive(path: Path, entry: str | None) -> dict[str, Tensor]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}): fetch it again") from error
-    with archive:
+    with zipfile.ZipFile(path) as archive:
         members = {name.partition("/")[2]: name for name in archive.namelist()}
         if "data.pkl" not in members:
-            raise ValueError(f"{path} is an archive without data.pkl, so torch.save did not write it")
-        try:
-            little = "byteorder" not in members or archive.read(members["byteorder"]) == b"little"
-            with archive.open(members["data.pkl"]) as stream:
-                content = _InertUnpickler(stream).load()
-        except (*_PICKLE_FAULTS, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is damaged: its data.pkl cannot be read ({error})") from error
-
-        if not little:
-            raise ValueError(f"{path} was written on a big-endian machine: save it again on another")
+            raise CheckpointError(f"{path} is an archive without data.pkl, so torch.save did not write it")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise CheckpointError(f"{path} was written on a big-endian machine: save it again on another")
+        with archive.open(members["data.pkl"]) as stream:
+            content = _InertUnpickler(stream).load()
 
         def storage(ref: _StorageRef) -> bytes:
             member = members.get(f"data/{ref.key}")
-            if member is None:
-                raise ValueError(f"{path} is damaged: it has no entry data/{ref.key}")
-            if archive.getinfo(member).file_size != ref.length * ref.dtype.itemsize:
-                raise ValueError(
-                    f"{path} is damaged: its entry data/{ref.key} is not {ref.length} numbers of {ref.dtype}"
-                )
-            try:
-                return archive.read(member)
-            except (zipfile.BadZipFile, EOFError, OSError) as error:
-                raise ValueError(f"{path} is damaged: its entry data/{ref.key} cannot be read ({error})") from error
+            if member is None or archive.getinfo(member).file_size != ref.length * ref.dtype.itemsize:
+                what = f"{ref.length} numbers of {ref.dtype} in data/{ref.key}"
+                raise CheckpointError(f"{path} is damaged: it should have {what}, and has not. Fetch it again")
+            return archive.read(member)
 
         return _weights(path, content, entry, storage)
 
 
 def _load_legacy(path: Path, file: IO[bytes], entry: str | None) -> dict[str, Tensor]:
-    """The form of `torch.save` before 1.6: five pickles in a row, then the storages with their lengths."""
-    try:
-        if _InertUnpickler(file).load() != _LEGACY_MAGIC:
-            raise ValueError(f"{path} is a bare pickle, not a checkpoint that torch.save wrote")
-        _InertUnpickler(file).load()
-        _InertUnpickler(file).load()
-        unpickler = _InertUnpickler(file)
-        content = unpickler.load()
-        keys = _InertUnpickler(file).load()
-    except _PICKLE_FAULTS as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is cut off or damaged ({type(error).__name__}: {error}): fetch it again") from error
+    """The form of `torch.save` before 1.6: five pickles in a row, then the storages, each after its length."""
+    if _InertUnpickler(file).load() != _LEGACY_MAGIC:
+        raise CheckpointError(f"{path} is a bare pickle, not a checkpoint that torch.save wrote")
+    _InertUnpickler(file).load()
+    _InertUnpickler(file).load()
+    unpickler = _InertUnpickler(file)
+    content = unpickler.load()
     places: dict[str, int] = {}
-    for key in keys if isinstance(keys, list) else ():
-        if key not in unpickler.storages:
-            raise ValueError(f"{path} is damaged: nothing in it uses its storage {key!r}")
+    end = path.stat().st_size
+    for key in _InertUnpickler(file).load():
         places[key] = file.tell() + 8
         file.seek(8 + unpickler.storages[key].length * unpickler.storages[key].dtype.itemsize, 1)
 
     def storage(ref: _StorageRef) -> bytes:
         count = ref.length * ref.dtype.itemsize
-        file.seek(places.get(ref.key, 0))
-        data = file.read(count)
-        if ref.key not in places or len(data) != count:
-            raise ValueError(f"{path} is cut off: storage {ref.key} should hold {count} bytes. Fetch the file again")
-        return data
+        if ref.key not in places or places[ref.key] + count > end:
+            raise CheckpointError(
+                f"{path} is cut off: {count} bytes of storage {ref.key} are not in it. Fetch it again"
+            )
+        file.seek(places[ref.key])
+        return file.read(count)
 
     return _weights(path, content, entry, storage)
 
@@ -243,27 +232,27 @@ def _weights(
 ) -> dict[str, Tensor]:
     """The tensors of the wanted entry; only here are numbers read."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {_told(content)}, not a dictionary with an entry {entry!r}")
+        raise CheckpointError(f"{path} holds {_told(content)}, not a dictionary with an entry {entry!r}")
     if entry is not None:
         if entry not in content:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} has no entry {entry!r} with the weights; there are: {_listed(content)}. "
                 "Is it the checkpoint of another tracker, or weights alone?"
             )
         content = content[entry]
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path}: where the weights should be ({entry!r}) there is {_told(content)}")
+        raise CheckpointError(f"{path}: where the weights should be ({entry!r}) there is {_told(content)}")
     weights = {}
     for name, value in content.items():
         if not isinstance(value, _TensorRef):
-            raise ValueError(f"{path}: the weights' entry {name!r} is {_told(value)}, not a plain tensor")
+            raise CheckpointError(f"{path}: the weights' entry {name!r} is {_told(value)}, not a plain tensor")
         weights[str(name)] = _tensor(path, str(name), value, storage)
     return weights
 
 
 def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageRef], bytes]) -> Tensor:
     if not isinstance(ref.storage, _StorageRef):
-        raise ValueError(f"{path}: the weights' entry {name!r} has {_told(ref.storage)} for its numbers")
+        raise CheckpointError(f"{path}: the weights' entry {name!r} has {_told(ref.storage)} for its numbers")
     data = storage(ref.storage)
     if not data:
         return torch.empty(ref.size, dtype=ref.storage.dtype)
@@ -271,7 +260,7 @@ def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageR
         flat = torch.frombuffer(bytearray(data), dtype=ref.storage.dtype)
         return flat.as_strided(ref.size, ref.stride, ref.offset).contiguous().clone()
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{path}: the entry {name!r} does not fit its {ref.storage.length} numbers ({error})"
         ) from error
 

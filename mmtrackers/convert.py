@@ -35,6 +35,8 @@ from .models.seatrack.convert_seatrack import (
     split_official,
     undo_merge,
 )
+from .models.seatrack.modeling_seatrack import SEATrackForTracking
+from .tuners.amg_lora import AMGLoraConfig
 
 SYSTEMS = ("ostrack", "seatrack")
 # sizes and search factors of the two published OSTracks; other sizes get the first one's factor
@@ -203,10 +205,6 @@ def _convert_seatrack(
     modality: str,
     overrides: Mapping[str, Any],
 ) -> ConversionReport:
-    # here, not above: the tuner is a package of its own that imports this one's parts
-    from .models.seatrack.modeling_seatrack import SEATrackForTracking
-    from .tuners.amg_lora.config import AMGLoraConfig
-
     settings = seatrack_settings(net)
     base_net, adapter = split_official(net)
     ours = rename_seatrack_adapter(net)

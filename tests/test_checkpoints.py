@@ -110,7 +110,7 @@ def test_changed_byte_in_the_archive_is_noticed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.find(torch.full((8,), 3.0).numpy().tobytes()) + 100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"damaged: its entry data/\d+ cannot be read"):
+    with pytest.raises(ValueError, match=r"cut off or damaged \(BadZipFile: Bad CRC-32 for file .*data/\d+"):
         load_official(path)
 
 
