@@ -54,8 +54,8 @@ def build(weights: dict, config: OSTrackConfig) -> OSTrackForTracking:
 def test_parity_ostrack_outputs(fixture):
     c, golden, weights, search, template = fixture
     output = build(weights, config_of(c))(search, template)
-    for name, ours in [("score_map", output.score_map), ("size_map", output.size_map), ("offset_map", output.offset_map)]:
-        torch.testing.assert_close(ours, golden[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    for name in ("score_map", "size_map", "offset_map"):
+        torch.testing.assert_close(output[name], golden[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(output.boxes, golden["pred_boxes"].flatten(0, 1), atol=1e-4, rtol=0)
 
 
@@ -108,6 +108,18 @@ def test_parity_ostrack_two_equal_streams_are_one(fixture):
     config.elimination_layers, config.streams, config.fusion = [], 2, "mean"
     output = build(weights, config)(search.repeat(1, 2, 1, 1, 1), template.repeat(1, 1, 2, 1, 1, 1))
     torch.testing.assert_close(output.score_map, golden["score_map_no_elimination"], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_parity_ostrack_packed(fixture):
+    c, golden, weights, search, template = fixture
+    model = build(weights, config_of(c))
+    plain = model(search, template)
+    model.pack()
+    output = model(search, template)
+    torch.testing.assert_close(output.score_map, golden["score_map"], atol=1e-4, rtol=0)
+    for name in ("score_map", "size_map", "offset_map", "boxes"):
+        torch.testing.assert_close(output[name], plain[name], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

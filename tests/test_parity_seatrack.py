@@ -116,7 +116,8 @@ def test_parity_seatrack_tokens(case):
     states = {}
     last = len(model.model.layers) - 1
     for index in {0, 1, last}:
-        model.model.layers[index].register_forward_hook(lambda _m, _i, out, index=index: states.update({index: out[0]}))
+        layer = model.model.layers[index]
+        layer.register_forward_hook(lambda _m, _i, out, index=index: states.update({index: out[0]}))
     fused = model.model(search, template).last_hidden_state
     assert_near(fused[:, ::step, ::step], golden["fused_search"], atol, "fused_search")
     for index, place in [(0, "block0_out"), (1, "block1_out"), (last, "last_block_out")]:
@@ -131,12 +132,16 @@ def test_parity_seatrack_tokens(case):
 
 @torch.no_grad()
 def test_parity_seatrack_packed(case):
-    description, golden, _, search, template = case
+    description, golden, plain, search, template = case
+    expected = plain(search, template)
     model = build(description)
     model.pack()
     output = model(search, template)
     for name in ("score_map", "size_map", "offset_map"):
         assert_near(output[name], golden[name], 5e-5, name)
+        # offsets have no bound, and cells at the border reach several units
+        atol = 5e-5 if name == "offset_map" else 1e-5
+        assert_near(output[name], expected[name], atol, f"{name} against the plain model")
 
 
 def test_parity_seatrack_tracking_loop(case):

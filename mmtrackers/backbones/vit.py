@@ -1,5 +1,6 @@
 """One-stream ViT of the OSTrack family: joint attention over template and search tokens, with the adapters' seams."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ..modeling import ResidualJunction, StreamFusion, TokenLayout, TrackerPreTrainedModel
+from mmtrackers.modeling import ResidualJunction, StreamFusion, TokenLayout, TrackerPreTrainedModel
 
 
 def eager_attention(
@@ -39,7 +40,7 @@ class ConvStem(nn.Module):
         widths = [3] + [max(width // 2 ** (steps - 1 - i), 16) for i in range(steps)]
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in itertools.pairwise(widths)
         )
         self.projection = nn.Conv2d(widths[-1], width, 1)
 
@@ -67,7 +68,7 @@ class Embeddings(nn.Module):
 
     def template(self, template: Tensor) -> Tensor:
         """`[B, T, S, 3, h, w]` to stream-major tokens `[S*B, T*Nz, C]`."""
-        batch, templates, streams = template.shape[:3]
+        batch, _, streams = template.shape[:3]
         pixels = template.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
         tokens = self._tokens(pixels, self.template_position)
         return tokens.reshape(streams * batch, -1, tokens.shape[-1])

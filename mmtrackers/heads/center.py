@@ -1,5 +1,7 @@
 """Centre head of the OSTrack family: three convolutional branches, and the decoding of their maps."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class ConvNormAct(nn.Module):
 def _branch(in_channels: int, channels: int, outputs: int) -> nn.Sequential:
     widths = [in_channels, channels, channels // 2, channels // 4, channels // 8]
     return nn.Sequential(
-        *[ConvNormAct(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)], nn.Conv2d(widths[-1], outputs, 1)
+        *[ConvNormAct(a, b) for a, b in itertools.pairwise(widths)], nn.Conv2d(widths[-1], outputs, 1)
     )
 
 

@@ -1,6 +1,6 @@
 """Registration of own tuners with peft, whose own registry is closed to third parties, and their common base."""
 
-from enum import Enum
+from enum import StrEnum
 
 from peft import PeftConfig
 from peft.mapping import (
@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 
-class TrackerPeftType(str, Enum):
+class TrackerPeftType(StrEnum):
     """Tuners of this package; a member's name equals its value, as peft looks types up by the string."""
 
     AMG_LORA = "AMG_LORA"

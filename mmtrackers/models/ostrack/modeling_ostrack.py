@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
-from ...backbones.vit import ViTTrunk, init_vit_weights
-from ...heads.center import CenterHead, decode_center
-from ...losses import center_loss
-from ...modeling import Neck, TrackerPreTrainedModel, TrackingOutput
+from mmtrackers.backbones.vit import ViTTrunk, init_vit_weights
+from mmtrackers.heads.center import CenterHead, decode_center
+from mmtrackers.losses import center_loss
+from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput
+
 from .configuration_ostrack import OSTrackConfig
 
 

@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..ostrack.configuration_ostrack import OSTrackConfig
+from mmtrackers.models.ostrack.configuration_ostrack import OSTrackConfig
 
 
 @strict

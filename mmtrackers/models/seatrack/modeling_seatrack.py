@@ -4,9 +4,10 @@ from pathlib import Path
 
 from peft import PeftConfig
 
-from ...tuners.amg_lora import AMGLoraConfig
-from ..ostrack.configuration_ostrack import OSTrackConfig
-from ..ostrack.modeling_ostrack import OSTrackForTracking
+from mmtrackers.models.ostrack.configuration_ostrack import OSTrackConfig
+from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
+from mmtrackers.tuners.amg_lora import AMGLoraConfig
+
 from .configuration_seatrack import SEATrackConfig
 
 
@@ -47,7 +48,8 @@ class SEATrackForTracking(OSTrackForTracking):
         """
         loading = {name: kwargs.pop(name) for name in list(kwargs) if name not in SEATrackConfig.__dataclass_fields__}
         loading.setdefault("dtype", "float32")
-        hub = {name: loading[name] for name in ("revision", "cache_dir", "token", "local_files_only") if name in loading}
+        hub_options = ("revision", "cache_dir", "token", "local_files_only")
+        hub = {name: loading[name] for name in hub_options if name in loading}
         base_config = OSTrackConfig.from_pretrained(base, **hub)
         fields = {name: getattr(base_config, name) for name in OSTrackConfig.__annotations__}
         fields |= {"streams": 2, "modality": modality, "elimination_layers": []} | kwargs

@@ -1,4 +1,5 @@
-from ..registration import TrackerPeftType, register_tuner
+from mmtrackers.tuners.registration import TrackerPeftType, register_tuner
+
 from .config import AMGLoraConfig
 from .model import AMGLoraModel
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
-from ..registration import TrackerPeftType
+from mmtrackers.tuners.registration import TrackerPeftType
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...modeling import TokenLayout
+from mmtrackers.modeling import TokenLayout
 
 
 class LowRank(nn.Module):
@@ -88,7 +88,7 @@ class HMoE(nn.Module):
         return basis, F.pad(hidden, (0, 1), value=1.0)
 
     def _factored(self, hidden: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits `[B, n, h, E*h]` and the experts' inputs `[B, G*E, h, dim/h]` from the low-rank vectors `[B, n, r]`."""
+        """Logits `[B, n, h, E*h]` and the experts' inputs `[B, G*E, h, dim/h]` from the vectors `[B, n, r]`."""
         basis, ones = self._sub_tokens(hidden)
         columns = (basis @ self.gate).permute(1, 0, 2).flatten(1)
         logits = (ones @ columns).unflatten(2, (self.heads, -1))

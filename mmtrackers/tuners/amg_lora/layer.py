@@ -7,7 +7,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...modeling import ResidualJunction, TokenLayout, drop_path
+from mmtrackers.modeling import ResidualJunction, TokenLayout, drop_path
+
 from .config import AMGLoraConfig
 from .hmoe import HMoE, token_groups
 
@@ -73,10 +74,9 @@ class LowRankLinear(AMGLoraLayer):
         self.amg_lora_B[adapter_name] = nn.Parameter(torch.zeros(outer, config.r))
         self.amg_lora_dropout[adapter_name] = config.lora_dropout
 
-    def delta_weight(self) -> Tensor | None:
-        """`B A` of the active adapter, None without one."""
-        name = self.active_name
-        return None if name is None else self.amg_lora_B[name] @ self.amg_lora_A[name]
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """`B A` of an adapter, which packing adds to the base's weight."""
+        return self.amg_lora_B[adapter] @ self.amg_lora_A[adapter]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base_layer(x)
@@ -109,7 +109,8 @@ class GuidedAttentionCore(AMGLoraLayer):
         name = self.active_name
         if name is None:
             return self.base_layer(query, key, value, scaling, layout, **kwargs)
-        logits = ((query * scaling) @ key.transpose(-1, -2)).float()
+        query = query if scaling == 1.0 else query * scaling
+        logits = (query @ key.transpose(-1, -2)).float()
         rgb, x = logits.view(2, -1, *logits.shape[1:])
         into_rgb, into_x = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
         difference = x - rgb

@@ -2,9 +2,10 @@
 
 from torch import nn
 
-from ...backbones.vit import AttentionCore
-from ...modeling import ResidualJunction
-from ..registration import TrackerTuner
+from mmtrackers.backbones.vit import AttentionCore
+from mmtrackers.modeling import ResidualJunction
+from mmtrackers.tuners.registration import TrackerTuner
+
 from .config import AMGLoraConfig
 from .layer import AMGLoraLayer, GuidedAttentionCore, LowRankLinear, MixtureJunction
 
@@ -55,7 +56,6 @@ class AMGLoraModel(TrackerTuner):
                 f"streams={getattr(model_config, 'streams', 1)}. Build the base with streams=2, for example by "
                 "SEATrackForTracking.from_base(base)."
             )
-        dim = model_config.hidden_size
         for kind, layer in (
             (nn.Linear, LowRankLinear), (AttentionCore, GuidedAttentionCore), (ResidualJunction, MixtureJunction)
         ):  # fmt: skip
