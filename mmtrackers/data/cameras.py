@@ -49,13 +49,14 @@ def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray
 
 def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.ndarray, int, int]:
     """A layer's picture warped into the part of the view it covers, and that part's left and top (may be empty)."""
-    matrix = view.matrix
-    x1, y1, x2, y2 = layer.bounds(time, matrix)
-    left, top = max(0, math.floor(x1) - 1), max(0, math.floor(y1) - 1)
-    right, bottom = min(view.columns, math.ceil(x2) + 1), min(view.rows, math.ceil(y2) + 1)
+    x1, y1, x2, y2 = layer.bounds(time)
+    across, down = view.columns / view.width, view.rows / view.height
+    left, right = math.floor((x1 - view.x1) * across) - 1, math.ceil((x2 - view.x1) * across) + 1
+    top, bottom = math.floor((y1 - view.y1) * down) - 1, math.ceil((y2 - view.y1) * down) + 1
+    left, top, right, bottom = max(0, left), max(0, top), min(view.columns, right), min(view.rows, bottom)
     if right <= left or bottom <= top:
         return np.zeros((0, 0, picture.levels[0].shape[2]), np.uint8), 0, 0
-    matrix = matrix @ layer.pose(time)
+    matrix = view.matrix @ layer.pose(time)
     matrix[:2, 2] -= (left, top)
     return warp(picture, matrix, (right - left, bottom - top), cv2.BORDER_CONSTANT), left, top
 
@@ -70,11 +71,12 @@ def background_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarr
     return cv2.transform(photo, colour)
 
 
-def compose_rgb(scene: "SyntheticScene", time: float, view: View, blur: bool = True) -> np.ndarray:
-    """All layers in colour, before light, blindness and noise."""
+def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool = False) -> np.ndarray:
+    """All layers in colour, before light, blindness and noise; for ``events`` unsmeared and without camouflage."""
     canvas = background_rgb(scene, time, view)
     for layer in (*scene.behind, scene.target, *scene.front):
-        patch, left, top = raster(layer, time, view, layer.sprite.picture)
+        sprite = layer.unseen if events and layer.unseen else layer.sprite
+        patch, left, top = raster(layer, time, view, sprite.picture)
         if not patch.size:
             continue
         colour = layer.colour
@@ -82,7 +84,7 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, blur: bool = T
             gain = math.exp(scene.target_gain(time))
             colour = colour * np.array([[gain], [gain], [gain], [1]], np.float32)
         patch = cv2.transform(patch, colour)
-        if blur and layer is scene.target and scene.blur[0]:
+        if not events and layer is scene.target and scene.blur[0]:
             patch = motion_blur(patch, layer, time, view)
         blend(canvas, patch[..., :3], patch[..., 3], left, top)
     return canvas
@@ -255,11 +257,14 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
 
 
 def depth_range(scene: "SyntheticScene", time: float) -> tuple[int, int]:
-    """Smallest and largest distance (mm) of the clipped whole frame, from a 40-row rendering of it."""
-    columns = max(8, round(40 * scene.width / scene.height))
-    depth = render_depth(scene, time, View(0, 0, scene.width, scene.height, columns, 40))
+    """Smallest and largest distance (mm) of the clipped whole frame.
+
+    The smallest is 0, since every frame has pixels of unknown depth; the largest comes from a coarse rendering.
+    """
+    columns = max(8, round(24 * scene.width / scene.height))
+    depth = render_depth(scene, time, View(0, 0, scene.width, scene.height, columns, 24), holes=False)
     top = min(3 * float(np.median(depth)), DEPTH_CLIP_MM)
-    return int(depth.min()), int(min(top, depth.max()))
+    return 0, int(min(top, depth.max()))
 
 
 def depth_picture(depth: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -277,21 +282,19 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
     An event camera sees in the dark and against the light, so neither night nor glare is applied.
     """
     own = misaligned(scene, view)
-    logs = []
-    for moment_seen in (time - scene.event_step, time):
-        grey = cv2.cvtColor(compose_rgb(scene, moment_seen, own, blur=False), cv2.COLOR_RGB2GRAY)
-        logs.append(np.log(grey.astype(np.float32) + 12.0))
-    change = logs[1] - logs[0]
-    noise = np.full(change.shape, 128, np.uint8)
+    before, now = (
+        cv2.log(cv2.cvtColor(compose_rgb(scene, seen, own, events=True), cv2.COLOR_RGB2GRAY).astype(np.float32) + 12)
+        for seen in (time - scene.event_step, time)
+    )
+    noise = np.full(now.shape, 128, np.uint8)
     add_noise(noise, moment(scene, time + 0.25), 29.0)
-    change += (noise.astype(np.float32) - 128) * (scene.event_threshold / 75)
-    strength = np.clip(np.abs(change) / scene.event_threshold, 0, 4)
-    fired = strength >= 1
-    shade = np.where(fired, 255 - 63.75 * strength, 255).astype(np.uint8)
-    brighter = change > 0
+    # in units of the sensor's threshold; the noise alone fires in one pixel of a hundred
+    change = (now - before) / scene.event_threshold + (noise.astype(np.float32) - 128) / 75
+    strength = np.abs(change)
+    shade = np.where(strength >= 1, 255 - 63.75 * np.minimum(strength, 4), 255).astype(np.uint8)
     full = np.full_like(shade, 255)
-    red, blue = np.where(brighter, full, shade), np.where(brighter, shade, full)
-    picture = np.dstack((red, shade, blue))
+    brighter = change > 0
+    picture = cv2.merge((np.where(brighter, full, shade), shade, np.where(brighter, shade, full)))
     black_outside(scene, picture, view)
     return picture
 

@@ -13,7 +13,7 @@ from .pictures import Draw, Picture, Sprite
 
 
 class Wobble:
-    """A smooth random function of time: a base value, two sine waves and a drift.
+    """A smooth random function of time: a base value and two sine waves.
 
     Args:
         draw: random numbers.
@@ -25,13 +25,16 @@ class Wobble:
     def __init__(self, draw: Draw, base: float, reach: float, period: tuple[float, float] = (50.0, 400.0)) -> None:
         self.base = base
         share = draw.uniform(0.4, 0.9)
-        self.waves = [
+        self.first, self.second = [
             (reach * part, 2 * math.pi / draw.log_uniform(*period), draw.uniform(0, 2 * math.pi))
             for part in (share, 1 - share)
         ]
 
     def __call__(self, time: float) -> float:
-        return self.base + sum(size * math.sin(speed * time + phase) for size, speed, phase in self.waves)
+        size, speed, phase = self.first
+        other_size, other_speed, other_phase = self.second
+        wave = size * math.sin(speed * time + phase) + other_size * math.sin(other_speed * time + other_phase)
+        return self.base + wave
 
 
 def affine(a: float, b: float, c: float, d: float, x: float, y: float) -> np.ndarray:
@@ -71,7 +74,9 @@ class Layer:
     heat_gain: float = 0.5
     drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # pixels per frame in x and y, and the frame it starts from
     anchor: "Layer | None" = None  # its x and y are then relative to the anchor's centre at drift[2]
+    unseen: Sprite | None = None  # what the other cameras take for its texture, where RGB sees another one
     _poses: dict[float, np.ndarray] = field(default_factory=dict)
+    _bounds: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
 
     def pose(self, time: float) -> np.ndarray:
         """3 x 3 affine map from sprite to frame coordinates."""
@@ -98,13 +103,16 @@ class Layer:
             x, y = x + other[0], y + other[1]
         return x, y
 
-    def bounds(self, time: float, view: np.ndarray | None = None) -> tuple[float, float, float, float]:
-        """x1, y1, x2, y2 of the outline in the frame, or in a view of it (3 x 3)."""
-        matrix = self.pose(time) if view is None else view @ self.pose(time)
-        points = self.sprite.hull @ matrix[:2, :2].T + matrix[:2, 2]
-        x1, y1 = points.min(axis=0).tolist()
-        x2, y2 = points.max(axis=0).tolist()
-        return x1, y1, x2, y2
+    def bounds(self, time: float) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2 of the outline in the frame."""
+        if time not in self._bounds:
+            if len(self._bounds) > 8:
+                self._bounds.clear()
+            matrix = self.pose(time)
+            points = self.sprite.hull @ matrix[:2, :2].T + matrix[:2, 2]
+            (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            self._bounds[time] = x1, y1, x2, y2
+        return self._bounds[time]
 
     def size(self, time: float) -> float:
         """Square root of the area of the box in frame pixels."""

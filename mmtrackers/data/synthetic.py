@@ -1,5 +1,6 @@
 """Training pairs and whole sequences of composed scenes; see ``scenes`` for what a scene is."""
 
+import copy
 import math
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from mmtrackers.image_processing import TrackerImageProcessor
 
 __all__ = [
-    "BLINDNESSES", "MODALITIES", "PictureLibrary", "SyntheticPairs", "SyntheticScene",
+    "BLINDNESSES", "MODALITIES", "PictureLibrary", "SyntheticPairs", "SyntheticScene", "SyntheticSequence",
+    "synthetic_sequence",
 
 ]  # fmt: skip
 
@@ -162,3 +164,89 @@ def as_picture(scene: SyntheticScene, time: float, view: View, other: np.ndarray
     # a crop is padded with black after the colours are made
     black_outside(scene, picture, view)
     return picture
+
+
+class SyntheticSequence:
+    """A composed video with exact boxes, read like a sequence on disk; frames are rendered when they are read.
+
+    Args:
+        scene: what is shown; ``span`` begins at 0.
+        length: number of frames.
+        name: for reports.
+
+    Attributes:
+        boxes_xywh: float64 [length, 4], the part of the target's box inside the frame; pixels.
+        present: bool [length]; False where less than a tenth of the target can be seen.
+        annotated: bool [length], all True.
+        modality: the second stream, or "rgb".
+    """
+
+    def __init__(self, scene: SyntheticScene, length: int, name: str) -> None:
+        self.scene, self.length, self.name, self.modality = scene, length, name, scene.modality
+        corners = np.array([scene.visible_box_xyxy(float(time)) for time in range(length)])
+        self.boxes_xywh = np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2]))
+        shares = np.array([scene.visible_share(float(time)) for time in range(length)])
+        self.present = (shares >= 0.1) & (self.boxes_xywh[:, 2:].min(axis=1) >= 1)
+        self.annotated = np.ones(length, dtype=bool)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """Frame ``index``: "rgb" uint8 [H, W, 3], and the second stream (thermal [H, W], depth uint16 mm, event).
+
+        Raises:
+            IndexError: there is no such frame.
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"frame {index} of {self.name}, which has {self.length}")
+        rgb, other = self.scene.render(float(index), self.scene.whole_frame())
+        return {"rgb": rgb} if other is None or self.modality == "rgb" else {"rgb": rgb, self.modality: other}
+
+    def rgb_only(self) -> "SyntheticSequence":
+        """The same video without its second stream."""
+        other = copy.copy(self)
+        other.modality = "rgb"
+        return other
+
+
+def synthetic_sequence(
+    library: PictureLibrary,
+    seed: int,
+    modality: str = "rgb",
+    length: int = 60,
+    size: tuple[int, int] = (240, 320),
+    blind: str | None = None,
+) -> SyntheticSequence:
+    """A composed video, the same for the same arguments.
+
+    Args:
+        library: the pictures; ``PictureLibrary(folder, split="heldout")`` to measure.
+        seed: chooses the video.
+        modality: the second stream, or "rgb" for none.
+        length: number of frames.
+        size: (height, width) of a frame in pixels.
+        blind: "none", "night", "camouflage" or "glare"; None draws (half of the videos with two streams are blind).
+            Night and glare set in at the first frame or within the first quarter.
+
+    Returns:
+        A video whose target is seen well in the first frame and present in four fifths of the others.
+
+    Example:
+        >>> video = synthetic_sequence(library, seed=3, modality="thermal", blind="night")  # doctest: +SKIP
+        >>> video.read(0)["thermal"].shape, video.boxes_xywh.shape  # doctest: +SKIP
+        ((240, 320), (60, 4))
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; a sequence has at least one frame")
+    for attempt in range(1000):
+        rng = np.random.default_rng((seed, attempt, 7))
+        blind_from = float(rng.integers(1, max(2, length // 4))) if rng.random() < 0.5 else 0.0
+        scene = SyntheticScene(library, rng, modality, blind, size, (0.0, float(length)), blind_from)
+        x1, y1, x2, y2 = scene.visible_box_xyxy(0.0)
+        if min(x2 - x1, y2 - y1) < 8 or scene.visible_share(0.0) < 0.75:
+            continue
+        sequence = SyntheticSequence(scene, length, f"{modality}-{scene.blindness}-{seed}")
+        if sequence.present.mean() >= 0.8:
+            return sequence
+    raise RuntimeError(f"no scene with a visible target in 1000 tries for seed {seed}, size {size}; use larger frames")

@@ -1,0 +1,278 @@
+"""Composed scenes: boxes are exact, draws repeat, and the second camera sees what RGB does not."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmtrackers.data.cameras import depth_picture, depth_range
+from mmtrackers.data.layers import View
+from mmtrackers.data.pictures import Picture, PictureLibrary, Sprite, is_held_out
+from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, synthetic_sequence
+
+PROCESSOR = SimpleNamespace(template_size=64, template_factor=2.0, search_size=128, search_factor=4.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Made-up pictures: the project brings none of its own."""
+    out = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(1)
+    (out / "cutouts").mkdir()
+    (out / "backgrounds").mkdir()
+    for index in range(24):
+        rgba = cv2.resize(rng.integers(0, 256, (6, 6, 4), dtype=np.uint8), (60, 80), interpolation=cv2.INTER_CUBIC)
+        rgba[..., 3] = 0
+        cv2.ellipse(rgba, (30, 40), (25, 35), 0, 0, 360, [*rgba[40, 30].tolist()[:3], 255], 3)
+        rgba[10:70, 10:50, 3] = 255
+        Image.fromarray(rgba).save(out / "cutouts" / f"{index}.png")
+        photo = cv2.resize(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8), (400, 300))
+        Image.fromarray(photo).save(out / "backgrounds" / f"{index}.jpg")
+    return out
+
+
+@pytest.fixture(scope="module")
+def library(folder):
+    return PictureLibrary(folder, split="all", clutter=4)
+
+
+def scenes(library, count, **kwargs):
+    return [SyntheticScene(library, np.random.default_rng(seed), size=(240, 320), **kwargs) for seed in range(count)]
+
+
+def test_the_splits_share_no_picture(folder):
+    libraries = {split: PictureLibrary(folder, split=split, clutter=0) for split in ("train", "heldout", "all")}
+    sizes = {split: len(library.cutouts) for split, library in libraries.items()}
+    held_out = sum(is_held_out(f"{index}.png") for index in range(24))
+    assert sizes == {"train": 24 - held_out, "heldout": held_out, "all": 24}
+    versions = ("flow.jpg", "flow_dark.jpg", "flow_contents_images_5120x2880.jpg", "flow_contents_images_dark_8x6.jpg")
+    assert len({is_held_out(name) for name in versions}) == 1
+    assert 700 < sum(is_held_out(f"picture{index}.png") for index in range(10000)) < 1300
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"split": "test"}, ValueError, "expected 'train', 'heldout' or 'all'"),
+        ({"folder": "nowhere"}, FileNotFoundError, "collect_pictures.py nowhere"),
+    ],
+)
+def test_library_errors_say_the_way_out(folder, change, error, message):
+    with pytest.raises(error, match=message):
+        PictureLibrary(**{"folder": folder, **change})
+
+
+def test_a_truncated_picture_is_named(folder, tmp_path):
+    for kind, name in (("cutouts", "0.png"), ("backgrounds", "0.jpg")):
+        (tmp_path / kind).mkdir()
+        data = (folder / kind / name).read_bytes()
+        (tmp_path / kind / name).write_bytes(data[: len(data) // 2] if kind == "cutouts" else data)
+    with pytest.raises(ValueError, match=r"cannot read the picture .*0\.png"):
+        PictureLibrary(tmp_path, split="all")
+
+
+def test_a_sprite_without_an_outline_is_refused():
+    with pytest.raises(ValueError, match="no pixel with alpha"):
+        Sprite(np.zeros((20, 20, 4), np.uint8))
+
+
+@pytest.mark.parametrize("time", [0.0, 37.5, 90.0])
+def test_the_box_is_where_the_target_is_rendered(library, time):
+    """The bounds of a target drawn in a colour of its own, on black, agree with the box within a pixel."""
+    checked = 0
+    for scene in scenes(library, 12):
+        alpha = scene.target.sprite.picture.levels[0][..., 3]
+        white = np.full((*alpha.shape, 4), 255, np.uint8)
+        white[..., 3] = alpha
+        scene.target.sprite.picture = Picture(np.dstack((cv2.merge((alpha, alpha, alpha)), alpha)))
+        scene.target.colour = np.eye(4, dtype=np.float32)
+        scene.background = Picture(np.zeros((300, 400, 3), np.uint8))
+        scene.background_colour = np.eye(4, dtype=np.float32)
+        scene.behind, scene.front, scene.noise, scene.jpeg, scene.lowres, scene.blur = [], [], 0.0, 0, 1.0, [0, 0]
+        scene.gain = scene.gamma = scene.target_gain = lambda _: 0.0
+        scene.cast = [lambda _: 0.0] * 3
+        rgb, _ = scene.render(time, scene.whole_frame())
+        rows, columns = np.nonzero(rgb[..., 0] >= 128)
+        x1, y1, x2, y2 = scene.visible_box_xyxy(time)
+        if min(x2 - x1, y2 - y1) < 6:
+            continue
+        drawn = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        # thin outlines fade below half their brightness when they shrink
+        assert np.abs(np.array(drawn) - (x1, y1, x2, y2)).max() < 2.0
+        checked += 1
+    assert checked >= 8
+
+
+def test_a_window_shows_what_the_frame_shows(library):
+    """Rendering a window directly equals cropping the frame, up to the noise and its position."""
+    for scene in scenes(library, 6):
+        scene.noise, scene.jpeg, scene.lowres, scene.blur, scene.blindness = 0.0, 0, 1.0, [0, 0], "none"
+        frame, _ = scene.render(5.0, scene.whole_frame())
+        window, _ = scene.render(5.0, View(40, 60, 100, 80, 100, 80))
+        difference = np.abs(frame[60:140, 40:140].astype(int) - window)
+        assert np.quantile(difference, 0.99) <= 2
+        outside, _ = scene.render(5.0, View(-50, -50, 100, 100, 100, 100))
+        assert outside[:50].max() == 0 and outside[:, :50].max() == 0
+
+
+@pytest.mark.parametrize(("modality", "streams"), [("rgb", 1), ("thermal", 2), ("depth", 2), ("event", 2)])
+def test_pairs_depend_on_seed_epoch_and_index_only(library, modality, streams):
+    pairs = SyntheticPairs(library, PROCESSOR, modality, streams, samples_per_epoch=20, seed=4)
+    item = pairs[7]
+    assert {key: (tuple(value.shape), value.dtype) for key, value in item.items()} == {
+        "template": ((1, streams, 3, 64, 64), torch.uint8),
+        "search": ((streams, 3, 128, 128), torch.uint8),
+        "labels": ((4,), torch.float32),
+    }
+    other = SyntheticPairs(library, PROCESSOR, modality, streams, samples_per_epoch=20, seed=4)
+    other[3], other[11]
+    assert all(torch.equal(item[key], other[7][key]) for key in item)
+    for change in ("epoch", "seed"):
+        setattr(other, change, 5)
+        assert not torch.equal(item["search"], other[7]["search"])
+        setattr(other, change, getattr(pairs, change))
+    with pytest.raises(IndexError, match="pair 20 of 20"):
+        pairs[20]
+
+
+def test_labels_follow_the_recipe(library):
+    """Sizes, jitter and mapping: a quarter of the crop's side on average, the centre off by up to 3/2 of it."""
+    pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=200, seed=1)
+    labels = torch.stack([pairs[index]["labels"] for index in range(200)])
+    size = labels[:, 2:].prod(dim=1).sqrt()
+    assert 0.23 < size.median() < 0.27
+    offset = (labels[:, :2] + labels[:, 2:] / 2 - (128 - 1) / 256).abs()
+    assert offset.max() < 0.4 and 0.14 < offset.mean() < 0.24
+
+
+def test_a_worker_gives_the_same_pairs(library):
+    pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=6)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=3, num_workers=1)
+    searches = torch.cat([batch["search"] for batch in loader])
+    assert torch.equal(searches, torch.stack([pairs[index]["search"] for index in range(6)]))
+
+
+def separation(picture, view, scene, time):
+    """How far the target's area stands out from its surroundings, in deviations of the surroundings."""
+    x1, y1, x2, y2 = scene.box_xyxy(time)
+    mask = np.zeros(picture.shape[:2], bool)
+    x1, x2 = ((x - view.x1) * view.columns / view.width for x in (x1, x2))
+    y1, y2 = ((y - view.y1) * view.rows / view.height for y in (y1, y2))
+    w, h = (x2 - x1) / 4, (y2 - y1) / 4
+    mask[int(y1 + h) : int(y2 - h) + 1, int(x1 + w) : int(x2 - w) + 1] = True
+    grey = picture.astype(np.float64).reshape(*picture.shape[:2], -1).mean(axis=2)
+    return abs(grey[mask].mean() - grey[~mask].mean())
+
+
+@pytest.mark.parametrize("blindness", ["night", "camouflage", "glare"])
+@pytest.mark.parametrize("modality", ["thermal", "depth"])
+def test_the_second_camera_sees_where_rgb_is_blind(library, modality, blindness):
+    rgb_contrast, other_contrast = [], []
+    for scene in scenes(library, 40, modality=modality, blindness=blindness):
+        scene.behind, scene.front = [], []
+        if scene.visible_share(0.0) < 0.9:
+            continue
+        x1, y1, x2, y2 = scene.box_xyxy(0.0)
+        view = View(x1 - 5, y1 - 5, x2 - x1 + 10, y2 - y1 + 10, 64, 64)
+        rgb, other = scene.render(0.0, view)
+        other = depth_picture(other, *depth_range(scene, 0.0)) if modality == "depth" else other
+        rgb_contrast.append(separation(rgb, view, scene, 0.0))
+        other_contrast.append(separation(other, view, scene, 0.0))
+    assert np.median(rgb_contrast) < 8 < 15 < np.median(other_contrast)
+
+
+@pytest.mark.parametrize("blindness", ["night", "camouflage", "glare"])
+def test_events_gather_on_the_moving_target(library, blindness):
+    shares = []
+    for scene in scenes(library, 40, modality="event", blindness=blindness):
+        scene.behind, scene.front, scene.shift = [], [], (0.0, 0.0)
+        _, events = scene.render(20.0, scene.whole_frame())
+        x1, y1, x2, y2 = (round(value) for value in scene.visible_box_xyxy(20.0))
+        fired = events.min(axis=2) < 200
+        if (x2 - x1) * (y2 - y1) < 100:
+            continue
+        shares.append(fired[y1:y2, x1:x2].mean() / max(fired.mean(), 1e-6))
+    assert np.median(shares) > 3
+
+
+def test_half_of_the_scenes_with_two_cameras_are_blind(library):
+    kinds = [scene.blindness for scene in scenes(library, 200, modality="thermal")]
+    assert 75 <= kinds.count("none") <= 125 and set(kinds) == {"none", "night", "camouflage", "glare"}
+    assert {scene.blindness for scene in scenes(library, 20)} == {"none"}
+
+
+@pytest.mark.parametrize(
+    ("modality", "shape", "dtype"),
+    [("thermal", (120, 160), np.uint8), ("depth", (120, 160), np.uint16), ("event", (120, 160, 3), np.uint8)],
+)
+def test_sequences_read_lazily_and_repeat(library, modality, shape, dtype):
+    video = synthetic_sequence(library, 3, modality, length=12, size=(120, 160))
+    again = synthetic_sequence(library, 3, modality, length=12, size=(120, 160))
+    assert len(video) == 12 and video.modality == modality
+    assert video.boxes_xywh.shape == (12, 4) and video.boxes_xywh.dtype == np.float64
+    assert video.present.dtype == bool and video.present[0]
+    late = again.read(9)
+    frames = [video.read(index) for index in range(12)]
+    assert frames[9]["rgb"].shape == (120, 160, 3) and frames[9]["rgb"].dtype == np.uint8
+    assert frames[9][modality].shape == shape and frames[9][modality].dtype == dtype
+    assert all(np.array_equal(frames[9][key], late[key]) for key in ("rgb", modality))
+    assert np.array_equal(video.boxes_xywh, again.boxes_xywh)
+    corners = video.boxes_xywh[:, :2] + video.boxes_xywh[:, 2:]
+    assert video.boxes_xywh.min() >= 0 and (corners <= (160, 120)).all()
+    only = video.rgb_only()
+    assert only.modality == "rgb" and np.array_equal(only.read(9)["rgb"], late["rgb"]) and len(only.read(9)) == 1
+    with pytest.raises(IndexError, match="frame 12"):
+        video.read(12)
+
+
+def test_boxes_move_smoothly(library):
+    for seed in range(8):
+        boxes = synthetic_sequence(library, seed, length=30, size=(120, 160)).boxes_xywh
+        centres = boxes[:, :2] + boxes[:, 2:] / 2
+        step = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+        assert (step <= 1.0 * np.sqrt(boxes[:-1, 2:].prod(axis=1)) + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda lib: SyntheticPairs(lib, PROCESSOR, "rgb", 2), "streams=2 with a modality"),
+        (lambda lib: SyntheticPairs(lib, PROCESSOR, "sonar", 2), "thermal, depth, event"),
+        (lambda lib: SyntheticScene(lib, np.random.default_rng(0), "sonar"), "modality is 'sonar'"),
+        (lambda lib: SyntheticScene(lib, np.random.default_rng(0), blindness="fog"), "blindness is 'fog'"),
+        (lambda lib: synthetic_sequence(lib, 0, length=0), "at least one frame"),
+    ],
+)
+def test_wrong_requests_are_named(library, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(library)
+
+
+def load_collector():
+    path = Path(__file__).parents[1] / "examples" / "collect_pictures.py"
+    spec = importlib.util.spec_from_file_location("collect_pictures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
+    collector = load_collector()
+    rgba = np.zeros((400, 500, 4), np.uint8)
+    rgba[100:300, 50:450] = (200, 30, 40, 255)
+    Image.fromarray(rgba).save(tmp_path / "in.png")
+    assert collector.save_cutout(tmp_path / "in.png", tmp_path / "out.png", 160)
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (160, 80) and picture.mode == "RGBA"
+    flat = Image.fromarray(np.full((300, 400, 3), 90, np.uint8))
+    assert not collector.save_background(flat, tmp_path / "flat.jpg", 640)
+    paths = [tmp_path / f"Lake/contents/images/{name}.jpg" for name in ("100x80", "300x200")]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_bytes(b"x" * len(path.parts) * int(path.name[0]))
+    assert collector.largest_of_each(paths) == [paths[1]]
