@@ -7,6 +7,7 @@ read afterwards, for the wanted entry only.
 """
 
 import pickle
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -46,6 +47,7 @@ _FAULTS = (
     TypeError,
     ValueError,
     pickle.UnpicklingError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
     SafetensorError,
@@ -97,8 +99,11 @@ class Placeholder:
         return f"<{self.origin}, not loaded>"
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Builds containers, numbers and text; resolves no global name to the thing it names."""
+class _InertUnpickler(pickle._Unpickler):
+    """Builds containers, numbers and text; resolves no global name to the thing it names.
+
+    The Python form of the unpickler: the C one reserves gigabytes when a damaged byte asks for a far memo place.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
