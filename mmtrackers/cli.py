@@ -33,6 +33,13 @@ def _user_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except (ValueError, OSError) as error:
             _fail(str(error) or type(error).__name__)
+        except Exception as error:
+            # A config whose fields do not fit each other: an error of its own kind, with the reason as its cause.
+            from huggingface_hub.errors import StrictDataclassError
+
+            if not isinstance(error, StrictDataclassError):
+                raise
+            _fail(str(error.__cause__ or error))
 
     return guarded
 
@@ -134,7 +141,8 @@ def _report(result: "RunResult", files: list[Path]) -> None:
     if absent:
         typer.echo(f"reported as absent: {absent} of {count * len(result.predictions[0])} boxes")
     if result.mean_overlap is not None:
-        which = "over the frames where the target is present, without the given one"
+        which = "of the first target " if len(result.predictions[0]) > 1 else ""
+        which += "over the frames where the target is present, without the given one"
         typer.echo(f"mean overlap {result.mean_overlap:.3f} {which}")
     typer.echo("written: " + ", ".join(str(path) for path in files))
     if result.stopped == "interrupted":
@@ -254,33 +262,36 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A saved tracker or adapter.")],
     repo: Annotated[str, typer.Argument(help="Hub id: organisation/name.")],
     private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the base, where the adapter names a local folder.")
+    ] = None,
 ) -> None:
     """Upload a saved tracker or adapter to the Hub."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give one that save_pretrained wrote")
     from . import hub
 
-    typer.echo(f"pushed to {hub.push(str(folder), repo, private=private) or repo}")
+    typer.echo(f"pushed to {hub.push(folder, repo, private=private, base_model=base_model)}")
 
 
 @app.command()
 @_user_errors
 def convert(
     system: Annotated[str, typer.Argument(help="ostrack or seatrack.")],
-    file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth).")],
+    file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth), or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
     modality: Annotated[str | None, typer.Option(help="thermal, depth or event.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Turn an official checkpoint into a folder of this package."""
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}: give the official checkpoint")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise ValueError(f"the folder {out} is not empty: choose another one, or --force to write into it")
     from .convert import convert_checkpoint
 
-    typer.echo(convert_checkpoint(system, file, out, base=base, modality=modality))
+    try:
+        report = convert_checkpoint(system, file, out, base=base, modality=modality, overwrite=force)
+    except FileExistsError as error:
+        raise ValueError(f"{error}, or --force to write into it") from error
+    typer.echo(str(report))
 
 
 def main() -> None:

@@ -80,7 +80,8 @@ def annotate(
 
 
 def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, int], unit: float) -> None:
-    thick = max(2, round(2 * unit))
+    # Thin lines round small targets, which thick ones would hide.
+    thick = int(np.clip(min(prediction.box[2:]) // 16, 1, max(2, round(2 * unit))))
     if prediction.present:
         _rectangle(canvas, prediction.box, (20, 20, 20), thick + 2)
         _rectangle(canvas, prediction.box, color, thick)
@@ -118,7 +119,7 @@ def _caption(
         (f"{p.score:.2f}" if p.present else f"absent ({p.score:.2f})", COLORS[k % len(COLORS)])
         for k, p in enumerate(predictions)
     ]
-    words += [("ground truth", (150, 150, 150))] if truth else []
+    words += [("ground truth", GROUND_TRUTH)] if truth else []
     for text, color in words:
         cv2.putText(strip, text, (x, baseline), _FONT, scale, color, max(1, round(unit)), cv2.LINE_AA)
         x += cv2.getTextSize(text, _FONT, scale, 1)[0][0] + round(14 * unit)
@@ -166,8 +167,7 @@ def plot_run(
     if np.isfinite(later).any():
         mean = float(np.nanmean(later))
         top.axhline(mean, color="0.35", linewidth=1, linestyle="--")
-        top.annotate(f"mean {mean:.3f}", (1, mean), xycoords=("axes fraction", "data"), xytext=(-4, 4),
-                     textcoords="offset points", ha="right", color="0.25", fontsize=9)
+        title = f"{title}   mean overlap {mean:.3f}"
     for k, row in enumerate(np.atleast_2d(scores)):
         bottom.plot(frames[: len(row)], row, color=colors[(k + 1) % len(colors)], linewidth=1.4)
     if absent_below is not None:

@@ -51,17 +51,14 @@ class Tracker:
         ValueError: `absent_below` is no number in 0..1.
 
     Example:
-        ```python
         >>> import numpy as np
         >>> from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor
-        >>> config = OSTrackConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+        >>> config = OSTrackConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, head_channels=16)
         >>> tracker = Tracker(OSTrackForTracking(config).eval(), TrackerImageProcessor())
         >>> frames = np.random.default_rng(0).integers(0, 255, (3, 120, 160, 3), dtype=np.uint8)
         >>> session = tracker.start(frames[0], [60, 40, 30, 20])
         >>> session.update(frames[1]).box.shape
         (4,)
-
-        ```
     """
 
     def __init__(
@@ -123,7 +120,7 @@ class Tracker:
         dtype = as_dtype(dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
         if device is not None:
-            model = model.to(device)
+            model = _to_device(model, device)
         adapters = getattr(model, "peft_config", {})
         base = next((adapter.base_model_name_or_path for adapter in adapters.values()), None)
         processor = _load_processor(repo, base, kwargs)
@@ -288,11 +285,8 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         ValueError: not the name of a floating type.
 
     Example:
-        ```python
         >>> as_dtype("bf16")
         torch.bfloat16
-
-        ```
     """
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
@@ -301,6 +295,18 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {dtype!r} is not a floating type: use float32, bfloat16 or float16")
     return found
+
+
+def _to_device(model: Any, device: torch.device | str) -> Any:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not one that torch knows: use cpu, cuda, cuda:1, mps, ...") from error
+    try:
+        return model.to(place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"device {str(place)!r} cannot be used here ({why}): use cpu") from error
 
 
 def _boxes_of(box_xywh: Box | Sequence[Box], height: int, width: int) -> tuple[np.ndarray, bool]:

@@ -1,0 +1,282 @@
+"""The command line: files that a run leaves, messages, exit codes."""
+
+import json
+import re
+import subprocess
+import sys
+
+import av
+import cv2
+import numpy as np
+import pytest
+import tracking_stub
+from tracking_stub import RedPatchModel, moving
+from typer.testing import CliRunner
+
+from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor, cli
+from mmtrackers.video import VideoWriter
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A tracker of red patches in the place of every checkpoint; its model, which records what was asked for."""
+    model = RedPatchModel()
+
+    def from_pretrained(repo, dtype=None, device=None, pack=False, base_model=None, **kwargs):
+        model.asked = {"repo": repo, "dtype": dtype, "device": device, "pack": pack, "base_model": base_model}
+        return Tracker(model, tracking_stub.processor(), **kwargs)
+
+    monkeypatch.setattr(Tracker, "from_pretrained", from_pretrained)
+    return model
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def error_of(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output
+    return lines[0]
+
+
+def write_folder(folder, frames, boxes=None, modality="rgb"):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        image = frame[modality]
+        cv2.imwrite(str(folder / f"{i:04d}.png"), image[..., ::-1] if image.ndim == 3 else image)
+    if boxes is not None:
+        (folder / "groundtruth.txt").write_text("".join(",".join(map(str, b)) + "\n" for b in boxes))
+    return folder
+
+
+@pytest.fixture
+def sequence(tmp_path):
+    """A folder of 8 frames with ground truth; the target is absent in frame 4."""
+    frames, boxes = moving(8)
+    boxes[4] = np.nan
+    return write_folder(tmp_path / "walk", frames, boxes)
+
+
+def test_a_sequence_with_its_own_box(stub, sequence, tmp_path):
+    result = call("track", sequence, "--model", "any", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    mean = float(re.search(r"mean overlap ([\d.]+) over the frames where the target is present", result.stdout)[1])
+    assert 0.85 < mean <= 1
+    lines = (tmp_path / "out" / "walk.txt").read_text().splitlines()
+    assert len(lines) == 8 and lines[0] == "40.0000,50.0000,24.0000,20.0000"
+    record = json.loads((tmp_path / "out" / "walk.json").read_text())
+    (target,) = record["targets"]
+    assert len(target["boxes_xywh"]) == len(target["scores"]) == len(target["present"]) == 8
+    assert target["scores"][:2] == [1.0, 0.8] and record["settings"]["model"] == "any"
+    assert record["mean_overlap"] == pytest.approx(mean, abs=6e-4) and record["stopped"] is None
+    assert cv2.imread(str(tmp_path / "out" / "walk.png")) is not None
+    with av.open(str(tmp_path / "out" / "walk.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8
+
+
+def test_several_targets_write_a_file_each(stub, tmp_path):
+    frames, _ = moving(3)
+    folder = write_folder(tmp_path / "two", frames)
+    boxes = ("--box", "40,50,24,20", "--box", "50 60 20 20")
+    result = call("track", folder, "--model", "m", *boxes, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert stub.batches == [(2, 1, 3, 64, 64)] * 2
+    assert (tmp_path / "two_2.txt").read_text().splitlines()[0] == "50.0000,60.0000,20.0000,20.0000"
+    assert len(json.loads((tmp_path / "two.json").read_text())["targets"]) == 2
+    assert not (tmp_path / "two.png").exists(), "no ground truth, no plot"
+
+
+def test_a_sequence_begins_where_its_target_is_first_seen(stub, tmp_path):
+    frames, boxes = moving(6)
+    boxes[:2] = np.nan
+    folder = write_folder(tmp_path / "late", frames, boxes)
+    assert call("track", folder, "--model", "m", "--output", tmp_path).exit_code == 0
+    lines = (tmp_path / "late.txt").read_text().splitlines()
+    assert len(lines) == 6 and lines[1] == "0.0000,0.0000,0.0000,0.0000" and lines[2].startswith("44.0000,52.0000")
+    assert json.loads((tmp_path / "late.json").read_text())["first_frame"] == 2
+
+
+def test_two_folders_and_what_is_asked_of_the_loader(stub, tmp_path):
+    stub.config.streams, stub.config.modality = 2, "thermal"
+    frames = [tracking_stub.frame((40, 50, 24, 20), modality="thermal")] * 3
+    rgb, thermal = (write_folder(tmp_path / m, frames, modality=m) for m in ("rgb", "thermal"))
+    options = ["--box", "40,50,24,20", "--model", "m", "--dtype", "bf16", "--pack"]
+    options += ["--base-model", "b", "--max-frames", "2"]
+    result = call("track", rgb, "--thermal", thermal, "--output", tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert stub.asked == {"repo": "m", "dtype": "bf16", "device": "cpu", "pack": True, "base_model": "b"}
+    assert len((tmp_path / "rgb.txt").read_text().splitlines()) == 2
+    with av.open(str(tmp_path / "rgb.mp4")) as container:
+        assert container.streams.video[0].width == 324
+
+
+def test_a_missing_stream(stub, tmp_path):
+    stub.config.streams, stub.config.modality = 2, "event"
+    folder = write_folder(tmp_path / "v", moving(3)[0])
+    arguments = ("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    assert "m reads rgb and event, and v has only rgb: give --event FOLDER" in error_of(*arguments)
+    with pytest.warns(UserWarning, match="rgb picture is fed in its place"):
+        result = call(*arguments, "--allow-missing")
+    assert result.exit_code == 0 and "no event stream: the RGB stream alone is fed" in result.stderr
+
+
+def test_absent_targets_are_counted(stub, tmp_path):
+    folder = write_folder(tmp_path / "v", moving(3)[0])
+    arguments = ("--model", "m", "--box", "40,50,24,20", "--absent-below", "0.9", "--output", tmp_path)
+    result = call("track", folder, *arguments)
+    assert "reported as absent: 2 of 3 boxes" in result.stdout
+    assert json.loads((tmp_path / "v.json").read_text())["targets"][0]["present"] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ("1,2,3", "--box '1,2,3': expected four numbers"),
+        ("", "--box '': expected four numbers"),
+        ("a,b,c,d", "--box 'a,b,c,d': expected four numbers"),
+        ("nan,1,2,3", "not finite"),
+        ("10,10,-4,5", "has no area"),
+        ("10,10,0,5", "has no area"),
+        ("900,10,20,20", "lies outside the picture of 160 x 120"),
+    ],
+)
+def test_boxes_that_cannot_be_used(stub, sequence, tmp_path, box, message):
+    assert message in error_of("track", sequence, "--model", "m", f"--box={box}", "--output", tmp_path / "o")
+
+
+def test_sources_that_cannot_be_used(stub, tmp_path):
+    frames, _ = moving(3)
+    folder = write_folder(tmp_path / "plain", frames)
+    with_box = ("--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    assert "No annotation says it: give --box" in error_of("track", folder, "--model", "m", "--output", tmp_path)
+    assert "there is no" in error_of("track", tmp_path / "none.mp4", *with_box)
+    short = write_folder(tmp_path / "short", frames[:2])
+    assert "plain has 3 rgb frames but short has 2" in error_of("track", folder, "--event", short, *with_box)
+    both = error_of("track", folder, "--event", short, "--depth", short, *with_box)
+    assert "--depth and --event were given" in both
+
+
+def test_what_was_done_is_kept_when_a_source_breaks_off(stub, tmp_path):
+    frames, _ = moving(6)
+    folder = write_folder(tmp_path / "v", frames)
+    cv2.imwrite(str(folder / "0003.png"), np.zeros((60, 60, 3), np.uint8))
+    message = error_of("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    assert "frame 3 is 60x60 pixels" in message and "3 frames, is kept" in message
+    (folder / "0002.png").write_bytes(b"no image")
+    message = error_of("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    assert "0002.png is not a readable image" in message
+    assert len((tmp_path / "v.txt").read_text().splitlines()) == 2
+    assert "0002.png" in json.loads((tmp_path / "v.json").read_text())["stopped"]
+
+
+def test_interrupting_keeps_what_is_done(stub, sequence, tmp_path, monkeypatch):
+    decode = stub.decode
+
+    def interrupted(output, window):
+        if len(stub.states) == 4:
+            raise KeyboardInterrupt
+        return decode(output, window)
+
+    monkeypatch.setattr(stub, "decode", interrupted)
+    result = call("track", sequence, "--model", "m", "--output", tmp_path)
+    assert result.exit_code == 130 and "interrupted after 4 frames; what was done is kept" in result.stderr
+    assert len((tmp_path / "walk.txt").read_text().splitlines()) == 4
+    with av.open(str(tmp_path / "walk.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 4
+
+
+def test_the_default_model_follows_the_streams(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "nowhere" / "mmtrackers" / "cli.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"the default tracker seatrack-tiny-depth is in none of .*--model"):
+        cli.default_model("depth")
+    for name in ("ostrack-tiny", "seatrack-tiny-thermal"):
+        (tmp_path / "examples" / "checkpoints" / name).mkdir(parents=True)
+    frames, boxes = moving(2)
+    folder = write_folder(tmp_path / "v", frames, boxes)
+    call("track", folder, "--output", tmp_path)
+    assert stub.asked["repo"].endswith("ostrack-tiny")
+    call("track", folder, "--thermal", folder, "--box", "40,50,24,20", "--output", tmp_path)
+    assert stub.asked["repo"].endswith("seatrack-tiny-thermal")
+
+
+# --------------------------------------------------------------------------------------------------------- for real
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder with a random OSTrack of very small size."""
+    config = OSTrackConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, head_channels=16, template_size=32, search_size=64
+    )
+    OSTrackForTracking(config).save_pretrained(tmp_path / "tiny")
+    TrackerImageProcessor(template_size=32, search_size=64).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_track_end_to_end_on_a_video_file(tiny, tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 20) as writer:
+        for frame in moving(6)[0]:
+            writer.write(frame["rgb"])
+    arguments = ("--model", tiny, "--box", "40,50,24,20", "--output", tmp_path / "out")
+    result = call("track", tmp_path / "clip.mp4", *arguments)
+    assert result.exit_code == 0, result.output
+    found = [[float(v) for v in line.split(",")] for line in (tmp_path / "out" / "clip.txt").read_text().splitlines()]
+    assert len(found) == 6 and found[0] == [40, 50, 24, 20] and np.isfinite(found).all()
+    with av.open(str(tmp_path / "out" / "clip.mp4")) as container:
+        assert float(container.streams.video[0].average_rate) == 20
+    again = call("track", tmp_path / "clip.mp4", *arguments[:-1], tmp_path / "bf16", "--dtype", "bfloat16")
+    assert again.exit_code == 0, again.output
+
+
+def test_info_of_a_full_tracker(tiny):
+    result = call("info", tiny)
+    assert "OSTrackForTracking (mmt_ostrack)" in result.stdout
+    assert "template 32, search 64, patch 16 pixels" in result.stdout and "2 of width 32, 2 heads" in result.stdout
+    count = sum(p.numel() for p in OSTrackForTracking.from_pretrained(tiny).parameters())
+    assert f"{count:,}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--dtype", "int8", "dtype 'int8' is not a floating type"),
+        ("--device", "gpu", "device 'gpu' is not one that torch knows"),
+        ("--device", "cuda:77", "device 'cuda:77' cannot be used here"),
+        ("--absent-below", "2", "absent_below is a score from 0 to 1"),
+        ("--base-model", "x", "not an adapter"),
+    ],
+)
+def test_settings_that_cannot_be_used(tiny, sequence, tmp_path, option, value, message):
+    assert message in error_of("track", sequence, "--model", tiny, option, value, "--output", tmp_path / "o")
+
+
+def test_a_config_that_contradicts_itself(tiny):
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"streams": 2, "modality": "thermal"}))
+    assert "Candidate elimination works with one stream only" in error_of("info", tiny)
+
+
+def test_repositories_and_arguments_that_cannot_be_used(tmp_path):
+    assert "neither config.json" in error_of("info", tmp_path)
+    assert "there is no folder" in error_of("push", tmp_path / "none", "org/name")
+    assert "none.pth" in error_of("convert", "ostrack", tmp_path / "none.pth", tmp_path / "out")
+    assert "unknown system 'other'" in error_of("convert", "other", tmp_path / "none.pth", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    (tmp_path / "a.pth").write_text("x")
+    full = error_of("convert", "ostrack", tmp_path / "a.pth", tmp_path / "full")
+    assert "is not an empty folder: choose another one, or --force" in full
+
+
+def test_help_is_quick_and_names_the_commands():
+    code = "import sys; from mmtrackers import cli; print('matplotlib' in sys.modules, 'av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
+    result = call("--help")
+    assert all(name in result.stdout for name in ("track", "info", "push", "convert"))

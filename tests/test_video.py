@@ -1,0 +1,204 @@
+"""Frame sources, the video writer, drawing and the plot."""
+
+import av
+import cv2
+import numpy as np
+import pytest
+from tracking_stub import frame
+
+from mmtrackers import Prediction
+from mmtrackers.drawing import COLORS, annotate, plot_run, visible
+from mmtrackers.video import VideoWriter, open_source
+
+
+def write_video(path, count=12, size=(48, 64), fps=25.0):
+    with VideoWriter(path, fps) as writer:
+        for i in range(count):
+            writer.write(np.full((*size, 3), 10 * i, np.uint8))
+    return path
+
+
+def write_images(folder, count, size=(20, 30), suffix=".png", sixteen=False):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        image = np.full(size, 1000 + i, np.uint16) if sixteen else np.full((*size, 3), 10 * i, np.uint8)
+        cv2.imwrite(str(folder / f"{i + 1}{suffix}"), image)
+    return folder
+
+
+def test_a_written_video_plays_in_browsers_and_is_read_back(tmp_path):
+    path = write_video(tmp_path / "a" / "clip.mp4", size=(47, 63))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.width, stream.height) == (64, 48)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat"), "the index stands in front"
+    source = open_source(path)
+    frames = list(source)
+    assert (source.name, source.length, source.fps, source.modality) == ("clip", 12, 25.0, "rgb")
+    assert len(frames) == 12 and frames[0]["rgb"].shape == (48, 64, 3)
+    np.testing.assert_allclose([f["rgb"].mean() for f in frames], 10.0 * np.arange(12), atol=2)
+    assert len(list(source)) == 12, "a source can be read again"
+
+
+def test_a_writer_of_nothing_leaves_no_file_and_one_of_two_sizes_raises(tmp_path):
+    with VideoWriter(tmp_path / "none.mp4"):
+        pass
+    assert not (tmp_path / "none.mp4").exists()
+    with VideoWriter(tmp_path / "two.mp4") as writer:
+        writer.write(np.zeros((8, 8, 3), np.uint8))
+        with pytest.raises(ValueError, match=r"two\.mp4: a frame of shape \(10, 8, 3\)"):
+            writer.write(np.zeros((10, 8, 3), np.uint8))
+
+
+def test_image_folders_come_in_natural_order(tmp_path):
+    source = open_source(write_images(tmp_path / "pictures", 11))
+    assert (source.length, source.boxes_xywh, source.first) == (11, None, 0)
+    assert [int(f["rgb"][0, 0, 0]) for f in source] == [10 * i for i in range(11)]
+
+
+def test_sequences_bring_boxes_and_begin_where_the_target_is_there(tmp_path):
+    folder = write_images(tmp_path / "seq", 4)
+    (folder / "groundtruth.txt").write_text("nan,nan,nan,nan\n1,2,10,8\n2,2,10,8\n3,2,10,8\n")
+    source = open_source(folder)
+    assert source.first == 1 and source.present.tolist() == [False, True, True, True]
+    assert source.boxes_xywh[1].tolist() == [1, 2, 10, 8]
+
+
+def test_two_folders_are_paired(tmp_path):
+    rgb, depth = write_images(tmp_path / "rgb", 3), write_images(tmp_path / "d", 3, sixteen=True)
+    source = open_source(rgb, {"depth": depth})
+    frames = list(source)
+    assert source.modality == "depth" and len(frames) == 3
+    assert frames[2]["depth"].dtype == np.uint16 and int(frames[2]["depth"][0, 0]) == 1002
+
+
+def test_a_video_is_paired_with_a_folder_or_a_video(tmp_path):
+    video = write_video(tmp_path / "clip.mp4", 3)
+    assert len(list(open_source(video, {"thermal": write_images(tmp_path / "t", 3)}))) == 3
+    assert list(next(iter(open_source(video, {"event": video})))) == ["rgb", "event"]
+
+
+@pytest.mark.parametrize(("rgb", "thermal"), [(3, 4), (4, 3)])
+def test_folders_of_different_length(tmp_path, rgb, thermal):
+    folders = write_images(tmp_path / "a", rgb), write_images(tmp_path / "b", thermal)
+    with pytest.raises(ValueError, match=f"a has {rgb} rgb frames but b has {thermal} thermal frames"):
+        open_source(folders[0], {"thermal": folders[1]})
+
+
+@pytest.mark.parametrize(
+    ("video", "thermal", "message"),
+    [(3, 4, "3 rgb frames but t has more than 3"), (4, 3, "more than 3 rgb frames but t has 3")],
+)
+def test_a_video_and_a_folder_of_different_length(tmp_path, video, thermal, message):
+    source = open_source(write_video(tmp_path / "c.mp4", video), {"thermal": write_images(tmp_path / "t", thermal)})
+    with pytest.raises(ValueError, match=message):
+        list(source)
+
+
+def test_sources_that_are_not_there_or_hold_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video at all")
+    (tmp_path / "void.mp4").write_bytes(b"")
+    folder = write_images(tmp_path / "rgb", 2)
+    video = write_video(tmp_path / "clip.mp4", 2)
+    cases = [
+        (tmp_path / "none", None, r"there is no .*none: give a video"),
+        (tmp_path / "text.mp4", None, r"text\.mp4 cannot be read as a video"),
+        (tmp_path / "void.mp4", None, r"void\.mp4 cannot be read as a video"),
+        (tmp_path / "empty", None, r"no sequence was recognised in .*empty"),
+        (folder, {"thermal": tmp_path / "none"}, "--thermal takes the folder of the thermal frames"),
+        (folder, {"thermal": tmp_path / "empty"}, r"the folder .*empty holds no images"),
+        (video, {"depth": video}, "depth comes as a folder of 16-bit images"),
+    ]
+    for source, second, message in cases:
+        with pytest.raises(ValueError, match=message):
+            open_source(source, second)
+    with pytest.raises(ValueError, match="camera 99 cannot be opened"):
+        next(iter(open_source("99")))
+
+
+def test_a_video_of_no_frames(tmp_path):
+    path = tmp_path / "none.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(ValueError, match=r"none\.mp4 (has no frames|holds no video stream|cannot be)"):
+        list(open_source(path))
+
+
+def test_a_truncated_video_gives_its_good_frames_and_then_says_so(tmp_path):
+    path = tmp_path / "cut.mp4"
+    noise = np.random.default_rng(0)
+    with VideoWriter(path) as writer:
+        for _ in range(40):
+            writer.write(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    frames = []
+    with pytest.raises(ValueError, match=r"cut\.mp4 is damaged or truncated: it ends after \d+ of 40 frames"):
+        for picture in open_source(path):
+            frames.append(picture)
+    assert 5 < len(frames) < 35
+
+
+def test_truncated_and_unreadable_images_are_named(tmp_path):
+    folder = write_images(tmp_path / "rgb", 3, suffix=".jpg", size=(64, 64))
+    data = (folder / "2.jpg").read_bytes()
+    (folder / "2.jpg").write_bytes(data[: len(data) // 2])
+    frames = iter(open_source(folder))
+    next(frames)
+    with pytest.raises(ValueError, match=r"2\.jpg is truncated"):
+        next(frames)
+    (folder / "1.jpg").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"1\.jpg is not a readable image"):
+        next(iter(open_source(folder)))
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def prediction(box=(20.0, 30, 40, 20), score=0.7, present=True):
+    return Prediction(np.array(box), score, present)
+
+
+def colored(picture, color):
+    return int((np.abs(picture.astype(int) - color).max(-1) < 30).sum())
+
+
+def test_boxes_are_drawn_in_the_colours_of_their_targets():
+    shown = annotate(frame(), [prediction(), prediction((90.0, 60, 30, 30))], 3)
+    assert shown.shape == (144, 160, 3)
+    assert colored(shown[:120], COLORS[0]) > 100 and colored(shown[:120], COLORS[1]) > 100
+    assert colored(annotate(frame(), [], 3)[:120], COLORS[0]) == 0
+
+
+def test_absent_targets_are_dashed_and_ground_truth_is_white():
+    solid, dashed = (annotate(frame(), [prediction(present=p)], 0)[:120] for p in (True, False))
+    assert 0 < colored(dashed, COLORS[0]) < 0.8 * colored(solid, COLORS[0])
+    assert colored(annotate(frame(), [], 0, np.array([5.0, 5, 50, 50]))[:120], (255, 255, 255)) > 100
+    assert colored(annotate(frame(), [], 0, np.full(4, np.nan))[:120], (255, 255, 255)) == 0
+
+
+@pytest.mark.parametrize("modality", ["thermal", "depth", "event"])
+def test_both_streams_are_shown_side_by_side(modality):
+    assert annotate(frame(modality=modality), [prediction()], 0).shape == (144, 324, 3)
+
+
+def test_boxes_far_outside_and_odd_pictures_can_be_drawn():
+    annotate(frame(size=(33, 47)), [prediction((-1e9, 5, 1e9, 1e9))], 0)
+    assert visible(np.zeros((4, 4), np.uint16), "depth").max() == 0
+    assert visible(np.arange(16, dtype=np.uint16).reshape(4, 4) + 7000, "thermal").max() == 255
+    assert visible(np.zeros((4, 4, 1), np.uint8), "thermal").shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("known", [slice(None), slice(None, None, 10), slice(0, 1)])
+def test_the_plot_is_a_picture_of_reasonable_size(tmp_path, known):
+    overlaps = np.full(61, np.nan)
+    overlaps[known] = 0.7
+    plot_run(tmp_path / "plot.png", overlaps, np.linspace(1, 0.2, 61), "name", absent_below=0.3)
+    height, width = cv2.imread(str(tmp_path / "plot.png")).shape[:2]
+    assert (width, height) == (1080, 552)
