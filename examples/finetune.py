@@ -12,14 +12,11 @@ Trains an adapter on a frozen tracker, or a whole base, with accelerate.
 `--batch-size` counts per process: one optimiser step sees batch-size x processes x gradient-accumulation pairs. Which
 pair comes when depends on seed, epoch and number only: not on workers, and not on how pairs are spread over processes.
 Over several processes the loss is the mean over processes; it equals one process's loss on the whole batch as long as
-every process has the same number of targets inside their crops (the focal term divides by that number).
+every process has the same number of peaks on its target maps (it divides the focal term): one a pair from 8 cells on.
 """
 
-import dataclasses
 import math
-import platform
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,17 +31,9 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 import mmtrackers
-from mmtrackers.training import (
-    CheckpointStore,
-    LossMeter,
-    StopRequest,
-    TimedBatches,
-    TrainingProgress,
-    WeightAverage,
-    learning_rate,
-    quiet_worker,
-    write_json,
-)
+from mmtrackers import training
+from mmtrackers.hub import TrainingFacts, push, write_card
+from mmtrackers.model_card import is_own_text
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
@@ -91,6 +80,7 @@ class Options:
     log_every: int = option(50, "Steps per entry in training_log.json.")
     track_with: Literal["none", "tensorboard"] = option("none", "Where to send the curves besides.")
     push_to_hub: str | None = option(None, "Repository to upload the result to.")
+    hub_base: str | None = option(None, "Hub id of the base, for the upload of an adapter trained on a local folder.")
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.new_base is None):
@@ -118,12 +108,9 @@ def build_model(options: Options) -> nn.Module:
     try:
         return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
     except ValueError as error:
-        if "full model" not in str(error):
-            raise
-        raise ValueError(
-            f"{options.model} is a base without an adapter: add --system seatrack to train an adapter on it, or "
-            "--train-base to train the base itself."
-        ) from error
+        if "full model" in str(error):
+            error.add_note("To train an adapter on it add --system seatrack; to train the base itself, --train-base.")
+        raise
 
 
 def build_processor(options: Options, model: nn.Module) -> Any:
@@ -163,7 +150,8 @@ class Trainer:
             raise ValueError(
                 f"--samples-per-epoch {options.samples_per_epoch} is less than one step ({self.pairs_per_step} pairs)."
             )
-        self.total_steps = min(self.steps_per_epoch * options.epochs, options.max_steps or sys.maxsize)
+        self.all_steps = self.steps_per_epoch * options.epochs
+        self.total_steps = min(self.all_steps, options.max_steps or sys.maxsize)
         model = build_model(options)
         self.processor = build_processor(options, model)
         dataset = build_dataset(options, model, self.processor, self.steps_per_epoch * self.pairs_per_step)
@@ -179,17 +167,17 @@ class Trainer:
             batch_size=options.batch_size,
             drop_last=True,
             num_workers=options.workers,
-            worker_init_fn=quiet_worker,
+            worker_init_fn=training.quiet_worker,
             prefetch_factor=4 if options.workers else None,
             pin_memory=accelerator.device.type == "cuda",
             # Without its own generator a loader draws from the global one, and dropout after a resume would differ.
             generator=torch.Generator().manual_seed(options.seed),
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
-        self.average = WeightAverage(model, options.ema) if options.ema else None
-        self.store = CheckpointStore(accelerator, model, self.output / "checkpoints", self.average)
-        self.progress = TrainingProgress(fixed=self.fixed_options())
-        self.meter = LossMeter()
+        self.average = training.WeightAverage(model, options.ema) if options.ema else None
+        self.store = training.CheckpointStore(accelerator, model, self.output / "checkpoints", self.average)
+        self.progress = training.TrainingProgress(fixed=self.fixed_options())
+        self.meter = training.LossMeter()
         self.started = self.last_save = time.monotonic()
         self.state = "running"
 
@@ -222,7 +210,7 @@ class Trainer:
                 f"{folder.name} cannot go on with other pairs per step ({text}). Keep these options, or start a new "
                 "run in another --output with --model pointing at this result."
             )
-        self.meter = LossMeter(self.progress.meter)
+        self.meter = training.LossMeter(self.progress.meter)
         self.accelerator.print(f"Going on from {folder.name}.")
 
     def train(self) -> None:
@@ -230,22 +218,21 @@ class Trainer:
         self.model.train()
         before = self.progress.step
         finished = before >= self.total_steps
-        with StopRequest() as stop, self.bar() as bar:
+        with training.StopRequest() as stop, self.bar() as bar:
             while self.progress.epoch < self.options.epochs and not finished:
                 finished = self.train_epoch(bar, stop)
         if self.state == "running":
-            complete = self.progress.step >= self.steps_per_epoch * self.options.epochs
-            self.state = "complete" if complete else "stopped at --max-steps"
+            self.state = "complete" if self.progress.step >= self.all_steps else "stopped at --max-steps"
         if self.progress.step > before:
             self.save()
 
-    def train_epoch(self, bar: tqdm, stop: StopRequest) -> bool:
+    def train_epoch(self, bar: tqdm, stop: training.StopRequest) -> bool:
         """The rest of the epoch under way. Returns whether the run is over."""
         progress, accelerator = self.progress, self.accelerator
         self.dataset.set_epoch(progress.epoch)
         self.loader.set_epoch(progress.epoch)
         loader = accelerator.skip_first_batches(self.loader, progress.batch) if progress.batch else self.loader
-        batches = TimedBatches(loader)
+        batches = training.TimedBatches(loader)
         clock, mark = time.monotonic(), (time.monotonic(), 0.0, progress.step)
         for batch in batches:
             self.train_batch(batch)
@@ -257,7 +244,7 @@ class Trainer:
             progress.seconds += now - clock
             clock = now
             bar.update()
-            if progress.step % self.options.log_every == 0 or progress.step == self.total_steps:
+            if progress.step % self.options.log_every == 0 or progress.step == self.all_steps:
                 passed = now - mark[0]
                 self.log(bar, (progress.step - mark[2]) / passed, (batches.waited - mark[1]) / passed)
                 mark = (time.monotonic(), batches.waited, progress.step)
@@ -287,12 +274,11 @@ class Trainer:
 
     def rate(self) -> float:
         """The learning rate of the step under way."""
-        o = self.options
-        return learning_rate(
-            o.lr, self.progress.step, self.steps_per_epoch, o.epochs, o.schedule, o.lr_drop_epoch, o.warmup_steps
-        )
+        o, step = self.options, self.progress.step
+        length = (self.steps_per_epoch, o.epochs)
+        return training.learning_rate(o.lr, step, *length, o.schedule, o.lr_drop_epoch, o.warmup_steps)
 
-    def pause(self, stop: StopRequest) -> bool:
+    def pause(self, stop: training.StopRequest) -> bool:
         """After a step: checkpoints when due; returns whether to stop."""
         options, now = self.options, time.monotonic()
         over = options.max_minutes > 0 and now - self.started >= 60 * options.max_minutes
@@ -326,38 +312,31 @@ class Trainer:
         bar.set_postfix(shown | {"pairs/s": f"{speed['pairs_per_second']:.1f}", "waiting": f"{waiting:.0%}"})
         self.accelerator.log({**means, "lr": entry["lr"], **speed}, step=self.progress.step)
         if self.accelerator.is_main_process:
-            write_json(self.output / "training_log.json", self.facts())
+            self.write_log(self.output)
 
     def bar(self) -> tqdm:
         """Progress on the main process; rare lines where nobody watches."""
-        return tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
+        silent, pause = not self.accelerator.is_main_process, 0.5 if sys.stderr.isatty() else 30.0
+        return tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=silent, mininterval=pause)
 
-    def facts(self) -> dict[str, Any]:
-        """What a model card should say of the training. Folders appear by name only."""
-        options = dataclasses.asdict(self.options)
-        for name in ("output", "data", "synthetic", "new_base", "model", "resume"):
-            if options[name] and (name != "model" or Path(options[name]).exists()):
-                options[name] = Path(options[name]).name
-        return {
-            "state": self.state,
-            "steps": self.progress.step,
-            "pairs": self.progress.step * self.pairs_per_step,
-            "minutes": round(self.progress.seconds / 60, 2),
-            "trained_parameters": sum(parameter.numel() for parameter in self.trained),
-            "device": f"{self.accelerator.num_processes} x {self.accelerator.device.type} ({platform.machine()})",
-            "torch": torch.__version__,
-            "options": options,
-            "history": self.progress.history,
-        }
+    def facts(self) -> TrainingFacts:
+        """What the model card says of the training. Folders appear by name only."""
+        o = self.options
+        names = ("epochs", "samples_per_epoch", "lr", "weight_decay", "schedule", "warmup_steps", "clip_norm", "ema")
+        recipe = {"optimizer": "AdamW"} | {name: getattr(o, name) for name in names if getattr(o, name) != 0}
+        recipe["batch_size"] = self.pairs_per_step
+        data = f"sequences of {Path(o.data).name}" if o.data else "sequences composed from pictures, at random"
+        hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
+        steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
+        return TrainingFacts(data, [], steps * self.pairs_per_step, steps, minutes, hardware, recipe)
+
+    def write_log(self, folder: Path) -> None:
+        """`training_log.json`: the course of the losses."""
+        log = {"state": self.state, "trained_parameters": sum(p.numel() for p in self.trained)}
+        training.write_json(folder / "training_log.json", log | {"history": self.progress.history})
 
     def export(self, folder: Path) -> None:
-        """Writes the result: adapter or base (averaged, if asked for), image processor, training facts."""
+        """Writes the result: adapter or base (averaged, if asked for), image processor, card and losses."""
         if self.average is not None:
             self.average.swap(self.unwrapped)
         try:
@@ -366,7 +345,9 @@ class Trainer:
             if self.average is not None:
                 self.average.swap(self.unwrapped)
         self.processor.save_pretrained(folder)
-        write_json(folder / "training_log.json", self.facts())
+        self.write_log(folder)
+        if not is_own_text(folder):
+            write_card(folder, self.facts())
 
     def finish(self) -> None:
         """Exports the result and uploads it if asked for."""
@@ -375,10 +356,8 @@ class Trainer:
             return
         self.export(self.output)
         print(f"{self.state} after {self.progress.step} steps; result in {self.output}")
-        if self.options.push_to_hub:
-            with tempfile.TemporaryDirectory() as folder:  # a clean folder: checkpoints and logs stay here
-                self.export(Path(folder))
-                mmtrackers.hub.push(folder, self.options.push_to_hub)
+        if self.options.push_to_hub:  # checkpoints and logs are sub-folders, which stay here
+            push(self.output, self.options.push_to_hub, base_model=self.options.hub_base)
 
 
 def main(arguments: list[str] | None = None) -> Trainer:

@@ -269,7 +269,7 @@ class CheckpointStore:
 
         Args:
             progress (`TrainingProgress`): where the run stands.
-            export (`Callable`, *optional*): writes the model for use into the folder it gets, `model` in the checkpoint.
+            export (`Callable`, *optional*): writes the model for use into the folder it gets (`model`).
 
         Returns:
             `Path`: the checkpoint.

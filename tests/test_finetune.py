@@ -1,0 +1,364 @@
+"""The training script: exact resume, what a checkpoint holds, stopping, two processes, messages."""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from mmtrackers import OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
+from mmtrackers.training import changing_tensors
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
+TIMES = ("pairs_per_second", "waiting")
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["finetune"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+finetune = load_script()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Folder with two short RGB-T sequences, a tiny base, and two adapters for it: with and without dropout."""
+    root = tmp_path_factory.mktemp("finetune")
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        folder = root / "sequences" / f"s{number}"
+        for stream in ("visible", "infrared"):
+            (folder / stream).mkdir(parents=True)
+        boxes = []
+        for i in range(24):
+            frame = rng.integers(0, 80, (96, 128, 3), dtype=np.uint8)
+            x, y = 20 + 2 * i, 30 + i
+            frame[y : y + 20, x : x + 24] = (200, 60 * number, 90)
+            cv2.imwrite(str(folder / "visible" / f"{i:06d}.jpg"), frame)
+            cv2.imwrite(str(folder / "infrared" / f"{i:06d}.jpg"), frame[..., ::-1])
+            boxes.append(f"{x},{y},24,20")
+        for name in ("visible.txt", "infrared.txt", "init.txt"):
+            (folder / name).write_text("\n".join(boxes))
+    torch.manual_seed(0)
+    config = OSTrackConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, template_size=32, search_size=128,
+        head_channels=16, elimination_layers=[], drop_path_rate=0.3,
+    )  # fmt: skip
+    OSTrackForTracking(config).save_pretrained(root / "base")
+    config.drop_path_rate = 0.0
+    OSTrackForTracking(config).save_pretrained(root / "calm")
+    for base in ("base", "calm"):
+        TrackerImageProcessor(template_size=32, search_size=128).save_pretrained(root / base)
+        model = OSTrackForTracking.from_pretrained(root / base)
+        dropout = 0.2 if base == "base" else 0.0
+        model.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=dropout))
+        model.save_pretrained(root / f"{base}-lora")
+    return root
+
+
+def train(place: Path, output: Path, *arguments: str, model: str = "base-lora"):
+    """Runs the script in this process: 2 epochs of 8 steps of 2 x 2 pairs, unless told otherwise."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    common = ["--model", str(place / model), "--data", str(place / "sequences"), "--output", str(output)]
+    common += ["--samples-per-epoch", "32", "--batch-size", "2", "--epochs", "2", "--workers", "0", "--lr", "1e-2"]
+    return finetune.main([*common, "--gradient-accumulation", "2", "--log-every", "3", *arguments])
+
+
+def history(output: Path) -> list[dict]:
+    log = json.loads((output / "training_log.json").read_text())["history"]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    name = "adapter_model" if (output / "adapter_config.json").exists() else "model"
+    return load_file(output / f"{name}.safetensors")
+
+
+def assert_equal_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+KINDS = {
+    "adapter": ("base-lora", []),
+    "adapter, averaged": ("base-lora", ["--ema", "0.9", "--schedule", "cosine", "--warmup-steps", "2"]),
+    "base": ("base", ["--train-base"]),
+    "seatrack": ("base", ["--system", "seatrack", "--modality", "thermal"]),
+}
+
+
+RESUMES = [("adapter", 5), ("adapter", 8), ("adapter", 11), ("adapter, averaged", 11), ("base", 11), ("seatrack", 11)]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """Folder of the uninterrupted run of a kind, made once."""
+    done = {}
+
+    def run(kind: str = "adapter") -> Path:
+        if kind not in done:
+            model, options = KINDS[kind]
+            done[kind] = place / f"whole-{len(done)}"
+            train(place, done[kind], *options, model=model)
+        return done[kind]
+
+    return run
+
+
+@pytest.mark.parametrize("kind, stop_at", RESUMES)
+def test_resumed_run_equals_uninterrupted(place, tmp_path, whole, kind, stop_at):
+    model, options = KINDS[kind]
+    uninterrupted = whole(kind)
+    first = train(place, tmp_path / "parts", *options, "--max-steps", str(stop_at), model=model)
+    assert (first.state, first.progress.step) == ("stopped at --max-steps", stop_at)
+    torch.manual_seed(1234)  # what happened in between must not matter
+    second = train(place, tmp_path / "parts", *options, "--resume", model=model)
+    assert (second.state, second.progress.step) == ("complete", 16)
+    assert history(tmp_path / "parts") == history(uninterrupted)
+    assert [entry["step"] for entry in history(uninterrupted)] == [3, 6, 9, 12, 15, 16]
+    assert_equal_tensors(weights(tmp_path / "parts"), weights(uninterrupted))
+
+
+def test_number_of_workers_does_not_matter(place, tmp_path, whole):
+    train(place, tmp_path / "workers", "--workers", "2", "--save-steps", "3")
+    assert history(tmp_path / "workers") == history(whole())
+    assert_equal_tensors(weights(tmp_path / "workers"), weights(whole()))
+
+
+def test_losses_fall(place, tmp_path):
+    train(place, tmp_path / "out", "--train-base", "--epochs", "6", "--clip-norm", "1", "--lr", "2e-3", model="base")
+    losses = [entry["loss"] for entry in history(tmp_path / "out")]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_adapter_checkpoints_hold_the_adapter_only(place, tmp_path):
+    trainer = train(place, tmp_path / "out", "--save-steps", "1")
+    folders = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert folders == ["checkpoint-00000015", "checkpoint-00000016"]
+    newest = tmp_path / "out" / "checkpoints" / folders[-1]
+    files = {path.name for path in newest.iterdir() if path.is_file()}
+    assert files == {"trained.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"}
+    stored = load_file(newest / "trained.safetensors")
+    assert stored and all("lora_" in name for name in stored)
+    assert not (newest / "model" / "model.safetensors").exists()
+    assert_equal_tensors(weights(newest / "model"), weights(tmp_path / "out"))
+    assert_equal_tensors(stored, changing_tensors(trainer.unwrapped))
+
+
+def test_frozen_base_does_not_change(place, tmp_path):
+    trainer = train(place, tmp_path / "out")
+    base = OSTrackForTracking.from_pretrained(place / "base").state_dict()
+    now = {name.replace(".base_layer", ""): value for name, value in trainer.unwrapped.state_dict().items()}
+    changed = [name for name, value in base.items() if not torch.equal(now[name], value)]
+    assert changed == []
+    assert any("running_mean" in name for name in base)
+
+
+def test_damaged_newest_checkpoint_is_passed_over(place, tmp_path, whole, capsys):
+    uninterrupted = whole()
+    train(place, tmp_path / "parts", "--save-steps", "4", "--max-steps", "8")
+    (tmp_path / "parts" / "checkpoints" / "checkpoint-00000008" / "trained.safetensors").write_bytes(b"torn")
+    train(place, tmp_path / "parts", "--resume")
+    printed = capsys.readouterr().out
+    assert "checkpoint-00000008 cannot be read and is passed over" in printed
+    assert "Going on from checkpoint-00000004" in printed
+    assert_equal_tensors(weights(tmp_path / "parts"), weights(uninterrupted))
+
+
+def test_resume_without_a_checkpoint_starts(place, tmp_path, capsys):
+    trainer = train(place, tmp_path / "out", "--resume", "--max-steps", "1")
+    assert trainer.progress.step == 1
+    assert "No checkpoint yet" in capsys.readouterr().out
+
+
+def test_finished_run_resumes_to_nothing(place, tmp_path):
+    train(place, tmp_path / "out")
+    before = weights(tmp_path / "out")
+    trainer = train(place, tmp_path / "out", "--resume")
+    assert trainer.progress.step == 16
+    assert_equal_tensors(weights(tmp_path / "out"), before)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "already holds checkpoint-00000002 of an earlier run: add --resume"),
+        (["--resume", "--batch-size", "4"], r"batch_size 2 -> 4.*start a new run"),
+        (["--resume", "--seed", "1"], "seed 0 -> 1"),
+        (["--resume", "nowhere"], "nowhere is no checkpoint"),
+        (["--resume", "--train-base"], "other trained tensors than this model"),
+    ],
+)
+def test_refused_resumes(place, tmp_path, arguments, message):
+    train(place, tmp_path / "out", "--max-steps", "2")
+    model = "base" if "--train-base" in arguments else "base-lora"
+    with pytest.raises((ValueError, OSError), match=message):
+        train(place, tmp_path / "out", *arguments, model=model)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_stops(place, tmp_path, monkeypatch, whole, number):
+    uninterrupted, plain = whole(), finetune.Trainer.train_batch
+
+    def interrupted(self, batch):
+        plain(self, batch)
+        if self.progress.batch == 4:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(finetune.Trainer, "train_batch", interrupted)
+    handler = signal.getsignal(number)
+    trainer = train(place, tmp_path / "parts")
+    assert (trainer.state, trainer.progress.step) == ("stopped by a signal", 3)
+    assert signal.getsignal(number) == handler
+    monkeypatch.undo()
+    train(place, tmp_path / "parts", "--resume")
+    assert_equal_tensors(weights(tmp_path / "parts"), weights(uninterrupted))
+
+
+def test_time_limits(place, tmp_path):
+    trainer = train(place, tmp_path / "out", "--max-minutes", "1e-6", "--save-minutes", "1e-6")
+    assert (trainer.state, trainer.progress.step) == ("stopped at --max-minutes", 1)
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-00000001").is_dir()
+
+
+def test_nan_stops_before_a_checkpoint(place, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"loss.* became NaN or infinite .*no checkpoint yet. Lower --lr"):
+        train(place, tmp_path / "out", "--train-base", "--lr", "1e30", "--clip-norm", "0", model="base")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_bf16_and_new_base(place, tmp_path):
+    common = ["--new-base", str(place / "base"), "--data", str(place / "sequences"), "--output", str(tmp_path / "out")]
+    common += ["--samples-per-epoch", "8", "--batch-size", "4", "--epochs", "1", "--workers", "0"]
+    finetune.main([*common, "--mixed-precision", "bf16", "--log-every", "1"])
+    assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "out"))
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32, torch.int64}
+    assert OSTrackForTracking.from_pretrained(tmp_path / "out").config.hidden_size == 32
+    assert TrackerImageProcessor.from_pretrained(tmp_path / "out").search_size == 128
+
+
+def test_tensorboard(place, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(place, tmp_path / "out", "--track-with", "tensorboard", "--max-steps", "3")
+    assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents*"))
+
+
+def test_push_sends_the_result(place, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(finetune, "push", lambda *args, **kwargs: sent.append((args, kwargs)))
+    train(place, tmp_path / "out", "--max-steps", "1", "--push-to-hub", "org/mine", "--hub-base", "org/base")
+    assert sent == [((tmp_path / "out", "org/mine"), {"base_model": "org/base"})]
+
+
+def test_no_local_path_in_the_result(place, tmp_path):
+    train(place, tmp_path / "out", "--max-steps", "3")
+    texts = [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".json", ".md")]
+    assert len(texts) >= 6
+    assert [p.name for p in texts if str(tmp_path.parent) in p.read_text() or str(place) in p.read_text()] == []
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "seatrack"])
+def test_two_processes_equal_one(place, tmp_path, kind):
+    """gloo, dropout and drop path 0, the same batch of 4 pairs per step, in all 2 epochs."""
+    options = ["--data", str(place / "sequences"), "--samples-per-epoch", "16", "--epochs", "2", "--workers", "0"]
+    options += ["--log-every", "1", "--lr", "1e-3"]
+    if kind == "lora":
+        options += ["--model", str(place / "calm-lora")]
+    else:
+        adapter = seatrack_without_dropout(place)
+        options += ["--model", str(adapter)]
+    finetune.main([*options, "--batch-size", "4", "--output", str(tmp_path / "one")])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", str(free_port()), str(SCRIPT), *options]
+    python_path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
+    command = [*launch, "--batch-size", "2", "--output", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((tmp_path / "two" / "training_facts.json").read_text())
+    assert facts["hardware"] == "2 x cpu"
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    start = weights(place / "calm-lora") if kind == "lora" else weights(adapter)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (b[name] - a[name]).abs().max().item() < 1e-5, name
+    assert max((a[name] - start[name]).abs().max().item() for name in a) > 1e-3
+
+
+def seatrack_without_dropout(place: Path) -> Path:
+    from mmtrackers import AMGLoraConfig, SEATrackForTracking
+
+    folder = place / "calm-seatrack"
+    if not folder.exists():
+        config = AMGLoraConfig(lora_dropout=0.0, hmoe_dropout=0.0, r=2, hmoe_rank=2)
+        SEATrackForTracking.from_base(place / "calm", "thermal", config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "x"], "either --model .* or --new-base"),
+        (["--model", "x", "--new-base", "y", "--data", "x"], "either --model .* or --new-base"),
+        (["--model", "x"], "either --data .* or --synthetic"),
+        (["--model", "x", "--data", "x", "--system", "seatrack"], "needs --modality thermal, depth or event"),
+        (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "drop --train-base or --new-base"),
+        (["--model", "x", "--data", "x", "--epochs", "0"], "--epochs is 0; expected at least 1"),
+        (["--model", "x", "--data", "x", "--speed", "9"], "not used.*--speed"),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        finetune.main(["--output", str(tmp_path), *arguments])
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_base_without_adapter_says_what_to_add(place, tmp_path):
+    with pytest.raises(ValueError, match="full model") as caught:
+        train(place, tmp_path / "out", model="base")
+    assert "--system seatrack" in caught.value.__notes__[0]
+
+
+def test_too_few_samples(place, tmp_path):
+    with pytest.raises(ValueError, match=r"--samples-per-epoch 3 is less than one step \(4 pairs\)"):
+        train(place, tmp_path / "out", "--samples-per-epoch", "3")
