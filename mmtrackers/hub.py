@@ -1,0 +1,333 @@
+"""Adapters and models as folders and Hub repositories: saving, checking, pushing.
+
+An adapter folder holds ``adapter_config.json`` (with the base's Hub id, or its folder relative to this one),
+``tracker_config.json`` (which tracker it makes, with that tracker's config, and a fingerprint of the base),
+``adapter_model.safetensors``, ``preprocessor_config.json`` and ``README.md``. It has no ``config.json`` (that would
+make it look like a full model) and no absolute path in any file.
+"""
+
+import copy
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import save_file
+from torch import nn
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    KEY_PREFIX,
+    MODEL_CONFIG,
+    PREPROCESSOR_CONFIG,
+    TRACKER_CONFIG,
+    active_adapter,
+    adapter_names,
+    adapter_state_dict,
+    base_fingerprint,
+    check_adapter_name,
+    inner_model,
+    is_relative_base,
+    read_json,
+    read_safetensors,
+    shorten,
+    strings_of,
+    write_json,
+)
+from .model_card import CARD, TrainingFacts, is_own_text, write_card
+
+__all__ = ["TrainingFacts", "check_folder", "push", "save_adapter", "write_card"]
+
+WAY_OUT = 'base_model="org/name" (its Hub id) or base_model="../folder" (relative to the adapter\'s folder)'
+UPLOADED = {".json", ".safetensors", ".md", ".png", ".jpg", ".gif", ".mp4", ".txt"}
+# What transformers' save_pretrained and push_to_hub hand on; none of it means anything for one small safetensors file
+TRANSFORMERS_OPTIONS = {
+    "max_shard_size",
+    "safe_serialization",
+    "save_embedding_layers",
+    "save_original_format",
+    "save_peft_format",
+    "token",
+    "variant",
+}
+NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+ABSOLUTE = re.compile(r"^(/[^/\s]|~/|file:|[A-Za-z]:[\\/]|\\\\)")
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    image_processor: BaseImageProcessor | None = None,
+    base_model: str | None = None,
+    card: TrainingFacts | None = None,
+    adapter_name: str | None = None,
+    is_main_process: bool = True,
+    **kwargs: Any,
+) -> Path | None:
+    """Save the active adapter of a tracker as a folder that ``AutoTracker`` loads and ``push`` uploads.
+
+    Args:
+        model: a tracker with an injected adapter, or a ``PeftModel`` round one.
+        folder: made if missing; a ``config.json`` in it is an error.
+        image_processor: saved beside it (default: the one that lies beside the base).
+        base_model: Hub id of the base, or its folder relative to ``folder``. Default: where the base was loaded from.
+        card: what is known of the training, for the model card.
+        adapter_name: which adapter (default: the active one).
+        is_main_process: False writes nothing (other processes of a distributed run).
+        kwargs: options of transformers' ``save_pretrained``, without effect here.
+
+    Returns:
+        The folder (None where nothing was written).
+
+    Raises:
+        ValueError: no adapter; the base has no name that others could use; the adapter holds NaN or infinity.
+
+    Example:
+        >>> save_adapter(model, "out", base_model="org/ostrack-256")  # doctest: +SKIP
+    """
+    unknown = set(kwargs) - TRANSFORMERS_OPTIONS
+    if unknown:
+        raise TypeError(f"save_adapter does not know {', '.join(sorted(unknown))}.")
+    if not is_main_process:
+        return None
+    tracker = inner_model(model)
+    name = adapter_name or active_adapter(model)
+    if name not in adapter_names(model):
+        raise ValueError(f"No adapter {name!r} in the model; it has {sorted(adapter_names(model))}.")
+    check_adapter_name(tracker, name)
+    folder = Path(folder)
+    if (folder / MODEL_CONFIG).exists():
+        raise ValueError(
+            f"{folder} already holds a {MODEL_CONFIG}, a full model: an adapter beside it could not be found. Choose "
+            "another folder."
+        )
+    recorded = tracker.peft_config[name]
+    loaded_from = recorded.base_model_name_or_path
+    if not loaded_from or is_relative_base(loaded_from):  # relative to the folder it was read from, which peft forgets
+        loaded_from = getattr(tracker, "name_or_path", None) or loaded_from
+    base = _base_name(base_model, loaded_from, folder)
+    tensors = {
+        key: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).clone().contiguous()
+        for key, value in adapter_state_dict(model, name).items()
+    }
+    broken = sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())
+    if broken:
+        raise ValueError(f"The adapter holds NaN or infinity in {shorten(broken)}: it is not saved.")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(recorded)
+    config.inference_mode = True
+    config.base_model_name_or_path = base
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    write_json(folder / ADAPTER_CONFIG, config.to_dict() | {"auto_mapping": _auto_mapping(tracker)})
+    write_json(folder / TRACKER_CONFIG, _tracker_record(tracker, tensors))
+    _save_processor(image_processor, loaded_from, folder)
+    if card is not None or not is_own_text(folder):
+        write_card(folder, card)
+    return folder
+
+
+def _auto_mapping(tracker: nn.Module) -> dict[str, str]:
+    return {"base_model_class": type(tracker).__name__, "parent_library": type(tracker).__module__}
+
+
+def _tracker_record(tracker: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    service = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures"}
+    config = {k: v for k, v in tracker.config.to_diff_dict().items() if k not in service and not k.startswith("_")}
+    return {
+        "model_type": tracker.config.model_type,
+        "config": config,
+        "parameters": sum(value.numel() for key, value in tensors.items() if not key.endswith(NORM_STATISTICS)),
+        "base_fingerprint": base_fingerprint(tracker),
+    }
+
+
+def _base_name(given: str | None, loaded_from: str | None, folder: Path) -> str:
+    """The base's name as it goes into the file: a Hub id, or a folder relative to the adapter's."""
+    if given is not None:
+        given = os.fspath(given)
+        if is_relative_base(given):
+            return given.replace("\\", "/")
+        return _checked_id(given, f"base_model={given!r} is an absolute local path that exists on this machine only")
+    if not loaded_from:
+        raise ValueError(f"The base was made from a config, not loaded: nobody could find it again. Pass {WAY_OUT}.")
+    if os.path.isdir(loaded_from):
+        try:
+            relative = os.path.relpath(os.path.realpath(loaded_from), os.path.realpath(folder)).replace("\\", "/")
+        except ValueError as error:  # another drive
+            raise ValueError(f"No relative path from {folder} to the base {loaded_from}. Pass {WAY_OUT}.") from error
+        return relative if is_relative_base(relative) else f"./{relative}"
+    if is_relative_base(loaded_from):
+        raise ValueError(f"The base was loaded from {loaded_from!r}, which is gone. Pass {WAY_OUT}.")
+    return _checked_id(loaded_from, f"The base was loaded from {loaded_from!r}, a local path that is gone")
+
+
+def _checked_id(name: str, problem: str) -> str:
+    if os.path.isabs(name) or ABSOLUTE.match(name):
+        raise ValueError(f"{problem}. Pass {WAY_OUT}.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"The base {name!r} is no Hub id. Pass {WAY_OUT}.") from error
+    return name
+
+
+def _save_processor(processor: BaseImageProcessor | None, base: str | None, folder: Path) -> None:
+    """The given processor; else keep what lies there; else a copy of the one that lies beside the base."""
+    if processor is not None:
+        processor.save_pretrained(folder)
+    elif base and not (folder / PREPROCESSOR_CONFIG).exists():
+        if os.path.isdir(base):
+            source = Path(base, PREPROCESSOR_CONFIG)
+        else:
+            try:
+                cached = try_to_load_from_cache(base, PREPROCESSOR_CONFIG)
+            except HFValidationError:
+                cached = None
+            source = Path(cached) if isinstance(cached, str) else None
+        if source is not None and source.is_file():
+            shutil.copyfile(source, folder / PREPROCESSOR_CONFIG)
+
+
+def check_folder(folder: str | Path, base_model: str | None = None) -> str | None:
+    """Check that a saved folder can be published: complete, readable, nothing in it that only works here.
+
+    Args:
+        folder: an adapter or a full model.
+        base_model: Hub id that is to replace an adapter's recorded base.
+
+    Returns:
+        The Hub id of an adapter's base; None for a full model.
+
+    Raises:
+        OSError: a file is missing, corrupt or truncated.
+        ValueError: a relative or absolute base, an absolute path in a file, an unknown tracker, NaN in the weights.
+    """
+    from .auto import AutoTracker
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OSError(f"There is no folder {folder}.")
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if is_adapter and (folder / MODEL_CONFIG).is_file():
+        raise ValueError(f"{folder} holds both an adapter and a {MODEL_CONFIG}. Remove {MODEL_CONFIG}.")
+    if not is_adapter and not (folder / MODEL_CONFIG).is_file():
+        raise OSError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}: nothing to publish.")
+    record = read_json(folder / (TRACKER_CONFIG if is_adapter else MODEL_CONFIG), str(folder))
+    known = AutoTracker.registered()
+    if record.get("model_type") not in known:
+        raise ValueError(f"{folder}: unknown model_type {record.get('model_type')!r}; known: {sorted(known)}.")
+    base = None
+    if is_adapter:
+        base = base_model or read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not base or is_relative_base(base):
+            raise ValueError(
+                f"The adapter in {folder} names its base {base!r}, which means nothing on the Hub. Push the base "
+                'first, then pass base_model="org/name".'
+            )
+        base = _checked_id(base, f"The adapter in {folder} names its base by the local path {base!r}")
+    elif base_model is not None:
+        raise ValueError(f"{folder} is a full model: base_model= does not apply.")
+    _check_weights(folder, is_adapter)
+    _check_paths(folder, replaced=base_model is not None)
+    return base
+
+
+def _check_weights(folder: Path, is_adapter: bool) -> None:
+    if not is_adapter and not list(folder.glob("*.safetensors")):
+        raise OSError(f"{folder} holds no *.safetensors: weights are published in that format only.")
+    for path in [folder / ADAPTER_WEIGHTS] if is_adapter else sorted(folder.glob("*.safetensors")):
+        tensors = read_safetensors(path, str(folder))
+        broken = sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())
+        if broken:
+            raise ValueError(f"{path}: NaN or infinity in {shorten(broken)}.")
+        foreign = sorted(key for key in tensors if is_adapter and not key.startswith(KEY_PREFIX))
+        if foreign:
+            raise ValueError(f"{path}: these are no names of an adapter's tensors: {shorten(foreign)}.")
+
+
+def _check_paths(folder: Path, replaced: bool) -> None:
+    """No file may name a place on this machine."""
+    for path in sorted(folder.glob("*.json")):
+        content = read_json(path)
+        if replaced and path.name == ADAPTER_CONFIG:
+            content.pop("base_model_name_or_path", None)
+        for text in strings_of(content):
+            if ABSOLUTE.match(text):
+                raise ValueError(f"{path} holds the local path {text!r}. Remove it before publishing.")
+    if is_own_text(folder):
+        text = (folder / CARD).read_text(encoding="utf-8")
+        for place in {str(folder.resolve().parent), str(Path.home())} - {"/", "/root"}:
+            if place in text:
+                raise ValueError(f"{folder / CARD} holds the local path {place}. Remove it before publishing.")
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    base_model: str | None = None,
+    card: TrainingFacts | None = None,
+    token: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Publish an adapter or a full model as a Hub repository, with a model card.
+
+    The folder itself is not changed. Only its own top-level weights, JSON, text and picture files go up: no optimiser
+    state, no pickles, no sub-folders. A card that a person wrote (ours without its last line) is kept.
+
+    Args:
+        folder: what ``save_pretrained`` or ``save_adapter`` wrote.
+        repo_id: "org/name"; made if it does not exist.
+        private: make it private (new repositories only).
+        base_model: Hub id of the base, for an adapter that names its base relative to its folder.
+        card: what is known of the training (default: what was saved with the model).
+        token: of the Hub (default: the stored login).
+        message: of the commit.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        OSError, ValueError: as ``check_folder``.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
+
+    Example:
+        >>> push("out", "org/seatrack-thermal", base_model="org/ostrack-256")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    base = check_folder(folder, base_model)
+    api = HfApi(token=token, library_name="mmtrackers")
+    with tempfile.TemporaryDirectory() as temporary:
+        stage = Path(temporary, repo_id.rsplit("/", 1)[-1])
+        stage.mkdir()
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path.suffix in UPLOADED and not path.name.startswith("."):
+                _place(path, stage / path.name)
+        if base is not None:
+            config = read_json(stage / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
+            write_json(stage / ADAPTER_CONFIG, config)
+        if card is not None or not is_own_text(stage):
+            write_card(stage, card, repo_id=repo_id)
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        what = f"Upload {'adapter' if base is not None else 'model'} with mmtrackers"
+        api.upload_folder(repo_id=url.repo_id, folder_path=stage, commit_message=message or what)
+    return str(url)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Weights are linked, not copied (they may be large); what may be rewritten is copied."""
+    if source.suffix == ".safetensors":
+        try:
+            target.symlink_to(source.resolve())
+            return
+        except OSError:
+            pass
+    shutil.copyfile(source, target)
