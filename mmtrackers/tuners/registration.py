@@ -56,7 +56,8 @@ class TrackerTuner(BaseTuner):
             for name, module in new_module.named_modules():
                 if name != "base_layer" and not name.startswith("base_layer."):
                     for parameter in module.parameters(recurse=False):
-                        parameter.data = parameter.data.to(reference.device)
+                        if not parameter.is_meta:  # low_cpu_mem_usage: filled when the file is read
+                            parameter.data = parameter.data.to(reference.device)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(

@@ -90,7 +90,9 @@ class HMoE(nn.Module):
     def _factored(self, hidden: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits `[B, n, h, E*h]` and the experts' inputs `[B, G*E, h, dim/h]` from the vectors `[B, n, r]`."""
         basis, ones = self._sub_tokens(hidden)
-        columns = (basis @ self.gate).permute(1, 0, 2).flatten(1)
+        # two-dimensional: torch.matmul takes another kernel for a 3-D product when the parameter requires a gradient,
+        # and a loaded (frozen) adapter would differ from the trained one in the last bits
+        columns = (basis.flatten(0, 1) @ self.gate).unflatten(0, (self.heads, -1)).permute(1, 0, 2).flatten(1)
         logits = (ones @ columns).unflatten(2, (self.heads, -1))
         dispatch = self._dispatch(logits, group)
         batch, tokens = hidden.shape[:2]

@@ -1,0 +1,221 @@
+"""A Hugging Face Hub on 127.0.0.1, small enough to read: what is needed to create, push to and pull from repositories.
+
+`huggingface_hub` reads its endpoint once, when it is imported, so the code under test runs in a process of its own:
+
+    with LocalHub() as hub:
+        hub.run("print(1)", home=tmp_path)
+"""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Repository:
+    """Commits, each a whole tree (path -> content); the last one is "main"."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: bool = False
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        content = repr(sorted((path, _oid(data)) for path, data in files.items()))
+        sha = hashlib.sha1(f"{len(self.commits)}{content}".encode()).hexdigest()
+        self.commits[sha] = files
+        return sha
+
+    def resolve(self, revision: str) -> str | None:
+        if revision == "main":
+            return list(self.commits)[-1]
+        return revision if revision in self.commits else None
+
+
+class LocalHub:
+    """The server, in a thread. `requests` logs "METHOD path"; `repositories` maps an id to a `Repository`."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "LocalHub":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Switch the server off; calling it twice is fine."""
+        self.server.shutdown()
+        self.server.server_close()
+
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        repository = self.repositories[repo_id]
+        return repository.commits[repository.resolve(revision)]
+
+    def environment(self, home: Path, offline: bool = False) -> dict[str, str]:
+        settings = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_TOKEN": "hf_dummy",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        if offline:
+            settings["HF_HUB_OFFLINE"] = "1"
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        return inherited | settings
+
+    def run(self, code: str, home: Path, offline: bool = False) -> str:
+        """Run Python code against this Hub in a new process; returns what it printed, raises if it fails."""
+        root = Path(__file__).resolve().parent
+        environment = self.environment(home, offline)
+        environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root.parent), environment.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self._path()
+        if path == "/api/whoami-v2":
+            self._json({"name": "tester", "type": "user", "orgs": []})
+        elif path.startswith("/api/models/"):
+            self._get_info(path.removeprefix("/api/models/"))
+        elif "/resolve/" in path:
+            self._get_file(path)
+        else:
+            self._error(404, "EntryNotFound")
+
+    def do_POST(self) -> None:
+        path, body = self._path(), self._body()
+        if path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            files = json.loads(body)["files"]
+            # "regular": contents travel inside the commit, so no large-file storage is needed
+            self._json({"files": [{**f, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]})
+        elif "/commit/" in path:
+            self._commit(path.removeprefix("/api/models/").split("/commit/")[0], body)
+        else:
+            self._error(404, "EntryNotFound")
+
+    def _path(self) -> str:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        return path
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _create(self, request: dict[str, Any]) -> None:
+        repo_id = f"{request.get('organization') or 'tester'}/{request['name']}"
+        answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
+        if repo_id in self.hub.repositories:
+            self._json({"error": "exists", **answer}, status=409)
+            return
+        repository = self.hub.repositories[repo_id] = Repository(private=bool(request.get("private")))
+        repository.commit({".gitattributes": b""})
+        self._json(answer)
+
+    def _commit(self, repo_id: str, body: bytes) -> None:
+        repository = self.hub.repositories[repo_id]
+        files = dict(repository.commits[repository.resolve("main")])
+        for line in body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "deletedFile":
+                files.pop(entry["value"]["path"], None)
+        sha = repository.commit(files)
+        self._json({"commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def _get_info(self, path: str) -> None:
+        tree = "/tree/" in path
+        repo_id, _, revision = path.partition("/tree/" if tree else "/revision/")
+        repository = self.hub.repositories.get(repo_id)
+        if repository is None:
+            self._error(404, "RepoNotFound")
+            return
+        sha = repository.resolve(revision.split("/")[0] or "main")
+        if sha is None:
+            self._error(404, "RevisionNotFound")
+            return
+        files = repository.commits[sha]
+        if tree:
+            self._json([{"type": "file", "path": path, "size": len(d), "oid": _oid(d)} for path, d in files.items()])
+            return
+        siblings = [{"rfilename": path} for path in files]
+        self._json({"id": repo_id, "sha": sha, "siblings": siblings, "private": repository.private, "tags": []})
+
+    def _get_file(self, path: str) -> None:
+        repo_id, _, rest = path.lstrip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        repository = self.hub.repositories.get(repo_id)
+        if repository is None:
+            self._error(404, "RepoNotFound")
+            return
+        sha = repository.resolve(revision)
+        if sha is None:
+            self._error(404, "RevisionNotFound")
+        elif name not in repository.commits[sha]:
+            self._error(404, "EntryNotFound", sha)
+        else:
+            data = repository.commits[sha][name]
+            headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": sha}
+            self._send(200, data, "application/octet-stream", headers)
+
+    def _error(self, status: int, code: str, sha: str | None = None) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": code} | ({"X-Repo-Commit": sha} if sha else {})
+        self._send(status, json.dumps({"error": code}).encode(), "application/json", headers)
+
+    def _json(self, content: Any, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), "application/json", {})
+
+    def _send(self, status: int, data: bytes, kind: str, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)

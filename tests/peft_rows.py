@@ -1,0 +1,120 @@
+"""The table of tuners under test: one row each, on a tracker small enough to build in milliseconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mmtrackers import AMGLoraConfig, OSTrackConfig, OSTrackForTracking, SEATrackConfig, SEATrackForTracking
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "head_channels": 16,
+    "patch_size": 16,
+    "search_size": 64,
+    "template_size": 32,
+    "elimination_layers": [],
+    "drop_path_rate": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tuner.
+
+    Attributes:
+        peft_type: its name in `adapter_config.json`.
+        base: makes the base that is saved once per row.
+        tracker: the class that carries the adapter.
+        tracker_config: makes that class's config.
+        config: makes an adapter config (all dropout off).
+        neutral: like `config`, but such that a fresh adapter leaves the base's output unchanged.
+        fresh_changes: whether a fresh adapter of `config` changes the output.
+        merge_error: words of the error of `merge_and_unload`; None where it works.
+    """
+
+    peft_type: str
+    base: Callable[[], PreTrainedModel]
+    tracker: type[PreTrainedModel]
+    tracker_config: Callable[[], Any]
+    config: Callable[[], PeftConfig]
+    neutral: Callable[[], PeftConfig]
+    fresh_changes: bool
+    merge_error: str | None
+
+
+def tiny_ostrack() -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = OSTrackForTracking(OSTrackConfig(**TINY))
+    with torch.no_grad():  # a fresh model's maps are nearly flat: differences would hide in rounding
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+_LORA = partial(LoraConfig, target_modules=["k_proj", "v_proj"], r=2)
+_AMG = partial(AMGLoraConfig, r=2, hmoe_rank=2, lora_dropout=0.0, hmoe_dropout=0.0)
+
+ROWS = [
+    Row("LORA", tiny_ostrack, OSTrackForTracking, lambda: OSTrackConfig(**TINY), _LORA, _LORA, False, None),
+    Row(
+        "AMG_LORA",
+        tiny_ostrack,
+        SEATrackForTracking,
+        lambda: SEATrackConfig(**TINY, streams=2, modality="thermal"),
+        _AMG,
+        partial(_AMG, use_amg=False, use_hmoe=False),
+        True,
+        "unload",
+    ),
+]
+
+
+def inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, Tensor]:
+    """Search and template crops of the model's sizes and streams, and labels."""
+    config, random = model.config, torch.Generator().manual_seed(1)
+    return {
+        "search": torch.randn(batch, config.streams, 3, config.search_size, config.search_size, generator=random),
+        "template": torch.randn(
+            batch, 1, config.streams, 3, config.template_size, config.template_size, generator=random
+        ),
+        "labels": torch.tensor([[0.3, 0.35, 0.3, 0.2]]).repeat(batch, 1),
+    }
+
+
+def plain_tracker(row: Row, base: Path) -> PreTrainedModel:
+    """The row's tracker with the base's weights and no adapter."""
+    return row.tracker.from_pretrained(base, config=row.tracker_config())
+
+
+def with_adapter(row: Row, base: Path, name: str = "default", seed: int | None = 2) -> PreTrainedModel:
+    """The row's tracker with an adapter; its numbers are random, as after training, unless `seed` is None."""
+    model = plain_tracker(row, base)
+    torch.manual_seed(seed or 0)  # initial values too
+    model.add_adapter(row.config(), name)
+    if seed is not None:
+        scramble(model, seed)
+    return model.eval()
+
+
+def scramble(model: nn.Module, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+
+
+@torch.no_grad()
+def maps(model: nn.Module, feed: dict[str, Tensor]) -> Tensor:
+    """All that the head says, in one tensor."""
+    output = model.eval()(feed["search"], feed["template"])
+    return torch.cat([output.score_map, output.size_map, output.offset_map], dim=1)
