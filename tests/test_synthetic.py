@@ -13,7 +13,8 @@ from PIL import Image
 from mmtrackers.data.cameras import depth_picture, depth_range
 from mmtrackers.data.layers import View
 from mmtrackers.data.pictures import Picture, PictureLibrary, Sprite, is_held_out
-from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, synthetic_sequence
+from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, as_picture, crop_window, synthetic_sequence
+from mmtrackers.image_processing import TrackerImageProcessor
 
 PROCESSOR = SimpleNamespace(template_size=64, template_factor=2.0, search_size=128, search_factor=4.0)
 
@@ -276,3 +277,27 @@ def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
     for path in paths:
         path.write_bytes(b"x" * len(path.parts) * int(path.name[0]))
     assert collector.largest_of_each(paths) == [paths[1]]
+
+
+def test_crops_agree_with_the_image_processor(library):
+    """The window rendered directly is the processor's crop of the frame: same place, same colours of depth."""
+    processor = TrackerImageProcessor(search_size=128, search_factor=4.0)
+    close = 0
+    for scene in scenes(library, 10, modality="depth", blindness="none"):
+        scene.noise, scene.jpeg, scene.lowres, scene.blur = 0.0, 0, 1.0, [0, 0]
+        x1, y1, x2, y2 = scene.visible_box_xyxy(3.0)
+        if min(x2 - x1, y2 - y1) < 8:
+            continue
+        box = np.array((x1, y1, x2 - x1, y2 - y1))
+        rgb, depth = scene.render(3.0, scene.whole_frame())
+        expected, crop = processor.crop(processor.stack({"rgb": rgb, "depth": depth}, "depth", 2), box, "search")
+        left, top, side = crop_window(*box, 4.0)
+        assert (left, top, side) == (crop.x1, crop.y1, crop.side)
+        view = View(left, top, side, side, 128, 128)
+        rgb, depth = scene.render(3.0, view)
+        ours = np.dstack((rgb, as_picture(scene, 3.0, view, depth)))
+        assert np.abs(ours[..., :3].astype(int) - expected[..., :3]).mean() < 6
+        low, high = depth_range(scene, 3.0)
+        assert low == 0 and 0 < high <= 10000
+        close += np.median(np.abs(ours[..., 3:].astype(int) - expected[..., 3:])) <= 16
+    assert close >= 6

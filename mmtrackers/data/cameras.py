@@ -20,6 +20,7 @@ NOISE_SIDE = 512
 DEPTH_CLIP_MM = 10000
 # one fixed field, cut at random offsets: drawing fresh noise would cost more than the whole render
 _NOISE = (np.random.default_rng(20).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)) * 64).astype(np.int16)
+_JET = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_JET).reshape(256, 3)
 
 
 def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
@@ -170,17 +171,21 @@ def low_resolution(canvas: np.ndarray, factor: float) -> np.ndarray:
     return cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
 
-def add_noise(canvas: np.ndarray, draw: Draw, deviation: float) -> None:
-    """Gaussian noise, in place, on uint8 [rows, columns] or [rows, columns, 3]."""
-    rows, columns = canvas.shape[:2]
-    field = _NOISE if canvas.ndim == 3 else _NOISE[..., 0]
+def noise_field(draw: Draw, rows: int, columns: int, colours: bool = False) -> np.ndarray:
+    """Gaussian noise of deviation 64, int16 [rows, columns] or [rows, columns, 3]; not to be written."""
+    field = _NOISE if colours else _NOISE[..., 0]
     if rows <= NOISE_SIDE // 2 and columns <= NOISE_SIDE // 2:
         top, left = draw.below(NOISE_SIDE - rows), draw.below(NOISE_SIDE - columns)
-        field = field[top : top + rows, left : left + columns]
-    else:
-        field = field.take((np.arange(rows) + draw.below(NOISE_SIDE)) % NOISE_SIDE, axis=0)
-        field = field.take((np.arange(columns) + draw.below(NOISE_SIDE)) % NOISE_SIDE, axis=1)
-    step = (field * np.int16(deviation * 4)) >> 8 if deviation < 30 else field
+        return field[top : top + rows, left : left + columns]
+    field = field.take((np.arange(rows) + draw.below(NOISE_SIDE)) % NOISE_SIDE, axis=0)
+    return field.take((np.arange(columns) + draw.below(NOISE_SIDE)) % NOISE_SIDE, axis=1)
+
+
+def add_noise(canvas: np.ndarray, draw: Draw, deviation: float) -> None:
+    """Add Gaussian noise in place to uint8 [rows, columns] or [rows, columns, 3]; deviation up to 20."""
+    field = noise_field(draw, *canvas.shape[:2], colours=canvas.ndim == 3)
+    # 16 bits hold the product: the field stays within 6 deviations
+    step = (field * np.int16(deviation * 4)) >> 8
     np.clip(canvas + step, 0, 255, out=canvas, casting="unsafe")
 
 
@@ -233,8 +238,8 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
     x = ((np.arange(view.columns) + 0.5 - matrix[0, 2]) / (matrix[0, 0] * scene.width))[None, :]
     y = ((np.arange(view.rows) + 0.5 - matrix[1, 2]) / (matrix[1, 1] * scene.height))[:, None]
     # a floor is linear in the inverse of the distance; the wall behind it is at `far`
-    nearness = np.maximum(1.0, 1.0 + scene.slope * (y - 0.35) * 2 + scene.tilt * (x - 0.5))
-    canvas = (scene.far / nearness).astype(np.float32)
+    floor = 1.0 + scene.slope * (y - 0.35) * 2 + scene.tilt * (x - 0.5)
+    canvas = np.float32(scene.far) / np.maximum(floor, 1.0, dtype=np.float32)
     for layer in (*scene.behind, scene.target, *scene.front):
         patch, left, top = raster(layer, time, view, layer.sprite.heat_picture())
         if not patch.size:
@@ -245,12 +250,9 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
         solid = patch[..., 1] > 127
         region[solid] = distance * (1 + 0.0004 * (patch[..., 0][solid].astype(np.float32) - 110))
     if holes:
-        rows, columns = canvas.shape
-        draw = moment(scene, time + 0.25)
-        noise = np.zeros((rows, columns), np.uint8) + 128
-        add_noise(noise, draw, 29.0)
-        canvas *= 1 + 0.0003 * (noise.astype(np.float32) - 128)
-        canvas[noise > 200] = 0
+        noise = noise_field(moment(scene, time + 0.25), *canvas.shape)
+        canvas *= 1 + np.float32(0.00014) * noise
+        canvas[noise > 160] = 0
     depth = canvas.clip(0, 65535).astype(np.uint16)
     black_outside(scene, depth, view)
     return depth
@@ -273,7 +275,7 @@ def depth_picture(depth: np.ndarray, low: int, high: int) -> np.ndarray:
     The processor scales by a whole frame's smallest and largest distance; a crop needs them from ``depth_range``.
     """
     scaled = (depth.clip(low, high).astype(np.float32) - low) * (255.0 / max(high - low, 1))
-    return cv2.applyColorMap(np.rint(scaled).astype(np.uint8), cv2.COLORMAP_JET)
+    return _JET[np.rint(scaled).astype(np.uint8)]
 
 
 def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
@@ -286,10 +288,9 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
         cv2.log(cv2.cvtColor(compose_rgb(scene, seen, own, events=True), cv2.COLOR_RGB2GRAY).astype(np.float32) + 12)
         for seen in (time - scene.event_step, time)
     )
-    noise = np.full(now.shape, 128, np.uint8)
-    add_noise(noise, moment(scene, time + 0.25), 29.0)
+    noise = noise_field(moment(scene, time + 0.25), *now.shape)
     # in units of the sensor's threshold; the noise alone fires in one pixel of a hundred
-    change = (now - before) / scene.event_threshold + (noise.astype(np.float32) - 128) / 75
+    change = (now - before) / scene.event_threshold + noise * np.float32(0.006)
     strength = np.abs(change)
     shade = np.where(strength >= 1, 255 - 63.75 * np.minimum(strength, 4), 255).astype(np.uint8)
     full = np.full_like(shade, 255)
