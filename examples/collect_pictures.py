@@ -54,6 +54,10 @@ def package_licences(package: str) -> str:
     text = path.read_text(errors="replace")
     found = re.findall(r"^License:[ \t]*(\S.*?)[ \t]*$", text, flags=re.M | re.I)
     found += re.findall(r"\b(CC0(?:-1\.0)?|CC[- ]BY(?:-SA)?[- ]\d\.\d)\b", text)
+    for alike, version in re.findall(r"Creative Commons Attribution(-ShareAlike)? (\d\.\d)", text):
+        found.append(f"CC-BY{'-SA' if alike else ''}-{version}")
+    if "GNU General Public License" in text and not any(licence.startswith("GPL") for licence in found):
+        found.append("GPL-2+")
     return ", ".join(sorted({licence.replace(" ", "-") for licence in found})) or "see " + str(path)
 
 
