@@ -1,0 +1,93 @@
+"""
+Mean overlap of trackers on sequences, initialised once with each sequence's first box.
+
+    # annotated folders; ":x" tracks the second modality alone as if it were RGB, ":rgb" the RGB stream alone
+    python examples/measure.py --tracker examples/checkpoints/ostrack-tiny VOT/bag VTUAV/bus1:x
+
+    # composed sequences of held-out pictures in which RGB is blind; several trackers side by side
+    python examples/measure.py --tracker examples/checkpoints/ostrack-tiny \
+        --tracker examples/checkpoints/seatrack-tiny-thermal --synthetic pictures --modality thermal --count 40
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from mmtrackers import Tracker
+from mmtrackers.boxes import iou_xywh
+from mmtrackers.data import open_sequence
+from mmtrackers.data.synthetic import PictureLibrary, synthetic_sequence
+
+BLIND = ("night", "camouflage", "glare")
+
+
+def mean_overlap(tracker: Tracker, sequence, until_absent: bool = False) -> float:
+    """Mean overlap over the annotated frames after the first in which the target is present.
+
+    Args:
+        tracker (`Tracker`): what to measure.
+        sequence: anything with `read(i)`, `boxes_xywh`, `present` and a length.
+        until_absent (`bool`): stop at the first frame without the target.
+    """
+    session = tracker.start(sequence.read(0), sequence.boxes_xywh[0])
+    annotated = getattr(sequence, "annotated", np.ones(len(sequence), dtype=bool))
+    overlaps = []
+    for index in range(1, len(sequence)):
+        if until_absent and annotated[index] and not sequence.present[index]:
+            break
+        prediction = session.update(sequence.read(index))
+        if annotated[index] and sequence.present[index]:
+            overlaps.append(float(iou_xywh(np.asarray(prediction.box), sequence.boxes_xywh[index])))
+    return float(np.mean(overlaps))
+
+
+def open_part(name: str):
+    """A sequence folder, with `:rgb` or `:x` for one of its streams alone."""
+    folder, _, part = name.partition(":")
+    if part not in ("", "rgb", "x"):
+        raise typer.BadParameter(f"{name}: after the colon comes rgb or x, not {part!r}.")
+    sequence = open_sequence(folder)
+    if part:
+        sequence = sequence.rgb_only() if part == "rgb" else sequence.second_as_rgb()
+    return sequence
+
+
+def main(
+    sequences: Annotated[list[str] | None, typer.Argument(help="Folders of sequences, each FOLDER[:rgb|:x].")] = None,
+    tracker: Annotated[list[str], typer.Option(help="Repository or folder; may be given several times.")] = ...,
+    synthetic: Annotated[Path | None, typer.Option(help="Pictures to compose held-out sequences from.")] = None,
+    modality: Annotated[str, typer.Option(help="Second modality of composed sequences, or rgb.")] = "rgb",
+    count: Annotated[int, typer.Option(help="Number of composed sequences.")] = 30,
+    length: Annotated[int, typer.Option(help="Frames of a composed sequence.")] = 40,
+    until_absent: Annotated[bool, typer.Option(help="Stop at the first frame without the target.")] = False,
+) -> None:
+    """Prints a table: a row per sequence, a column per tracker, and their means."""
+    cv2.setNumThreads(1)
+    named = [(name, open_part(name)) for name in sequences or []]
+    if synthetic is not None:
+        library = PictureLibrary(synthetic, split="heldout")
+        for seed in range(count):
+            blind = "none" if modality == "rgb" else BLIND[seed % len(BLIND)]
+            video = synthetic_sequence(library, 10_000 + seed, modality, length, blind=blind)
+            named.append((video.name, video))
+    if not named:
+        raise typer.BadParameter("nothing to measure: give sequence folders or --synthetic.")
+    columns = []
+    for repo in tracker:
+        loaded = Tracker.from_pretrained(repo)
+        values = []
+        for _, sequence in tqdm(named, desc=repo, leave=False):
+            part = sequence.rgb_only() if loaded.modality == "rgb" else sequence
+            values.append(mean_overlap(loaded, part, until_absent))
+        columns.append(values)
+    for (name, _), *row in zip(named, *columns, strict=True):
+        print("  ".join([f"{name:60.60}", *[f"{value:.3f}" for value in row]]))
+    print("  ".join([f"{'mean over ' + str(len(named)) + ' sequences':60}", *[f"{np.mean(v):.3f}" for v in columns]]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
