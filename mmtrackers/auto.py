@@ -296,21 +296,16 @@ def _load_checked(load: Any, source: str | None, **kwargs: Any) -> Any:
     """``from_pretrained`` that raises where transformers only reports: every tensor must be there and fit."""
     name = source or "The given model"
     with_info = kwargs.pop("output_loading_info", False)
+    kwargs["ignore_mismatched_sizes"] = True  # all of them are named below, instead of the first
     try:
         model, info = load(source, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise OSError(
             f"{name}: a weight file is corrupt or truncated ({_first_line(error)}). Download or copy it again."
         ) from error
-    except RuntimeError as error:
-        if "shape" not in str(error) and "mismatch" not in str(error):
-            raise
-        raise ValueError(f"{name}: weights and config do not fit each other: {error}") from error
-    problems = [
-        f"{len(info[kind])} {kind.replace('_keys', '')} tensors: {shorten(sorted(map(str, info[kind])))}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info[kind]
-    ]
+    wrong = {f"{key} {list(found)} (expected {list(wanted)})" for key, found, wanted in info["mismatched_keys"]}
+    kinds = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": wrong}
+    problems = [f"{len(keys)} {kind}: {shorten(sorted(keys))}" for kind, keys in kinds.items() if keys]
     if problems:
         raise ValueError(
             f"{name} does not fit {type(model).__name__}: {'; '.join(problems)}. The file is incomplete or belongs to "
