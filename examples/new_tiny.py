@@ -1,0 +1,64 @@
+"""
+Start weights of `ostrack-tiny`: a small OSTrack with a convolutional stem, initialised so that it learns from little.
+
+    python examples/new_tiny.py out/tiny-start
+    python examples/finetune.py --model out/tiny-start --train-base --synthetic pictures --output out/ostrack-tiny ...
+
+Queries and keys start as nearly the same orthogonal map, so attention begins as a comparison of contents (the idea of
+"Mimetic initialization of self-attention layers", arXiv 2305.09828): a search token looks at template tokens like it
+from the first step, where a plain start spends most of a short training on finding that out.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from mmtrackers import OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
+
+ALIKE, NOISE, SCORE_BIAS = 0.8, 0.02, -3.0
+
+
+def tiny_config() -> OSTrackConfig:
+    """Width 192, 6 layers, 16 template and 64 search tokens: 3.6 M parameters."""
+    return OSTrackConfig(
+        hidden_size=192,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        template_size=64,
+        search_size=128,
+        head_channels=96,
+        elimination_layers=[],
+        stem="conv",
+        drop_path_rate=0.0,
+    )
+
+
+@torch.no_grad()
+def compare_contents(model: OSTrackForTracking) -> None:
+    """Initial values for a short training, in place."""
+    for layer in model.model.layers:
+        attention = layer.attention
+        shared = nn.init.orthogonal_(torch.empty_like(attention.q_proj.weight), gain=ALIKE)
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.copy_(shared + NOISE * torch.randn_like(shared))
+        nn.init.xavier_uniform_(attention.v_proj.weight)
+        nn.init.xavier_uniform_(attention.o_proj.weight, gain=0.5)
+    # most cells hold no target: a low score from the start keeps the first losses small
+    model.head.score[-1].bias.fill_(SCORE_BIAS)
+
+
+def main(output: Path, seed: Annotated[int, typer.Option(help="Of the weights.")] = 0) -> None:
+    """Writes the start weights and the image processor to OUTPUT."""
+    torch.manual_seed(seed)
+    model = OSTrackForTracking(tiny_config())
+    compare_contents(model)
+    model.save_pretrained(output)
+    TrackerImageProcessor(template_size=64, search_size=128).save_pretrained(output)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters in {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
