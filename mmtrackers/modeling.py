@@ -1,6 +1,8 @@
 """What every tracker model shares: its output, the layout of its tokens, its seams and its base class."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -133,6 +135,21 @@ class Neck(nn.Module):
         return features
 
 
+def _unless_packed(method: Callable) -> Callable:
+    """A method about adapters that raises RuntimeError on a packed model, whose adapters are merged already."""
+
+    @wraps(method)
+    def guarded(self, *args, **kwargs):
+        if self.is_packed:
+            raise RuntimeError(
+                f"{method.__name__}() on a packed model: its adapters are merged into its weights. Load the model "
+                "again, choose its adapters, then pack()."
+            )
+        return method(self, *args, **kwargs)
+
+    return guarded
+
+
 class TrackerPreTrainedModel(PreTrainedModel):
     """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
 
@@ -147,6 +164,13 @@ class TrackerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     is_packed = False
+
+    add_adapter = _unless_packed(PreTrainedModel.add_adapter)
+    load_adapter = _unless_packed(PreTrainedModel.load_adapter)
+    set_adapter = _unless_packed(PreTrainedModel.set_adapter)
+    delete_adapter = _unless_packed(PreTrainedModel.delete_adapter)
+    enable_adapters = _unless_packed(PreTrainedModel.enable_adapters)
+    disable_adapters = _unless_packed(PreTrainedModel.disable_adapters)
 
     @property
     def has_adapter(self) -> bool:

@@ -264,6 +264,12 @@ class ViTTrunk(TrackerPreTrainedModel):
         """See `OSTrackForTracking.forward`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
         template_tokens = template if template.ndim == 3 else self.embed_template(template)
+        rows, cells = self.config.streams * search.shape[0], self.config.template_grid**2
+        if template_tokens.shape[0] != rows or template_tokens.shape[1] % cells:
+            raise ValueError(
+                f"template has {list(template_tokens.shape)} tokens, expected [{rows}, T * {cells}, "
+                f"{self.config.hidden_size}]: one template per search crop ({search.shape[0]}) and stream."
+            )
         x = torch.cat([template_tokens, self.embeddings.search(search)], 1)
         layout = full = self.layout(template_tokens.shape[1])
         keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
