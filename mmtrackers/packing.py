@@ -5,8 +5,11 @@ into the query weights, batch norms into their convolutions, and linear maps are
 with GELU and residual sum fused. Where that library is missing (another device or build) plain linear maps remain.
 """
 
+import copy
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -16,17 +19,30 @@ from .heads.center import ConvNormAct
 from .modeling import ResidualJunction, TokenLayout, TrackerPreTrainedModel
 
 
+def merged(layer: nn.Module) -> nn.Module:
+    """The plain layer that computes what `layer` does with its active adapters; `layer` itself stays as it is."""
+    if isinstance(layer, ModulesToSaveWrapper):
+        active = [] if layer.disable_adapters else layer.active_adapters
+        return layer.modules_to_save[active[0]] if active else layer.original_module
+    if not isinstance(layer, BaseTunerLayer):
+        return layer
+    if layer.disable_adapters or layer.merged:
+        return layer.get_base_layer()
+    names = [name for name in layer.active_adapters if name in getattr(layer, layer.adapter_layer_names[0])]
+    layer = copy.deepcopy(layer)
+    if type(layer).merge is not BaseTunerLayer.merge:
+        layer.merge(adapter_names=names)
+        return layer.get_base_layer()
+    base = layer.get_base_layer()
+    for name in names:
+        base.weight.data = (base.weight.float() + layer.get_delta_weight(name).float()).to(base.weight.dtype)
+    return base
+
+
 def dense_weight(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear map with its active adapters merged in."""
-    if not isinstance(linear, BaseTunerLayer):
-        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    base = linear.get_base_layer()
-    weight = base.weight.detach()
-    if not linear.disable_adapters and not linear.merged:
-        for name in linear.active_adapters:
-            if name in getattr(linear, linear.adapter_layer_names[0]):
-                weight = (weight.float() + linear.get_delta_weight(name).detach().float()).to(base.weight.dtype)
-    return weight, None if base.bias is None else base.bias.detach()
+    linear = merged(linear)
+    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
 
 
 class PackedLinear(nn.Module):
@@ -121,9 +137,9 @@ class PackedLayer(nn.Module):
 class FoldedConv(nn.Module):
     """Convolution with a batch norm folded in, and ReLU."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d):
+    def __init__(self, conv: nn.Module, norm: nn.Module):
         super().__init__()
-        self.conv = fuse_conv_bn_eval(conv, norm)
+        self.conv = fuse_conv_bn_eval(merged(conv), merged(norm))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(self.conv(x))

@@ -1,12 +1,13 @@
 """`pack()`: the same numbers from merged, fused and reordered weights; and the mixture's two forms."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from model_rows import ROWS, Row, difference, inputs, labels, maps, tiny_adapter
-from peft import LoraConfig
+from model_rows import ROWS, Row, difference, inputs, labels, maps, scramble, tiny_adapter
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 from torch import nn
 
 from mmtrackers import TrackerPreTrainedModel
@@ -109,11 +110,30 @@ def test_packed_takes_the_active_of_two_adapters() -> None:
     assert packed_difference(model) <= 1e-5
 
 
-def test_packed_lora_of_peft() -> None:
-    model = ROWS[0].build()
-    targets = ["q_proj", "v_proj", "o_proj", "fc1", "fc2"]
-    model.add_adapter(LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
-    assert packed_difference(model.eval()) <= 1e-5
+LORA = partial(LoraConfig, r=2, init_lora_weights=False)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LORA(target_modules=["q_proj", "v_proj", "o_proj", "fc1", "fc2"]),
+        LORA(target_modules=["q_proj", "fc1"], use_dora=True),
+        LORA(target_modules=r"head\.score\.\d\.conv"),
+        LORA(target_modules=["q_proj"], modules_to_save=["conv", "fc1", "norm1"]),
+        IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"], init_ia3_weights=False),
+        LoHaConfig(target_modules=["k_proj", "patch"], r=2, init_weights=False),
+        tiny_adapter(modules_to_save=["head"]),
+    ],
+    ids=["lora", "dora", "head", "modules-to-save", "ia3", "loha", "amg-lora-head"],
+)
+def test_packed_with_other_adapters(adapter: PeftConfig) -> None:
+    model = ROWS[-1].plain()
+    plain = maps(model, inputs(model.config))
+    model.add_adapter(adapter)
+    scramble(model, 0.1, trainable_only=True)
+    model.eval()
+    assert difference(maps(model, inputs(model.config)), plain) > 1e-2
+    assert packed_difference(model) <= 2e-5  # the maps reach 3
 
 
 def test_packed_cannot_train_be_saved_or_packed_again(row: Row, tmp_path: Path) -> None:
