@@ -89,7 +89,7 @@ def test_readme_options_exist() -> None:
     """Every `--option` in the README's shell blocks is one that the named program has."""
     sources = {
         "mmtrackers": (ROOT / "mmtrackers" / "cli.py").read_text(encoding="utf-8"),
-        "finetune.py": (ROOT / "examples" / "finetune.py").read_text(encoding="utf-8"),
+        **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")},
     }
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
     seen = 0
