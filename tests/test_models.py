@@ -41,6 +41,8 @@ def test_config_round_trip(row: Row, tmp_path: Path) -> None:
         ({"streams": 3}, r"streams is 3, expected one of \(1, 2\)"),
         ({"modality": "lidar"}, "modality is 'lidar', expected one of .*'thermal'"),
         ({"fusion": "max"}, "fusion is 'max', expected one of .*'mean'"),
+        ({"stem": "conv", "patch_size": 12, "search_size": 60, "template_size": 24}, "power of two, got 12"),
+        ({"elimination_keep_rate": 0.0}, "elimination_keep_rate is 0.0, expected in"),
         ({"stem": "mlp"}, "stem is 'mlp', expected one of .*'conv'"),
         ({"streams": 2, "modality": "thermal", "elimination_layers": [1]}, "one stream only.*elimination_layers="),
     ],
@@ -136,6 +138,9 @@ def test_compiles_without_graph_break(row: Row) -> None:
         ("search", lambda x: torch.cat([x, x], 1), "search has shape .*{s} stream"),
         ("template", lambda x: x[:, 0], "template has shape .* expected .B, T, {s}, 3, 32, 32."),
         ("template", lambda x: x[..., :16], "template has shape .* expected .B, T, {s}, 3, 32, 32."),
+        ("template", lambda x: torch.zeros(1, 4, 32), "template has .1, 4, 32. tokens, expected"),
+        ("template", lambda x: torch.zeros(2 * x.shape[2], 4, 16), "template has .*, 16. tokens, expected .*32"),
+        ("template", lambda x: torch.zeros(2 * x.shape[2], 5, 32), r"template has .*, 5, 32. tokens, .*T \* 4"),
         ("template", lambda x: x[:1], "template has .* expected"),
     ],
 )
@@ -186,6 +191,13 @@ def test_frozen_batch_norms_keep_their_statistics(row: Row) -> None:
         assert {norm.training for norm in norms} == {not frozen}
         assert all(torch.equal(norm.running_mean, old) == frozen for norm, old in zip(norms, before, strict=True))
     assert model.training and not model.eval().training
+
+
+def test_labels_of_another_shape(row: Row) -> None:
+    model = row.build()
+    for wrong in (torch.rand(3, 4), torch.rand(2, 5), torch.rand(4)):
+        with pytest.raises(ValueError, match=r"labels have shape .* expected \[2, 4\]"):
+            model(**inputs(model.config), labels=wrong)
 
 
 def test_loss_and_gradients_of_the_trainable(row: Row) -> None:

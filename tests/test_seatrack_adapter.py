@@ -131,6 +131,11 @@ def test_adapter_refuses_a_single_stream() -> None:
         ROWS[0].plain().add_adapter(tiny_adapter())
 
 
+def test_adapter_refuses_layers_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"adapter_layers \[9\] do not exist: the base has layers 0 to 2"):
+        ROWS[-1].plain().add_adapter(tiny_adapter(adapter_layers=[1, 9]))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

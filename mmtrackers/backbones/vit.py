@@ -265,10 +265,11 @@ class ViTTrunk(TrackerPreTrainedModel):
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
         template_tokens = template if template.ndim == 3 else self.embed_template(template)
         rows, cells = self.config.streams * search.shape[0], self.config.template_grid**2
-        if template_tokens.shape[0] != rows or template_tokens.shape[1] % cells:
+        found, width = list(template_tokens.shape), self.config.hidden_size
+        if found[0] != rows or found[1] % cells or found[2] != width:
             raise ValueError(
-                f"template has {list(template_tokens.shape)} tokens, expected [{rows}, T * {cells}, "
-                f"{self.config.hidden_size}]: one template per search crop ({search.shape[0]}) and stream."
+                f"template has {found} tokens, expected [{rows}, T * {cells}, {width}]: one template per search crop "
+                f"({search.shape[0]}) and stream."
             )
         x = torch.cat([template_tokens, self.embeddings.search(search)], 1)
         layout = full = self.layout(template_tokens.shape[1])

@@ -93,6 +93,10 @@ class OSTrackConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            raise ValueError(f"stem='conv' needs a patch_size that is a power of two, got {self.patch_size}.")
+        if not 0 < self.elimination_keep_rate <= 1:
+            raise ValueError(f"elimination_keep_rate is {self.elimination_keep_rate}, expected in (0, 1].")
         if self.streams == 2 and self.elimination_layers and self.elimination_keep_rate < 1:
             raise ValueError(
                 "Candidate elimination works with one stream only (the streams would keep different tokens): "

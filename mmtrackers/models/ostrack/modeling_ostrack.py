@@ -108,6 +108,8 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
         boxes, _ = decode_center(*maps)
         loss = parts = None
         if labels is not None:
+            if labels.shape != boxes.shape:
+                raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(boxes.shape)}: xywh each.")
             loss, parts = center_loss(maps[0], boxes, labels)
             loss = loss if trunk.auxiliary_loss is None else loss + trunk.auxiliary_loss
         return TrackingOutput(

@@ -56,6 +56,11 @@ class AMGLoraModel(TrackerTuner):
                 f"streams={getattr(model_config, 'streams', 1)}. Build the base with streams=2, for example by "
                 "SEATrackForTracking.from_base(base)."
             )
+        beyond = [i for i in config.adapter_layers or () if not 0 <= i < model_config.num_hidden_layers]
+        if beyond:
+            raise ValueError(
+                f"adapter_layers {beyond} do not exist: the base has layers 0 to {model_config.num_hidden_layers - 1}."
+            )
         for kind, layer in (
             (nn.Linear, LowRankLinear), (AttentionCore, GuidedAttentionCore), (ResidualJunction, MixtureJunction)
         ):  # fmt: skip
