@@ -1,7 +1,9 @@
 """Centre head of the OSTrack family: three convolutional branches, and the decoding of their maps."""
 
+import functools
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,9 +48,24 @@ class CenterHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features `[B, C, g, g]` to score `[B, 1, g, g]`, size `[B, 2, g, g]` (both probabilities) and offset."""
-        score = self.score(features).float().sigmoid().clamp(1e-4, 1 - 1e-4)
-        size = self.size(features).float().sigmoid().clamp(1e-4, 1 - 1e-4)
+        logits = torch.cat([self.score(features), self.size(features)], 1).float()
+        score, size = logits.sigmoid().clamp(1e-4, 1 - 1e-4).split([1, 2], 1)
         return score, size, self.offset(features).float()
+
+
+def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What turns `[offset, size]` into boxes: cells' corners `[4, g, g]` (0 for sizes), factors `[4, 1, 1]`."""
+    corners = np.zeros((4, grid, grid), np.float32)
+    corners[1], corners[0] = np.indices((grid, grid)) / grid
+    factors = np.array([1 / grid, 1 / grid, 1, 1], np.float32).reshape(4, 1, 1)
+    return torch.from_numpy(corners).to(device), torch.from_numpy(factors).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # tensors made in inference mode could not serve a later training step
+    with torch.inference_mode(False):
+        return _cells(grid, device)
 
 
 def decode_center(
@@ -70,10 +87,10 @@ def decode_center(
         >>> decode_center(*maps)[0].shape
         torch.Size([2, 4])
     """
-    grid = score_map.shape[-1]
+    # while a program is traced, tensors are stand-ins that must not be kept
+    make = _cells if torch.compiler.is_compiling() else _kept_cells
+    corners, factors = make(score_map.shape[-1], score_map.device)
     response = score_map if window is None else score_map * window
     scores, cell = response.flatten(1).max(1)
-    index = cell.view(-1, 1, 1).expand(-1, 4, 1)
-    cx_cy_w_h = torch.cat([offset_map, size_map], 1).flatten(2).gather(2, index).squeeze(2)
-    corner = torch.stack([cell % grid, cell // grid], 1)
-    return torch.cat([(cx_cy_w_h[:, :2] + corner) / grid, cx_cy_w_h[:, 2:]], 1), scores
+    boxes = torch.addcmul(corners, torch.cat([offset_map, size_map], 1), factors)
+    return boxes.flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2), scores

@@ -1,0 +1,327 @@
+"""
+Time, launches and memory of the trackers at their real size, beside what the machine could do at best.
+
+    python examples/benchmark.py                       # OSTrack and SEATrack: plain, packed, packed in bf16
+    python examples/benchmark.py --reference ~/OSTrack --system ostrack
+    python examples/benchmark.py --tiny --rounds 1     # a smoke run
+
+Weights are random, batch 1, template embedded beforehand, one frame = forward and decoding. All rows and the matrix
+products that calibrate the floor take turns in every round and medians are printed, so that only ratios within one run
+say something: milliseconds drift with the machine and its load. The floor is 2 x multiply-adds / the best rate that a
+matrix product of the tracker's shapes reached in this run, stock or laid out beforehand, in the row's number format.
+
+Launches are dispatched operations that are not views (`count_launches`). Bytes saved for backward are those that a
+training step at batch 2 keeps, parameters not counted (`saved_bytes`); adapter training for SEATrack, the whole base
+for OSTrack, with the dropouts and the drop path of the recipe.
+
+`--reference` needs a checkout of the official code (github.com/botaoye/OSTrack or
+github.com/AutoLab-SAI-SJTU/SEATrack), with what it imports installed (timm, easydict, PyYAML and torchvision among
+others). Its builder is `lib.models.ostrack.build_ostrack`, or `lib.models.seatrack.build_seatrack`, run with the
+experiment file of `--reference-config`; another builder is named by `--reference-builder module:function`. It runs in
+this process, takes `template=` and `search=`, and its elimination is that of its own configuration.
+"""
+
+import argparse
+import gc
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmtrackers import AMGLoraConfig, OSTrackConfig, OSTrackForTracking, SEATrackConfig, SEATrackForTracking
+from mmtrackers.packing import PackedLinear
+
+BUILDERS = {
+    "ostrack": ("lib.models.ostrack:build_ostrack", "experiments/ostrack/vitb_256_mae_ce_32x4_ep300.yaml"),
+    "seatrack": ("lib.models.seatrack:build_seatrack", "experiments/seatrack/rgbt.yaml"),
+}
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_channels": 16}
+Frame = Callable[[], object]
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # opaque layouts have no storage
+        return id(tensor)
+
+
+class LaunchCounter(TorchDispatchMode):
+    """Counts dispatched operations, by name, that are neither views of an argument nor bare allocations.
+
+    Example:
+        >>> with LaunchCounter() as counter:
+        ...     _ = torch.ones(2, 2).t().exp()
+        >>> counter.launches
+        {'aten::ones': 1, 'aten::exp': 1}
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        given = {_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = [_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        is_view = bool(made) and not func._schema.is_mutable and given.issuperset(made)
+        if not is_view and not name.startswith(("aten::empty", "aten::new_empty")):
+            self.launches[name] = self.launches.get(name, 0) + 1
+        return result
+
+
+def count_launches(frame: Frame) -> int:
+    """Operations that one call of `frame` (forward and decoding) dispatches, views not counted."""
+    with torch.no_grad(), LaunchCounter() as counter:
+        frame()
+    return sum(counter.launches.values())
+
+
+def count_macs(frame: Frame) -> int:
+    """Multiply-adds of one call's matrix products and convolutions; of a model that is not packed."""
+    # torch does not count the CPU's fused attention, so its products are made visible
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        frame()
+    return counter.get_total_flops() // 2
+
+
+def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass keeps for backward: each storage once, the model's own tensors not counted.
+
+    Args:
+        model (`nn.Module`): whose parameters and buffers do not count.
+        loss: runs the forward pass.
+    """
+    own = {_memory(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (place := _memory(tensor)) not in own:
+            kept[place] = tensor.untyped_storage()  # held, so that no later tensor gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = loss()
+    total = sum(storage.nbytes() for storage in kept.values())
+    del result
+    return total
+
+
+def build(system: str, tiny: bool = False, adapter: AMGLoraConfig | None = None, **fields) -> OSTrackForTracking:
+    """A tracker of random weights: "ostrack" (without elimination unless `fields` say so) or "seatrack"."""
+    fields = (SMALL if tiny else {}) | fields
+    if system == "ostrack":
+        return OSTrackForTracking(OSTrackConfig(**({"elimination_layers": []} | fields))).eval()
+    model = SEATrackForTracking(SEATrackConfig(**fields)).requires_grad_(False)
+    model.add_adapter(adapter or AMGLoraConfig())
+    return model.eval()
+
+
+def crops(model: OSTrackForTracking, batch: int = 1, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Random search `[B, S, 3, H, W]` and template `[B, 1, S, 3, h, w]` crops for a model."""
+    c = model.config
+    search = torch.randn(batch, c.streams, 3, c.search_size, c.search_size, dtype=dtype)
+    return search, torch.randn(batch, 1, c.streams, 3, c.template_size, c.template_size, dtype=dtype)
+
+
+def frame_of(model: OSTrackForTracking, dtype: torch.dtype | None = None, **kwargs) -> Frame:
+    """One frame of tracking: forward (`kwargs` go there) with the template's embedding at hand, then decoding under a
+    window."""
+    search, template = crops(model, dtype=dtype)
+    window = torch.rand(model.config.search_grid, model.config.search_grid)
+    with torch.no_grad():
+        embedded = model.embed_template(template)
+    return lambda: model.decode(model(search, embedded, **kwargs), window)
+
+
+def training_bytes(model: OSTrackForTracking, batch: int = 2) -> int:
+    """Bytes that a training step of a tracker saves for backward."""
+    search, template = crops(model, batch)
+    labels = torch.tensor([[0.4, 0.4, 0.2, 0.2]]).repeat(batch, 1)
+    total = saved_bytes(model.train(), lambda: model(search, template, labels=labels).loss)
+    model.eval()
+    return total
+
+
+@dataclass
+class Row:
+    """One line of the table: what runs, in which format, and what was measured."""
+
+    system: str
+    variant: str
+    frame: Frame
+    dtype: torch.dtype = torch.float32
+    launches: int = 0
+    macs: int = 0
+    saved: int | None = None
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def ms(self) -> float:
+        return 1e3 * statistics.median(self.times)
+
+
+def reference_frame(path: Path, system: str, builder: str | None, config: str | None) -> Frame:
+    """The official model of a checkout with random weights, as one frame's call.
+
+    Raises:
+        SystemExit: names what is missing.
+    """
+    default_builder, default_config = BUILDERS[system]
+    module_name, _, function = (builder or default_builder).partition(":")
+    experiment = path / (config or default_config)
+    if not path.is_dir():
+        raise SystemExit(f"--reference {path}: no such folder; expected a checkout of the official {system} code.")
+    if not experiment.is_file():
+        raise SystemExit(f"{experiment}: no such file; name the experiment with --reference-config (inside {path}).")
+    sys.path.insert(0, str(path))
+    try:
+        settings = importlib.import_module(f"lib.config.{system}.config")
+        make = getattr(importlib.import_module(module_name), function)
+    except ImportError as error:
+        raise SystemExit(
+            f"The official code in {path} cannot be imported: {error}. Install what is missing, or name the builder "
+            "with --reference-builder module:function."
+        ) from error
+    except AttributeError as error:
+        raise SystemExit(f"{module_name} in {path} has no {function}: name it with --reference-builder.") from error
+    settings.update_config_from_file(str(experiment))
+    settings.cfg.MODEL.PRETRAIN_FILE = ""
+    try:
+        model = make(settings.cfg, training=False).eval()
+    except Exception as error:
+        raise SystemExit(f"{module_name}:{function} of {path} failed: {type(error).__name__}: {error}") from error
+    channels = 3 if system == "ostrack" else 6
+    test = settings.cfg.TEST
+    template = torch.randn(1, channels, test.TEMPLATE_SIZE, test.TEMPLATE_SIZE)
+    search = torch.randn(1, channels, test.SEARCH_SIZE, test.SEARCH_SIZE)
+    return lambda: model(template=template, search=search)
+
+
+def tracker_rows(system: str, tiny: bool) -> list[Row]:
+    """Plain, packed and packed bf16 rows of a system."""
+    plain = build(system, tiny)
+    frame = frame_of(plain)
+    with torch.no_grad():
+        frame()
+    macs = count_macs(frame)
+    rows = [Row(system, "plain", frame, launches=count_launches(frame), macs=macs, saved=training_bytes(plain))]
+    for variant, dtype in (("packed", torch.float32), ("packed bf16", torch.bfloat16)):
+        model = build(system, tiny).to(dtype)
+        if system == "seatrack":  # adapters stay in float32, as loading with dtype= leaves them
+            for name, parameter in model.named_parameters():
+                if "amg_lora_" in name:
+                    parameter.data = parameter.data.float()
+        model.pack()
+        frame = frame_of(model, dtype)
+        rows.append(Row(system, variant, frame, dtype, count_launches(frame), macs))
+        gc.collect()
+    return rows
+
+
+def calibrations(tiny: bool) -> dict[tuple[torch.dtype, str], tuple[Frame, int]]:
+    """Matrix products of a ViT-B block, stock and laid out beforehand, with their multiply-adds."""
+    shapes = [(64, 64, 64)] if tiny else [(640, 3072, 768), (640, 768, 3072)]
+    found: dict[tuple[torch.dtype, str], tuple[Frame, int]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows, inner, outer in shapes:
+            x = torch.randn(rows, inner).to(dtype)
+            weight = torch.randn(outer, inner).to(dtype)
+            packed, label = PackedLinear(weight, None), f"{rows}x{inner}x{outer}"
+            for kind, product in (("stock", lambda x=x, w=weight: x @ w.T), ("packed", lambda x=x, p=packed: p(x))):
+                found[dtype, f"{kind} {label}"] = (product, rows * inner * outer)
+    return found
+
+
+def clock(call: Frame, repeats: int = 1) -> float:
+    """Seconds per call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+@torch.no_grad()
+def measure(rows: list[Row], rounds: int, tiny: bool) -> dict[torch.dtype, float]:
+    """Times every row and every calibration in turn; returns the best rate per format in multiply-adds a second."""
+    products = calibrations(tiny)
+    times: dict[tuple[torch.dtype, str], list[float]] = {key: [] for key in products}
+    for row in rows:
+        row.frame()
+    for call, _ in products.values():
+        call()
+    for _ in range(rounds):
+        for row in rows:
+            row.times.append(clock(row.frame))
+        for key, (call, _) in products.items():
+            times[key].append(clock(call, 5))
+    best: dict[torch.dtype, float] = {}
+    for key, (_, macs) in products.items():
+        best[key[0]] = max(best.get(key[0], 0.0), macs / statistics.median(times[key]))
+    return best
+
+
+def report(rows: list[Row], best: dict[torch.dtype, float]) -> None:
+    """Prints the table."""
+    for dtype, rate in best.items():
+        print(f"best matrix product, {str(dtype).removeprefix('torch.')}: {2 * rate / 1e9:.1f} GFLOP/s")
+    head = ("system", "variant", "ms/frame", "GMAC", "floor ms", "of floor", "speed-up", "launches", "saved MB")
+    lines = [head]
+    for row in rows:
+        floor = 1e3 * row.macs / best[row.dtype]
+        plain = next(r for r in rows if r.system == row.system and r.variant == "plain")
+        lines.append(
+            (row.system, row.variant, f"{row.ms:.1f}", f"{row.macs / 1e9:.2f}", f"{floor:.1f}",
+             f"{100 * floor / row.ms:.0f} %", f"{plain.ms / row.ms:.2f}x", str(row.launches),
+             "" if row.saved is None else f"{row.saved / 1e6:.0f}")
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = enumerate(zip(line, widths, strict=True))
+        print("  ".join(text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in cells))
+    print("speed-up: against the plain row of this run; saved MB: kept for backward by a training step at batch 2")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", choices=sorted(BUILDERS), help="only this one")
+    parser.add_argument("--rounds", type=int, default=7, help="times that every row has its turn")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--tiny", action="store_true", help="small random models: a smoke run")
+    parser.add_argument("--reference", type=Path, help="checkout of --system's official code, run in turn")
+    parser.add_argument("--reference-config", help="its experiment file, inside the checkout")
+    parser.add_argument("--reference-builder", help="its builder, module:function")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.reference and not options.system:
+        parser.error("--reference needs --system: which tracker the checkout is of")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    reference = None
+    if options.reference:
+        builder, config = options.reference_builder, options.reference_config
+        reference = reference_frame(options.reference.expanduser(), options.system, builder, config)
+    rows: list[Row] = []
+    for system in [options.system] if options.system else sorted(BUILDERS):
+        rows += tracker_rows(system, options.tiny)
+    if reference is not None:
+        macs = count_macs(reference)
+        rows.append(Row(options.system, "reference", reference, launches=count_launches(reference), macs=macs))
+    report(rows, measure(rows, options.rounds, options.tiny))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What costs time and memory without noise: launches per frame, bytes kept for backward, multiply-adds; real size."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtrackers import OSTrackForTracking, SEATrackForTracking
+from mmtrackers.tuners.amg_lora.hmoe import HMoE
+from mmtrackers.tuners.amg_lora.layer import LowRankLinear
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = load_script()
+
+
+@pytest.fixture(scope="module")
+def ostrack() -> OSTrackForTracking:
+    return benchmark.build("ostrack", elimination_layers=[3, 6, 9])
+
+
+@pytest.fixture(scope="module")
+def seatrack() -> SEATrackForTracking:
+    return benchmark.build("seatrack")
+
+
+def test_counter_leaves_views_and_allocations_out():
+    x = torch.ones(2, 3)
+
+    def frame() -> None:
+        y = x.t().unsqueeze(0).detach()[:, 1:].reshape(-1)
+        torch.empty(3).copy_(torch.exp(y)[:3])
+        x.add_(0)
+
+    # reshape of the transposed tensor copies it; exp, copy_ and add_ are the others
+    assert benchmark.count_launches(frame) == 4
+
+
+def test_saved_bytes_count_a_storage_once_and_no_parameters():
+    linear = torch.nn.Linear(4, 4)
+    x = torch.ones(2, 4)
+    # the input, seen twice, is kept for both weight gradients; the weight is the model's own
+    assert benchmark.saved_bytes(linear, lambda: (linear(x) + linear(x)).sum()) == 2 * 4 * 4
+
+
+@pytest.mark.slow
+def test_seatrack_bytes_saved_for_backward(seatrack):
+    recipe = benchmark.training_bytes(seatrack)
+    rates = []
+    for module in seatrack.modules():
+        if isinstance(module, HMoE):
+            rates.append(module.dropout)
+            module.dropout = 0.0
+        elif isinstance(module, LowRankLinear):
+            rates.append(module.amg_lora_dropout["default"])
+            module.amg_lora_dropout["default"] = 0.0
+    without = benchmark.training_bytes(seatrack)
+    assert set(rates) == {0.1}
+    assert seatrack.config.drop_path_rate == 0.1
+    assert without <= 823e6
+    assert recipe <= 900e6
+
+
+@pytest.mark.slow
+def test_launches_per_frame_ostrack(ostrack):
+    whole, dropping = benchmark.frame_of(ostrack, elimination_keep_rate=1.0), benchmark.frame_of(ostrack)
+    assert benchmark.count_launches(whole) <= 200
+    assert benchmark.count_macs(whole) == pytest.approx(30.9e9, rel=0.03)
+    assert benchmark.count_macs(dropping) == pytest.approx(22.6e9, rel=0.03)
+    ostrack.pack()
+    assert benchmark.count_launches(whole) <= 160
+    assert benchmark.count_launches(dropping) <= 160
+
+
+@pytest.mark.slow
+def test_launches_per_frame_seatrack(seatrack):
+    frame = benchmark.frame_of(seatrack)
+    assert benchmark.count_launches(frame) <= 650
+    seatrack.pack()
+    assert benchmark.count_launches(frame) <= 530
+
+
+def test_benchmark_prints_every_row(capsys):
+    threads = torch.get_num_threads()
+    benchmark.main(["--tiny", "--rounds", "1", "--threads", "1"])
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("  ")[0].strip() + " " + line[9:22].strip() for line in lines if line.startswith(("o", "s"))]
+    expected = [f"{s} {v}" for s in ("ostrack", "seatrack") for v in ("plain", "packed", "packed bf16")]
+    assert [row for row in rows if row.split()[0] in ("ostrack", "seatrack")] == expected
+    assert sum("GFLOP/s" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reference", "nowhere", "--system", "ostrack"], "no such folder"),
+        (["--reference", "{folder}", "--system", "ostrack"], "--reference-config"),
+        (["--reference", "{folder}", "--system", "ostrack", "--reference-config", "a.yaml"], "cannot be imported"),
+    ],
+)
+def test_reference_says_what_is_missing(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "a.yaml").write_text("")
+    with pytest.raises(SystemExit, match=message):
+        benchmark.main([argument.format(folder=tmp_path) for argument in arguments])
+
+
+def test_reference_runs_a_checkout_in_turn(tmp_path, monkeypatch, capsys):
+    """A stand-in for a checkout: the modules and names that the official code has."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("lib", "lib/config", "lib/config/ostrack", "lib/models", "lib/models/ostrack"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / "lib/config/ostrack/config.py").write_text(
+        "from types import SimpleNamespace as N\n"
+        "cfg = N(MODEL=N(PRETRAIN_FILE='x'), TEST=N(TEMPLATE_SIZE=8, SEARCH_SIZE=16))\n"
+        "def update_config_from_file(path): cfg.path = path\n"
+    )
+    (tmp_path / "lib/models/ostrack/__init__.py").write_text(
+        "import torch\n"
+        "class Model(torch.nn.Conv2d):\n"
+        "    def forward(self, template, search): return super().forward(search)\n"
+        "def build_ostrack(cfg, training): return Model(3, 4, 16)\n"
+    )
+    (tmp_path / "a.yaml").write_text("")
+    arguments = ["--reference", str(tmp_path), "--reference-config", "a.yaml", "--system", "ostrack", "--tiny"]
+    benchmark.main([*arguments, "--rounds", "1"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "reference" in line)
+    assert line.split()[-1] == "1"  # one launch, no saved bytes
+    for name in [name for name in sys.modules if name == "lib" or name.startswith("lib.")]:
+        del sys.modules[name]
