@@ -1,5 +1,6 @@
 """What every tracker model shares: its output, the layout of its tokens, its seams and its base class."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -222,3 +223,34 @@ class TrackerPreTrainedModel(PreTrainedModel):
             save_adapter(self, save_directory, **kwargs)
         else:
             super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, base_model: str | None = None, **kwargs) -> str:
+        """Publishes the model, or its adapter, with a model card: `mmtrackers.hub.push` on what is saved.
+
+        Args:
+            repo_id (`str`): "org/name".
+            private (`bool`): make it private (new repositories only).
+            base_model (`str`): Hub id of an adapter's base, where it was loaded from a folder.
+            kwargs: passed to `mmtrackers.hub.push`.
+
+        Returns:
+            `str`: the repository's address.
+        """
+        from .hub import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(folder, repo_id, private=private, base_model=base_model, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "TrackerPreTrainedModel":
+        """As in transformers; a folder with an adapter goes through `AutoTracker`, which checks every tensor."""
+        folder = Path(pretrained_model_name_or_path) if pretrained_model_name_or_path is not None else None
+        if folder is None or not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        from .auto import AutoTracker
+
+        model = AutoTracker.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if not isinstance(model, cls):
+            raise ValueError(f"{folder} holds an adapter for {type(model).__name__}, not for {cls.__name__}.")
+        return model
