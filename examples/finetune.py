@@ -6,7 +6,7 @@ Trains an adapter on a frozen tracker, or a whole base, with accelerate.
         --data LasHeR/train --output out/rgbt
     # a base from scratch on composed pictures, one hour in bf16; the same command again goes on where it stopped, and
     # out/tiny/checkpoints/*/model can be tried meanwhile
-    python examples/finetune.py --new-base examples/configs/tiny --synthetic pictures --output out/tiny \
+    python examples/finetune.py --new-base folder-with-config --synthetic pictures --output out/tiny \
         --mixed-precision bf16 --lr 1e-3 --schedule cosine --max-minutes 60 --resume
 
 `--batch-size` counts per process: one optimiser step sees batch-size x processes x gradient-accumulation pairs. Which
