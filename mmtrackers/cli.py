@@ -1,6 +1,6 @@
 """`mmtrackers track | info | push | convert`: the command line.
 
-What takes long to import (torch, transformers, OpenCV) is imported inside the commands, so that `--help` is quick.
+What only some commands need (OpenCV, PyAV, plots) is imported inside them.
 """
 
 import sys
