@@ -6,7 +6,9 @@ from parity_tools import cases, load_case, seeded_input, seeded_tensor
 
 from mmtrackers.models.ostrack import OSTrackConfig, OSTrackForTracking
 from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
+from mmtrackers.models.ostrack.image_vit import ostrack_from_image_vit
 
+OFFICIAL: dict[int, dict[str, torch.Tensor]] = {}
 CASES = cases(r"ostrack-(?!pipeline).*")
 
 
@@ -37,7 +39,9 @@ def fixture(request):
     description, tensors = load_case(request.param)
     tensors = {name.removeprefix("output."): tensor for name, tensor in tensors.items()}
     c, seed = description["configuration"], description["weight_seed"]
-    weights = rename_ostrack(official_weights(description["state_dict"], seed))
+    official = official_weights(description["state_dict"], seed)
+    OFFICIAL[c["embed_dim"]] = official
+    weights = rename_ostrack(official)
     size_z, size_x, batch = c["template_size"], c["search_size"], c["batch"]
     template = seeded_input("template", (batch, 3, size_z, size_z), seed)[:, None, None]
     search = seeded_input("search", (batch, 3, size_x, size_x), seed)[:, None]
@@ -128,3 +132,23 @@ def test_template_embedding_is_the_template(fixture):
     model = build(weights, config_of(c))
     embedded = model(search, model.embed_template(template))
     assert torch.equal(embedded.score_map, model(search, template).score_map)
+
+
+def test_parity_ostrack_start_from_an_image_model(fixture):
+    c, golden, *_ = fixture
+    config = config_of(c)
+    official = {name.removeprefix("backbone."): t for name, t in OFFICIAL[c["embed_dim"]].items()}
+    model = ostrack_from_image_vit({n: t for n, t in official.items() if not n.startswith("box_head")}, config)
+    for name, ours in (
+        ("pos_embed_z_prepared", model.model.embeddings.template_position),
+        ("pos_embed_x_prepared", model.model.embeddings.search_position),
+    ):
+        step = [a // b for a, b in zip(ours.shape, golden[name].shape, strict=True)]
+        torch.testing.assert_close(ours.detach()[:, :: step[1], :: step[2]], golden[name], atol=1e-5, rtol=0)
+    assert torch.equal(model.model.norm.weight, official["norm.weight"])
+
+
+def test_an_image_model_of_other_sizes_is_refused():
+    with pytest.raises(ValueError, match="does not fit the config"):
+        config = OSTrackConfig(hidden_size=32, num_attention_heads=1)
+        ostrack_from_image_vit({"pos_embed": torch.zeros(1, 197, 32)}, config)
