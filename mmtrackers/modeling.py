@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
+from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 
@@ -165,6 +167,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     is_packed = False
+    default_adapter: type[PeftConfig] | None = None
 
     add_adapter = _unless_packed(PreTrainedModel.add_adapter)
     load_adapter = _unless_packed(PreTrainedModel.load_adapter)
@@ -172,6 +175,70 @@ class TrackerPreTrainedModel(PreTrainedModel):
     delete_adapter = _unless_packed(PreTrainedModel.delete_adapter)
     enable_adapters = _unless_packed(PreTrainedModel.enable_adapters)
     disable_adapters = _unless_packed(PreTrainedModel.disable_adapters)
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path,
+        modality: str | None = None,
+        adapter_config: PeftConfig | None = None,
+        adapter_name: str = "default",
+        **kwargs: Any,
+    ) -> "TrackerPreTrainedModel":
+        """A base's weights with a fresh, trainable adapter; everything else is frozen.
+
+        Args:
+            base (`str` or `Path`): repository or folder of a base of this class's family.
+            modality (`str`, *optional*): "rgb" (one stream), or the second stream's "thermal", "depth" or "event";
+                by default what the class's config says.
+            adapter_config (`PeftConfig`, *optional*): the adapter; by default the class's published one.
+            adapter_name (`str`): its name.
+            kwargs: fields of the class's config that replace the base's, or arguments of `from_pretrained`
+                (`revision`, `cache_dir`, `dtype`, ...).
+
+        Raises:
+            ValueError: a base of another family, tensors of it that are missing or unknown, or no adapter is given
+                and the class has none of its own.
+
+        Example:
+            >>> from peft import LoraConfig
+            >>> from mmtrackers import OSTrackForTracking
+            >>> lora = LoraConfig(target_modules=["q_proj", "v_proj"])
+            >>> model = OSTrackForTracking.from_base("org/ostrack-base-256", adapter_config=lora)  # doctest: +SKIP
+        """
+        if adapter_config is None and cls.default_adapter is None:
+            raise ValueError(f"{cls.__name__} has no adapter of its own: say which, with adapter_config=.")
+        own = {field.name for field in fields(cls.config_class)}
+        loading = {name: kwargs.pop(name) for name in list(kwargs) if name not in own}
+        loading.setdefault("dtype", "float32")
+        config = cls._config_on(base, modality, kwargs, loading)
+        model, info = cls.from_pretrained(base, config=config, output_loading_info=True, **loading)
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            raise ValueError(
+                f"{base} is no complete base for {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]} "
+                f"({len(missing)} and {len(unexpected)} tensors)."
+            )
+        model.requires_grad_(False)
+        model.add_adapter(adapter_config or cls.default_adapter(), adapter_name=adapter_name)
+        return model.train()
+
+    @classmethod
+    def _config_on(
+        cls, base: str | Path, modality: str | None, overrides: dict[str, Any], loading: dict[str, Any]
+    ) -> PreTrainedConfig:
+        """The class's config with the fields of the base's, for a modality."""
+        hub_options = ("revision", "cache_dir", "token", "local_files_only")
+        base_config = AutoConfig.from_pretrained(base, **{n: loading[n] for n in hub_options if n in loading})
+        if not issubclass(cls.config_class, type(base_config)):
+            raise ValueError(f"{base} is a {base_config.model_type}, no base for {cls.__name__}.")
+        taken = {field.name for field in fields(base_config)} - {field.name for field in fields(PreTrainedConfig)}
+        values = {name: getattr(base_config, name) for name in taken}
+        modality = modality or cls.config_class().modality
+        values |= {"streams": 1 if modality == "rgb" else 2, "modality": modality}
+        if modality != "rgb" and "elimination_layers" in values:
+            values["elimination_layers"] = []
+        return cls.config_class(**(values | overrides))
 
     @property
     def has_adapter(self) -> bool:

@@ -87,7 +87,7 @@ def test_hostile_file_converts_and_runs_nothing(ostrack: Net, tmp_path: Path) ->
             ValueError,
             "unknown system 'lorat'; files of these can be converted: ostrack, seatrack",
         ),
-        (("ostrack", "a", "out", None, "depth"), ValueError, "base and modality belong to 'seatrack' files"),
+        (("ostrack", "a", "out", None, "depth"), ValueError, "modality has no meaning for 'ostrack' files"),
         (("seatrack", "a", "out"), ValueError, "does not say what its second stream was, so say it: thermal, depth"),
         (("ostrack", "a", "."), FileExistsError, "is not an empty folder: choose another one"),
         (("ostrack", "a", "out"), FileNotFoundError, "no file a: give the checkpoint"),
@@ -204,5 +204,5 @@ def test_seatrack_on_another_base_is_refused(seatrack: Net, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"another base .*differ: backbone.blocks.0.mlp.fc1.bias \(by up to 1\)"):
         convert_checkpoint("seatrack", file, out, base, "event")
     assert not out.exists()
-    with pytest.raises(ValueError, match="is a file: convert it first, as 'ostrack', and give the folder"):
+    with pytest.raises(ValueError, match="is a file: convert it first, and give the folder"):
         convert_checkpoint("seatrack", file, out, tmp_path / "base.pth", "event")

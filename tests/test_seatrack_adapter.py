@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from model_rows import ROWS, difference, inputs, maps, tiny_adapter
+from peft import LoraConfig
 from torch import nn
 
-from mmtrackers import AMGLoraConfig, SEATrackConfig, SEATrackForTracking
+from mmtrackers import AMGLoraConfig, OSTrackForTracking, SEATrackConfig, SEATrackForTracking
 from mmtrackers.tuners.amg_lora.hmoe import HMoE
 from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, GuidedAttentionCore, LowRankLinear, MixtureJunction
 
@@ -122,7 +123,7 @@ def test_from_base(tmp_path: Path) -> None:
     assert model.training and not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert torch.equal(model.model.norm.weight, base.model.norm.weight)
     base.model.save_pretrained(tmp_path / "trunk")
-    with pytest.raises(ValueError, match=r"no complete OSTrack base: missing \['head\."):
+    with pytest.raises(ValueError, match=r"no complete base for SEATrackForTracking: missing \['head\."):
         SEATrackForTracking.from_base(tmp_path / "trunk")
 
 
@@ -147,3 +148,21 @@ def test_adapter_refuses_layers_that_do_not_exist() -> None:
 def test_adapter_config_errors(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AMGLoraConfig(**fields)
+
+
+def test_from_base_takes_any_adapter_but_no_other_family(tmp_path: Path) -> None:
+    """The same call puts peft's LoRA on a plain OSTrack; a class without an adapter of its own asks for one."""
+    ROWS[0].plain().save_pretrained(tmp_path / "base")
+    lora = LoraConfig(target_modules=["q_proj"], r=2)
+    model = OSTrackForTracking.from_base(tmp_path / "base", adapter_config=lora)
+    assert (model.config.streams, model.config.modality, model.training) == (1, "rgb", True)
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    two = OSTrackForTracking.from_base(tmp_path / "base", "depth", lora)
+    assert (two.config.streams, two.config.modality, list(two.config.elimination_layers)) == (2, "depth", [])
+    with pytest.raises(ValueError, match="OSTrackForTracking has no adapter of its own"):
+        OSTrackForTracking.from_base(tmp_path / "base")
+    SEATrackForTracking(SEATrackConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        tmp_path / "other"
+    )
+    with pytest.raises(ValueError, match="is a mmt_seatrack, no base for OSTrackForTracking"):
+        OSTrackForTracking.from_base(tmp_path / "other", adapter_config=lora)

@@ -16,6 +16,9 @@ class TrackerPeftType(StrEnum):
     """Tuners of this package; a member's name equals its value, as peft looks types up by the string."""
 
     AMG_LORA = "AMG_LORA"
+    PROGRESSIVE = "PROGRESSIVE"
+    SDMOE = "SDMOE"
+    TMOE = "TMOE"
 
 
 def register_tuner(peft_type: TrackerPeftType, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:

@@ -7,12 +7,17 @@ token and a 197-row position table that no forward pass reads, and the head unde
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmtrackers.adapters import check_tensors
+from mmtrackers.auto import AutoTracker
+from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count
+from mmtrackers.image_processing import TrackerImageProcessor
+from mmtrackers.model_card import TrainingFacts, write_card
 
 from .configuration_ostrack import OSTrackConfig
 from .modeling_ostrack import OSTrackForTracking
@@ -21,6 +26,8 @@ UNUSED = ("backbone.cls_token", "backbone.pos_embed")
 BRANCHES = {"ctr": "score", "offset": "offset", "size": "size"}
 HEAD_WIDTH = 64
 ELIMINATION_LAYERS = {12: [3, 6, 9]}
+# sizes and search factors of the two published OSTracks; other sizes get the first one's factor
+PUBLISHED = {(128, 256): ("256", 4.0), (192, 384): ("384", 5.0)}
 
 _FIXED = {
     "backbone.pos_embed_z": "model.embeddings.template_position",
@@ -241,3 +248,59 @@ def ostrack_from_official(net: Mapping[str, Tensor], **overrides: Any) -> tuple[
     found = {name: tensor for name, tensor in net.items() if name not in UNUSED}
     check_tensors(expected, found, "the official state dict")
     return config, rename_ostrack(net)
+
+
+def variant(config: OSTrackConfig) -> tuple[str, float]:
+    """What people call a size of the family, and its search factor."""
+    default = f"search {config.search_size}, template {config.template_size}, not a published size", 4.0
+    return PUBLISHED.get((config.template_size, config.search_size), default)
+
+
+def processor_of(config: OSTrackConfig) -> TrackerImageProcessor:
+    """The image processor that a published size was trained with."""
+    return TrackerImageProcessor(
+        template_size=config.template_size, search_size=config.search_size, search_factor=variant(config)[1]
+    )
+
+
+def save_ostrack(net: Mapping[str, Tensor], source: Path, out: Path, overrides: Mapping[str, Any]) -> OSTrackConfig:
+    """Writes an official state dict as a full model with image processor and card; returns its config."""
+    config, state_dict = ostrack_from_official(net, **overrides)
+    model = OSTrackForTracking(config)
+    model.load_state_dict(state_dict)
+    model.eval().save_pretrained(out)
+    processor_of(config).save_pretrained(out)
+    facts = TrainingFacts(
+        data=f"as its authors trained it; converted from the official file `{source.name}`", license="mit"
+    )
+    write_card(out, facts)
+    return config
+
+
+def convert_ostrack(job: ConversionJob) -> ConversionReport:
+    """An official OSTrack file to a full model in `job.out`; see `mmtrackers.convert.convert_checkpoint`."""
+    config = save_ostrack(job.net, job.file, job.out, job.overrides)
+    used = {name: tensor for name, tensor in job.net.items() if name not in UNUSED}
+    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
+    report = ConversionReport("ostrack", variant(config)[0], {"model": job.out})
+    report.facts += [
+        f"read {count(used)}: {config.num_hidden_layers} layers of width {config.hidden_size}, template "
+        f"{config.template_size}, search {config.search_size} pixels; {len(job.net) - len(used)} unused entries left "
+        "out",
+        _told_elimination(config),
+    ]
+    check_numbers(report, used, ostrack_to_official(loaded.state_dict(), unused=False), tolerance=0.0)
+    memory = OSTrackForTracking(config)
+    memory.load_state_dict(ostrack_from_official(job.net, **job.overrides)[1])
+    check_forward(report, memory, loaded)
+    return report
+
+
+def _told_elimination(config: OSTrackConfig) -> str:
+    layers = list(config.elimination_layers)
+    if not layers:
+        return "candidate elimination is off"
+    return (
+        f"candidate elimination: layers {layers} keep {config.elimination_keep_rate:g}, as in the published 'ce' "
+        "files; a file does not tell, so set elimination_layers to [] in config.json for one trained without it"
+    )

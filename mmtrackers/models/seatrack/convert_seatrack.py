@@ -13,10 +13,34 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from peft import set_peft_model_state_dict
 from torch import Tensor
 
-from mmtrackers.adapters import check_tensors, shorten
-from mmtrackers.models.ostrack.convert_ostrack import UNUSED, merge_names, rename
+from mmtrackers.adapters import (
+    KEY_PREFIX,
+    PREPROCESSOR_CONFIG,
+    adapter_state_dict,
+    base_state_dict,
+    check_tensors,
+    shorten,
+)
+from mmtrackers.auto import AutoTracker
+from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
+from mmtrackers.model_card import TrainingFacts
+from mmtrackers.models.ostrack.convert_ostrack import (
+    UNUSED,
+    merge_names,
+    ostrack_from_official,
+    ostrack_to_official,
+    processor_of,
+    rename,
+    save_ostrack,
+    variant,
+)
+from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
+from mmtrackers.tuners.amg_lora import AMGLoraConfig
+
+from .modeling_seatrack import SEATrackForTracking
 
 # what the official recipes leave: a validation pass before the last save (evaluation mode) with thermal and depth only
 MERGED_AS_PUBLISHED = {"thermal": True, "depth": True, "event": False}
@@ -275,3 +299,53 @@ def _undo_by_base(net: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> tupl
     return (unmerged if merged else plain), MergeFinding(
         merged, "compared with the given base", min(as_plain, as_merged)
     )
+
+
+def convert_seatrack(job: ConversionJob) -> ConversionReport:
+    """An official SEATrack file to an adapter folder; see `mmtrackers.convert.convert_checkpoint`."""
+    net, out, base, modality, overrides = job.net, job.out, job.base, str(job.modality), job.overrides
+    settings = seatrack_settings(net)
+    base_net, adapter = split_official(net)
+    ours = rename_seatrack_adapter(net)
+    folders = {"adapter": out}
+    if base is None:
+        # the depth tracker started from the OSTrack without elimination
+        overrides = ({"elimination_layers": []} if modality == "depth" else {}) | dict(overrides)
+        ostrack_from_official(base_net, **overrides)
+        plain, finding = undo_merge(net, modality)
+        base = folders["base"] = out / "base"
+        config = save_ostrack(split_official(plain)[0], job.file, base, overrides)
+    else:
+        known = load_base(base, OSTrackForTracking, "SEATrack's")
+        config = known.config
+        plain, finding = undo_merge(net, modality, ostrack_to_official(known.state_dict(), unused=False))
+    report = ConversionReport("seatrack", f"{modality}, {variant(config)[0]}", folders)
+    report.facts += [
+        f"read {count(adapter)} of the adapter (here {len(ours)}, as k and v are apart), in layers "
+        f"{settings['adapter_layers']}",
+        _told_merge(finding.merged, finding.reason),
+    ]
+    model = SEATrackForTracking.from_base(str(base), modality=modality, adapter_config=AMGLoraConfig(**settings))
+    tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
+    check_tensors(adapter_state_dict(model, "default"), tensors, str(job.file))
+    set_peft_model_state_dict(model, tensors, adapter_name="default")
+    facts = TrainingFacts(
+        data=f"as its authors trained it; converted from the official file `{job.file.name}`", license="mit"
+    )
+    model.eval().save_pretrained(out, card=facts)
+    if not (out / PREPROCESSOR_CONFIG).is_file():
+        processor_of(config).save_pretrained(out)
+    loaded = AutoTracker.from_pretrained(out, dtype=torch.float32)
+    again = ostrack_to_official(base_state_dict(loaded), unused=False)
+    again |= seatrack_to_official(adapter_state_dict(loaded, "default"))
+    expected = {name: tensor for name, tensor in plain.items() if name not in UNUSED}
+    check_numbers(report, expected, again, tolerance=ROUNDING if finding.difference else 0.0)
+    check_forward(report, model, loaded)
+    return report
+
+
+def _told_merge(merged: bool | None, reason: str) -> str:
+    if merged is None:
+        return f"k and v weights taken as they are: {reason}"
+    form = "merged (W + BA), the products were taken out again" if merged else "plain (W), taken as they are"
+    return f"k and v weights were {form}: {reason}"
