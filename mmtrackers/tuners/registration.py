@@ -1,5 +1,6 @@
 """Registration of own tuners with peft, whose own registry is closed to third parties, and their common base."""
 
+import re
 from enum import StrEnum
 
 from peft import PeftConfig
@@ -8,7 +9,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 
@@ -42,13 +43,105 @@ def register_tuner(peft_type: TrackerPeftType, config_class: type[PeftConfig], t
     PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
 
 
+class TrackerTunerLayer(nn.Module, BaseTunerLayer):
+    """What the layers of this package's tuners share: one active adapter at a time, adapters in float32.
+
+    A subclass names its parameters in `adapter_layer_names` (containers keyed by adapter name) and makes them in
+    `make_parameters`.
+
+    Args:
+        base_layer (`nn.Module`): the target.
+        adapter_name (`str`): name of the first adapter.
+        config (`PeftConfig`): its sizes.
+        dim (`int`): width of the tokens.
+        place (`str`): the target's attribute name in its parent.
+    """
+
+    container: type[nn.Module] = nn.ParameterDict
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: PeftConfig, dim: int, place: str = ""):
+        super().__init__()
+        self.base_layer = base_layer
+        self.dim, self.place = dim, place
+        self._disable_adapters = False
+        self.merged_adapters = []
+        for name in self.adapter_layer_names:
+            setattr(self, name, self.container())
+        for name in self.other_param_names:
+            setattr(self, name, {})
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
+        """Creates an adapter's parameters at their initial values."""
+        self.make_parameters(adapter_name, config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def make_parameters(self, adapter_name: str, config: PeftConfig) -> None:
+        raise NotImplementedError
+
+    @property
+    def active_name(self) -> str | None:
+        """The adapter that acts in this layer, None if there is none or adapters are off."""
+        if self.disable_adapters:
+            return None
+        names = [name for name in self.active_adapters if name in getattr(self, self.adapter_layer_names[0])]
+        if len(names) > 1:
+            raise ValueError(
+                f"Adapters {names} are active at once; {type(self).__name__} uses one at a time: set_adapter(name)."
+            )
+        return names[0] if names else None
+
+
 class TrackerTuner(BaseTuner):
     """What this package's tuners share: targets without weights, nested adapter modules, and no merging.
 
-    Seams have no parameters, so the device of a new layer is taken from the parent's nearest parameter.
+    Seams have no parameters, so the device of a new layer is taken from the parent's nearest parameter. A subclass
+    chooses the layer for a target in `_new_layer`.
     """
 
+    target_module_mapping: dict[str, list[str]] = {}
     no_merge_reason = "its adapters mix tokens or streams"
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = self._new_layer(peft_config, adapter_name, target, target_name, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _new_layer(
+        self, config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str, current_key: str
+    ) -> nn.Module:
+        raise NotImplementedError
+
+    def _check_two_streams(self) -> None:
+        streams = getattr(self.model.config, "streams", 1)
+        if streams != 2:
+            raise ValueError(
+                f"{self.prefix.rstrip('_').upper()} mixes two streams, but this model's config has streams={streams}. "
+                "Build the base with streams=2, for example by SEATrackForTracking.from_base(base)."
+            )
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # nested adapter modules: "...amg_lora_hmoe.default.gate" is saved as "...amg_lora_hmoe.gate"
+        nested = re.compile(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}\.")
+        if nested.search(key):
+            return nested.sub(r"\1.", key)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)

@@ -3,60 +3,18 @@
 import math
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtrackers.modeling import ResidualJunction, TokenLayout, drop_path
+from mmtrackers.tuners.registration import TrackerTunerLayer
 
 from .config import AMGLoraConfig
 from .hmoe import HMoE, token_groups
 
 
-class AMGLoraLayer(nn.Module, BaseTunerLayer):
-    """What the three layers share: one active adapter at a time, adapters in float32.
-
-    Args:
-        base_layer (`nn.Module`): the target.
-        adapter_name (`str`): name of the first adapter.
-        config (`AMGLoraConfig`): its sizes.
-        dim (`int`): width of the tokens.
-        place (`str`): the target's attribute name in its parent.
-    """
-
-    container: type[nn.Module] = nn.ParameterDict
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AMGLoraConfig, dim: int, place: str = ""):
-        super().__init__()
-        self.base_layer = base_layer
-        self.dim, self.place = dim, place
-        self._disable_adapters = False
-        self.merged_adapters = []
-        for name in self.adapter_layer_names:
-            setattr(self, name, self.container())
-        for name in self.other_param_names:
-            setattr(self, name, {})
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
-
-    def update_layer(self, adapter_name: str, config: AMGLoraConfig) -> None:
-        """Creates an adapter's parameters at their initial values."""
-        self.make_parameters(adapter_name, config)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
-        raise NotImplementedError
-
-    @property
-    def active_name(self) -> str | None:
-        """The adapter that acts in this layer, None if there is none or adapters are off."""
-        if self.disable_adapters:
-            return None
-        names = [name for name in self.active_adapters if name in getattr(self, self.adapter_layer_names[0])]
-        if len(names) > 1:
-            raise ValueError(f"Adapters {names} are active at once; AMG_LORA uses one at a time: set_adapter(name).")
-        return names[0] if names else None
+class AMGLoraLayer(TrackerTunerLayer):
+    """What the three layers share."""
 
 
 class LowRankLinear(AMGLoraLayer):
