@@ -1,0 +1,293 @@
+"""What an evaluation found: typed, without arrays, and with an exact way to JSON and back.
+
+All scores are fractions from 0 to 1 (the tables of papers print them times 100). A score that has no value for a
+sequence or an attribute is not in its dict.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One plot of a protocol, averaged over the sequences as the protocol says.
+
+    Args:
+        x, y (`tuple[float, ...]`): of the same length; y is a fraction.
+        x_label, y_label (`str`): what stands at the axes, such as "overlap threshold" and "success rate".
+
+    Example:
+        >>> Curve((0.0, 0.5, 1.0), (1.0, 0.6, 0.0), "overlap threshold", "success rate").y[1]
+        0.6
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True)
+class SequenceScore:
+    """The scores of one sequence.
+
+    Args:
+        name (`str`): the sequence.
+        frames (`int`): frames that it has.
+        scores (`dict[str, float]`): metric -> fraction, of this sequence alone.
+        counted (`bool`): whether the protocol takes it into the set's scores (VisEvent and COESOT leave out a sequence
+            in which nothing at all hits).
+        partial (`bool`): its result was shorter than the sequence, and the missing frames were scored as misses.
+        notes (`tuple[str, ...]`): what was noticed in its result file (cut, padded in front, another pixel base).
+        file (`str`, *optional*): its raw result (one box per line), as it was read or written.
+        frames_per_second (`float`, *optional*): of the tracker alone, without reading; where times are known.
+
+    Example:
+        >>> SequenceScore("tree", 120, {"PR": 0.8, "SR": 0.61}).scores["SR"]
+        0.61
+    """
+
+    name: str
+    frames: int
+    scores: dict[str, float]
+    counted: bool = True
+    partial: bool = False
+    notes: tuple[str, ...] = ()
+    file: str | None = None
+    frames_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class AttributeScore:
+    """The set's scores over the sequences that have one attribute.
+
+    Args:
+        sequences (`tuple[str, ...]`): their names.
+        scores (`dict[str, float]`): metric -> fraction.
+
+    Example:
+        >>> len(AttributeScore(("tree", "walk"), {"SR": 0.5}).sequences)
+        2
+    """
+
+    sequences: tuple[str, ...]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Time of one stage per frame, in milliseconds: median and the middle half.
+
+    Args:
+        median, low, high (`float`): 50th, 25th and 75th percentile over the frames.
+
+    Example:
+        >>> StageTime(20.0, 19.0, 22.5).median
+        20.0
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Where the time of tracking goes.
+
+    Args:
+        stages (`dict[str, StageTime]`): "read" (files to arrays), "crop" (crops, copy to the device, normalisation),
+            "model" (the forward pass), "decode" (maps to boxes in the frame, copy back), "track" (crop to decode
+            together) and "total" (with reading). With several sequences in a batch, a step's time is divided by them.
+        frames (`int`): frames measured.
+        warmup (`int`): frames left out at the start, while caches fill and kernels are chosen.
+        batch (`int`): sequences tracked side by side, at most.
+        device (`str`): such as "cpu" or "NVIDIA H100".
+        threads (`int`): of torch on the CPU.
+
+    Example:
+        >>> speed = Speed({"track": StageTime(20.0, 19.0, 22.5)}, 90, 10, 1, "cpu", 2)
+        >>> speed.frames_per_second
+        50.0
+    """
+
+    stages: dict[str, StageTime]
+    frames: int
+    warmup: int
+    batch: int
+    device: str
+    threads: int
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames that the tracker does in a second without reading, by the median; 0 where nothing was measured."""
+        track = self.stages.get("track")
+        return 1000 / track.median if track is not None and track.median > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """With what the boxes of a run were made. Equal fingerprints mean: the same boxes are to be expected.
+
+    Args:
+        tracker (`str`): folder or Hub id, as it was given; not part of the fingerprint.
+        system (`str`): the model's class.
+        base (`str`, *optional*): the base that an adapter names.
+        tuner (`str`, *optional*): the adapter's kind.
+        modality (`str`), streams (`int`): what the tracker reads.
+        weights (`str`): hash over all tensors, their names and the model's config.
+        processor (`dict`): the image processor's settings.
+        dtype, device (`str`): precision of the weights, and where it ran.
+        pack (`bool`): prepared for inference.
+        absent_below (`float`, *optional*), allow_missing (`bool`): as in `Tracker`.
+        version (`str`): of this package.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> settings = Settings("here", "OSTrackForTracking", weights="12ab")
+        >>> settings.fingerprint == replace(settings, tracker="there").fingerprint
+        True
+        >>> settings.fingerprint == replace(settings, dtype="bfloat16").fingerprint
+        False
+    """
+
+    tracker: str
+    system: str = ""
+    base: str | None = None
+    tuner: str | None = None
+    modality: str = "rgb"
+    streams: int = 1
+    weights: str = ""
+    processor: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    device: str = "cpu"
+    pack: bool = False
+    absent_below: float | None = None
+    allow_missing: bool = False
+    version: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over everything that may change a box."""
+        kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("tracker", "base")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: "Settings") -> list[str]:
+        """What differs between two runs, in words; empty where the fingerprints are equal."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        names = [name for name in mine if name not in ("tracker", "base") and mine[name] != theirs[name]]
+        return [f"{name} {theirs[name]!r} -> {mine[name]!r}" for name in names]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One tracker on one data set under one protocol.
+
+    Args:
+        tracker (`str`): name to show.
+        dataset (`str`): the set, to show ("LasHeR").
+        protocol (`str`): key into `mmtrackers.evaluation.protocols.PROTOCOLS`.
+        scores (`dict[str, float]`): metric -> fraction, in the order of the protocol's tables.
+        headline (`str`): the metric to rank by.
+        curves (`dict[str, Curve]`): "success", "precision", "normalized_precision"; "precision_recall" of long-term
+            sets; "expected_overlap" of multi-start sets. Those that the protocol has.
+        sequences (`tuple[SequenceScore, ...]`): in the set's order.
+        attributes (`dict[str, AttributeScore]`): attribute -> scores, where the set has attributes.
+        speed (`Speed`, *optional*): where it was measured.
+        settings (`Settings`, *optional*): of a run of this package; none for raw results of others.
+        partial (`bool`): sequences were missing or shorter and it was asked for all the same: not a number to publish.
+        missing (`tuple[str, ...]`): the sequences without a result.
+        notes (`tuple[str, ...]`): warnings about the whole.
+
+    Example:
+        >>> result = EvaluationResult("ours", "LasHeR", "lasher", {"SR": 0.57}, "SR",
+        ...                           sequences=(SequenceScore("tree", 120, {"SR": 0.57}),))
+        >>> EvaluationResult.from_json(result.to_json()) == result
+        True
+    """
+
+    tracker: str
+    dataset: str
+    protocol: str
+    scores: dict[str, float]
+    headline: str
+    curves: dict[str, Curve] = field(default_factory=dict)
+    sequences: tuple[SequenceScore, ...] = ()
+    attributes: dict[str, AttributeScore] = field(default_factory=dict)
+    speed: Speed | None = None
+    settings: Settings | None = None
+    partial: bool = False
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Strict JSON: no NaN, no infinity."""
+        return json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "EvaluationResult":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: no JSON, another format, or an entry that is missing or unknown.
+        """
+        try:
+            record = json.loads(text)
+            if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+                raise ValueError(f"expected a JSON object with format {FORMAT}")
+            return cls(**_revived(record))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"not an evaluation result: {error}") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the JSON file, whole or not at all, and makes its folder if need be."""
+        return write_whole(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvaluationResult":
+        """Reads a file of `save`; errors name it."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def write_whole(path: str | Path, text: str) -> Path:
+    """Writes a text file so that a reader, or a later run, finds the whole of it or none.
+
+    Example:
+        >>> import tempfile
+        >>> write_whole(Path(tempfile.mkdtemp()) / "deeper" / "a.txt", "1,2,3,4\\n").read_text()
+        '1,2,3,4\\n'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _revived(record: dict[str, Any]) -> dict[str, Any]:
+    """Lists become tuples and dicts become the classes that they were."""
+
+    def tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    revived = tuples(record)
+    revived["curves"] = {name: Curve(**tuples(curve)) for name, curve in record["curves"].items()}
+    revived["sequences"] = tuple(SequenceScore(**tuples(sequence)) for sequence in record["sequences"])
+    revived["attributes"] = {name: AttributeScore(**tuples(row)) for name, row in record["attributes"].items()}
+    if (speed := record["speed"]) is not None:
+        stages = {name: StageTime(**stage) for name, stage in speed["stages"].items()}
+        revived["speed"] = Speed(**(speed | {"stages": stages}))
+    if record["settings"] is not None:
+        revived["settings"] = Settings(**record["settings"])
+    return revived
