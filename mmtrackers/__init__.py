@@ -9,6 +9,7 @@ from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .tracking import Prediction, Tracker, TrackingSession
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
+from .tuners.tmoe import TMoEConfig, TMoEModel
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,8 @@ __all__ = [
     "Prediction",
     "SEATrackConfig",
     "SEATrackForTracking",
+    "TMoEConfig",
+    "TMoEModel",
     "TokenLayout",
     "Tracker",
     "TrackerImageProcessor",

@@ -11,7 +11,14 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmtrackers import AMGLoraConfig, OSTrackConfig, OSTrackForTracking, SEATrackConfig, SEATrackForTracking
+from mmtrackers import (
+    AMGLoraConfig,
+    OSTrackConfig,
+    OSTrackForTracking,
+    SEATrackConfig,
+    SEATrackForTracking,
+    TMoEConfig,
+)
 
 TINY = {
     "hidden_size": 32,
@@ -61,6 +68,7 @@ def tiny_ostrack() -> PreTrainedModel:
 
 
 _LORA = partial(LoraConfig, target_modules=["k_proj", "v_proj"], r=2)
+_TMOE = partial(TMoEConfig, r=2, alpha=2, num_experts=3)
 _AMG = partial(AMGLoraConfig, r=2, hmoe_rank=2, lora_dropout=0.0, hmoe_dropout=0.0)
 
 ROWS = [
@@ -74,6 +82,16 @@ ROWS = [
         partial(_AMG, use_amg=False, use_hmoe=False),
         True,
         "unload",
+    ),
+    Row(
+        "TMOE",
+        tiny_ostrack,
+        OSTrackForTracking,
+        lambda: OSTrackConfig(**TINY),
+        _TMOE,
+        partial(_TMOE, init="lora"),
+        True,
+        "every token",
     ),
 ]
 

@@ -53,13 +53,15 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
         base_layer (`nn.Module`): the target.
         adapter_name (`str`): name of the first adapter.
         config (`PeftConfig`): its sizes.
-        dim (`int`): width of the tokens.
+        dim (`int`): width of the tokens, for targets that do not tell.
         place (`str`): the target's attribute name in its parent.
     """
 
     container: type[nn.Module] = nn.ParameterDict
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: PeftConfig, dim: int, place: str = ""):
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: PeftConfig, dim: int | None = None, place: str = ""
+    ):
         super().__init__()
         self.base_layer = base_layer
         self.dim, self.place = dim, place

@@ -1,0 +1,72 @@
+"""The layer of the TMOE tuner: a dense mixture of low-rank experts beside a frozen linear map."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmtrackers.tuners.registration import TrackerTunerLayer
+
+from .config import TMoEConfig
+
+
+class TMoELinear(TrackerTunerLayer):
+    """`W x + b + s * sum_e g_e U_e D x` with gates `g = softmax(R x)` per token (SPMTrack, figure 2 of its paper).
+
+    All experts are one product: the gates weigh `D x` before the up-projection, and `[U_0 | ... | U_E]` multiplies the
+    gated vectors laid side by side. So no expert's full-width answer exists, neither in forward nor for backward.
+
+    Parameters of an adapter: `tmoe_down` `[r, in]` (one such block per expert with `routed_compression`), `tmoe_up`
+    `[out, E * r]` (and a last block of `r` columns for the expert without a gate), `tmoe_router` `[E, in]`.
+    """
+
+    adapter_layer_names = ("tmoe_down", "tmoe_up", "tmoe_router")
+    other_param_names = ("tmoe_r", "tmoe_scaling", "tmoe_dropout")
+
+    def make_parameters(self, adapter_name: str, config: TMoEConfig) -> None:
+        inner, outer = self.base_layer.in_features, self.base_layer.out_features
+        r, experts = config.r, config.num_experts
+        down = torch.empty(r * experts if config.routed_compression else r, inner)
+        up = torch.zeros(outer, r * (experts + config.shared_low_rank_expert))
+        if config.init == "bert":
+            nn.init.trunc_normal_(down, std=0.02)
+            nn.init.trunc_normal_(up, std=0.02)
+        elif config.init == "lora":
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        else:
+            nn.init.normal_(down, std=1 / r)
+        router = torch.empty(experts, inner).uniform_(-1 / math.sqrt(inner), 1 / math.sqrt(inner))
+        self.tmoe_down[adapter_name] = nn.Parameter(down)
+        self.tmoe_up[adapter_name] = nn.Parameter(up)
+        self.tmoe_router[adapter_name] = nn.Parameter(router)
+        self.tmoe_r[adapter_name] = r
+        self.tmoe_scaling[adapter_name] = config.scaling
+        self.tmoe_dropout[adapter_name] = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        y = self.base_layer(x)
+        name = self.active_name
+        if name is None:
+            return y
+        down, up, router = self.tmoe_down[name], self.tmoe_up[name], self.tmoe_router[name]
+        # two-dimensional: torch takes another kernel for a 3-D product when the parameter requires a gradient
+        rows = x.reshape(-1, x.shape[-1])
+        if not torch.is_autocast_enabled(x.device.type):
+            rows = rows.to(down.dtype)
+        gates = F.linear(rows, router).softmax(-1)
+        hidden = F.linear(F.dropout(rows, self.tmoe_dropout[name], self.training), down)
+        wide = gated(gates, hidden, self.tmoe_r[name], up.shape[1])
+        mixed = torch.addmm(y.reshape(-1, y.shape[-1]).to(wide.dtype), wide, up.T, alpha=self.tmoe_scaling[name])
+        return mixed.view(y.shape).to(y.dtype)
+
+
+def gated(gates: Tensor, hidden: Tensor, r: int, width: int) -> Tensor:
+    """The experts' inputs side by side: gates `[n, E]` times `D x` `[n, r]` (or `[n, E * r]`) to `[n, width]`.
+
+    An expert beyond the gates has weight one.
+    """
+    if width > gates.shape[1] * r:
+        gates = F.pad(gates, (0, 1), value=1.0)
+    return (gates.to(hidden.dtype).unsqueeze(2) * hidden.unflatten(1, (-1, r))).flatten(1)
