@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .memory import TemplatePolicy
+
 
 @dataclass
 class TrackingOutput(ModelOutput):
@@ -239,6 +241,11 @@ class TrackerPreTrainedModel(PreTrainedModel):
         if modality != "rgb" and "elimination_layers" in values:
             values["elimination_layers"] = []
         return cls.config_class(**(values | overrides))
+
+    @property
+    def template_policy(self) -> TemplatePolicy:
+        """Which frames of a video are the templates: the first one, unless a model says otherwise."""
+        return TemplatePolicy()
 
     @property
     def has_adapter(self) -> bool:

@@ -1,6 +1,6 @@
 """From frames to boxes: `Tracker` (model + image processor), `TrackingSession` (the state of one video), `Prediction`.
 
-A session holds everything that a video accumulates: the template embedding, the last boxes, the state that the model
+A session holds everything that a video accumulates: the template memory, the last boxes, the state that the model
 carries from frame to frame. The model and the processor hold nothing, so one tracker serves many videos at a time.
 """
 
@@ -13,6 +13,7 @@ import torch
 
 from .boxes import check_box_xywh, clip_box_xywh
 from .image_processing import TrackerImageProcessor, hann_window
+from .memory import TemplateMemory
 
 Frame = np.ndarray | dict[str, np.ndarray]
 Box = Sequence[float] | np.ndarray
@@ -198,11 +199,24 @@ class TrackingSession:
         image = tracker.stack(frame)
         height, width = image.shape[:2]
         boxes, single = _boxes_of(box_xywh, height, width)
-        template = tracker.image_processor.template([image] * len(boxes), boxes)
-        embedding = tracker.model.embed_template(template.to(tracker.device, tracker.dtype))
-        self._template, self._single, self._size, self._boxes = embedding, single, (height, width), boxes
+        memory = TemplateMemory(tracker.model.template_policy, self._embed)
+        crops = self._template_crops(image, boxes)
+        memory.add(0, crops)
+        memory.template(1)
+        self._memory, self._newest, self._single = memory, crops, single
+        self._size, self._boxes = (height, width), boxes
         self._state: Any = None
         self.frame_index = 0
+
+    def _template_crops(self, image: np.ndarray, boxes: np.ndarray) -> torch.Tensor:
+        """Template crops round the boxes, as they are kept: uint8 `[targets, S, 3, h, w]` on the host."""
+        processor = self.tracker.image_processor
+        return processor.to_tensor([processor.crop(image, box, "template")[0] for box in boxes])
+
+    def _embed(self, crops: torch.Tensor) -> torch.Tensor:
+        tracker = self.tracker
+        template = tracker.image_processor.normalize(crops.to(tracker.device, non_blocking=True))
+        return tracker.model.embed_template(template.to(tracker.dtype)[:, None])
 
     @property
     def boxes_xywh(self) -> np.ndarray:
@@ -241,13 +255,25 @@ class TrackingSession:
         crops = [processor.crop(image, box, "search") for box in self._boxes]
         pixels = processor.to_tensor([picture for picture, _ in crops]).to(tracker.device, non_blocking=True)
         search = processor.normalize(pixels).to(tracker.dtype)
-        output = tracker.model(search, self._template, state=self._state)
+        output = tracker.model(search, self._memory.template(self.frame_index + 1), state=self._state)
         self._state = output.state
         boxes, scores = tracker.model.decode(output, tracker.window)
         # The one copy from the device per frame: everything that the host needs, in one tensor.
         found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
         self.frame_index += 1
-        return self._answer([self._move(i, row, crops[i][1]) for i, row in enumerate(found)])
+        predictions = [self._move(i, row, crops[i][1]) for i, row in enumerate(found)]
+        if self._memory.wants(self.frame_index):
+            self._remember(image, predictions)
+        return self._answer(predictions)
+
+    def _remember(self, image: np.ndarray, predictions: list[Prediction]) -> None:
+        """Adds this frame's templates to the memory; a target that is not there keeps its newest one."""
+        crops = self._template_crops(image, self._boxes)
+        for target, prediction in enumerate(predictions):
+            if not prediction.present:
+                crops[target] = self._newest[target]
+        self._newest = crops
+        self._memory.add(self.frame_index, crops)
 
     def _move(self, target: int, row: np.ndarray, crop: Any) -> Prediction:
         """Takes a target's box and score into the state, unless the score says that the target is not there."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mmtrackers import TrackerImageProcessor
+from mmtrackers.memory import TemplatePolicy
 
 SIZE = (120, 160)
 
@@ -16,6 +17,7 @@ class RedPatchModel:
     training = False
     device = torch.device("cpu")
     dtype = torch.float32
+    template_policy = TemplatePolicy()
 
     def __init__(self, streams: int = 1, modality: str = "rgb", score: float = 0.8):
         self.config = SimpleNamespace(

@@ -1,0 +1,152 @@
+"""Template memory: which frames of a video a tracker uses as templates, and the crops that it may still ask for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TemplatePolicy:
+    """Which frames are the templates. This one: the first frame alone; a subclass says otherwise.
+
+    Example:
+        >>> TemplatePolicy().indices(500)
+        (0,)
+    """
+
+    def indices(self, frame: int) -> tuple[int, ...]:
+        """The past frames that serve as templates at frame `frame` (1, 2, ...), in the order of their tokens; one
+        may come several times."""
+        return (0,)
+
+    def kept(self, frame: int) -> range:
+        """The frames before `frame`, beside frame 0, that `frame` or a later one may ask for."""
+        return range(0)
+
+
+@dataclass(frozen=True)
+class GrowingPolicy(TemplatePolicy):
+    """Base of policies whose templates are spread over all of the video so far, with bounded memory.
+
+    A subclass gives `chosen(frame)`: frames that never move back as the video goes on. Up to `max_memory` frames the
+    templates are exactly these. In longer videos they are rounded up to a multiple of a stride, the smallest power of
+    two with which at most `max_memory` frames are kept: at frame 10,000 of 1,024 kept ones, templates are at most 15
+    frames later than the exact ones.
+
+    Args:
+        max_memory (`int` or None): most frames whose crops are kept; None for all that can be asked for, exactly as
+            published, with memory that grows with the video.
+        templates (`int`): templates beside the first frame's, at most.
+
+    Raises:
+        ValueError: `max_memory` is too small for the number of templates.
+    """
+
+    max_memory: int | None = 1024
+    templates: int = 3
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None and self.max_memory < 8 * self.templates:
+            raise ValueError(
+                f"max_memory is {self.max_memory}, expected at least {8 * self.templates} frames for {self.templates} "
+                "templates, or None for no limit"
+            )
+
+    def chosen(self, frame: int) -> tuple[int, ...]:
+        """The exact templates at frame `frame`; frame 0 among them."""
+        raise NotImplementedError
+
+    def _stride(self, frame: int) -> int:
+        if self.max_memory is None:
+            return 1
+        return 1 << (-(-frame // self.max_memory) - 1).bit_length()
+
+    def indices(self, frame: int) -> tuple[int, ...]:
+        stride = self._stride(frame)
+        # up, not down: so the rounded frames never move back either, also when the stride doubles
+        return tuple(-(-index // stride) * stride for index in self.chosen(frame))
+
+    def kept(self, frame: int) -> range:
+        first = min((index for index in self.indices(frame) if index), default=1)
+        return range(first, frame, self._stride(frame))
+
+
+@dataclass(frozen=True)
+class SpreadTemplates(GrowingPolicy):
+    """ODTrack's rule: the first frame, and the middles of `templates` equal parts of the video so far.
+
+    While there are no more frames than `templates`, all of them; later up to `templates + 1`
+    (GXNU-ZhongLab/ODTrack, test-time `select_memory_frames`).
+
+    Example:
+        >>> policy = SpreadTemplates(templates=3)
+        >>> policy.indices(2), policy.indices(60)
+        ((0, 1), (0, 10, 30, 50))
+    """
+
+    def chosen(self, frame: int) -> tuple[int, ...]:
+        if frame <= self.templates:
+            return tuple(range(frame))
+        part = frame // self.templates
+        middles = (k * part + part // 2 for k in range(self.templates))
+        return tuple(dict.fromkeys((0, *middles)))
+
+
+class TemplateMemory:
+    """The crops of one video that its policy may still ask for, and the embeddings of those in use.
+
+    A crop is embedded when it comes into use, and the embedding is kept as long as it stays in use: the many frames
+    that wait for their turn cost a small picture on the host each.
+
+    Args:
+        policy (`TemplatePolicy`): which frames serve when.
+        embed (`Callable`): from what `add` was given to tokens `[S*B, Nz, C]`.
+
+    Example:
+        >>> memory = TemplateMemory(SpreadTemplates(templates=2), embed=lambda crop: torch.full((1, 4, 8), crop))
+        >>> for frame in range(5):
+        ...     memory.add(frame, float(frame))
+        >>> memory.template(5)[0, :, 0].tolist()
+        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]
+    """
+
+    def __init__(self, policy: TemplatePolicy, embed: Callable[[Any], Tensor]) -> None:
+        self.policy, self._embed = policy, embed
+        self._crops: dict[int, Any] = {}
+        self._kept = range(0)
+        self._indices: tuple[int, ...] = ()
+        self._embedded: dict[int, Tensor] = {}
+        self._template: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    def wants(self, frame: int) -> bool:
+        """Whether the crops of frame `frame` can ever be asked for, so that they are worth cutting."""
+        return frame == 0 or frame in self.policy.kept(frame + 1)
+
+    def add(self, frame: int, crops: Any) -> None:
+        """Keeps the crops of the newest frame; forgets those that no later frame can ask for."""
+        kept = self.policy.kept(frame + 1)
+        if (kept.start, kept.step) != (self._kept.start, self._kept.step):
+            self._crops = {index: crop for index, crop in self._crops.items() if index == 0 or index in kept}
+            self._kept = kept
+        self._crops[frame] = crops
+
+    def template(self, frame: int) -> Tensor:
+        """The tokens of the templates of frame `frame`, `[S*B, T*Nz, C]`.
+
+        Raises:
+            KeyError: a frame that is needed was not added.
+        """
+        indices = self.policy.indices(frame)
+        if indices != self._indices:
+            used = self._embedded
+            self._embedded = {i: used[i] if i in used else self._embed(self._crops[i]) for i in dict.fromkeys(indices)}
+            tokens = [self._embedded[index] for index in indices]
+            self._template = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
+            self._indices = indices
+        return self._template

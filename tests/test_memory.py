@@ -1,0 +1,156 @@
+"""Template memory: which frames serve when, what is kept for them, and that long videos stay small."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from tracking_stub import RedPatchModel, frame, moving, processor
+
+from mmtrackers import Tracker
+from mmtrackers.memory import SpreadTemplates, TemplateMemory, TemplatePolicy
+
+POLICIES = [
+    TemplatePolicy(),
+    SpreadTemplates(max_memory=None),
+    SpreadTemplates(max_memory=24),
+    SpreadTemplates(max_memory=100),
+    SpreadTemplates(max_memory=40, templates=5),
+    SpreadTemplates(max_memory=None, templates=1),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_every_template_was_kept_since_its_frame_passed(policy):
+    memory = TemplateMemory(policy, embed=lambda crop: torch.tensor(crop).view(1, 1, 1))
+    memory.add(0, 0)
+    for now in range(1, 1200):
+        indices = policy.indices(now)
+        assert memory.template(now).flatten().tolist() == list(indices)
+        assert indices[0] == 0 and all(0 <= index < now for index in indices)
+        if memory.wants(now):
+            memory.add(now, now)
+        if policy != TemplatePolicy() and policy.max_memory is not None:
+            assert len(memory) <= policy.max_memory + 1
+            assert len(set(indices)) == len(indices) <= policy.templates + 1
+    assert policy != TemplatePolicy() or len(memory) == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "indices"),
+    [(1, (0,)), (2, (0, 1)), (3, (0, 1, 2)), (4, (0, 1, 2)), (6, (0, 1, 3, 5)), (9, (0, 1, 4, 7)), (10, (0, 1, 4, 7)),
+     (500, (0, 83, 249, 415))],
+)  # fmt: skip
+def test_the_frames_that_odtrack_chooses(now, indices):
+    assert SpreadTemplates(templates=3).indices(now) == indices
+
+
+def test_a_bounded_memory_is_exact_at_first_and_close_later():
+    exact, bounded = SpreadTemplates(max_memory=None), SpreadTemplates(max_memory=64)
+    for now in range(1, 65):
+        assert bounded.indices(now) == exact.indices(now)
+    for now in range(65, 5000):
+        stride = bounded.kept(now).step
+        assert now <= 64 * stride < 2 * now
+        pairs = zip(bounded.indices(now), exact.indices(now), strict=True)
+        assert all(0 <= ours - theirs < stride for ours, theirs in pairs)
+    with pytest.raises(ValueError, match="expected at least 24 frames for 3 templates, or None"):
+        SpreadTemplates(max_memory=20)
+
+
+class Remembering(RedPatchModel):
+    """A stub whose embedding is the template's mean colour, and which notes the templates of every frame."""
+
+    def __init__(self, policy: TemplatePolicy, **kwargs):
+        super().__init__(**kwargs)
+        self.template_policy, self.seen = policy, []
+
+    def embed_template(self, template: torch.Tensor) -> torch.Tensor:
+        super().embed_template(template)
+        assert template.shape[1] == 1
+        return template.transpose(1, 2).transpose(0, 1).flatten(0, 1).mean((-2, -1))
+
+    def __call__(self, search: torch.Tensor, template: torch.Tensor, state: object = None):
+        self.seen.append(template)
+        return super().__call__(search, template, state)
+
+
+def test_a_session_uses_the_crops_of_the_chosen_frames():
+    policy, (frames, boxes) = SpreadTemplates(templates=2), moving(14)
+    model, plain = Remembering(policy), processor()
+    session = Tracker(model, plain).start(frames[0], boxes[0])
+    found = [boxes[0], *(session.update(f).box for f in frames[1:])]
+    means = [plain.template([f["rgb"]], [box])[0, 0].mean((-2, -1)) for f, box in zip(frames, found, strict=True)]
+    for now, seen in enumerate(model.seen, start=1):
+        expected = torch.stack([means[index][0] for index in policy.indices(now)])
+        torch.testing.assert_close(seen[0], expected, atol=0, rtol=0)
+
+
+def test_several_targets_have_templates_of_their_own_and_equal_single_ones():
+    a, b = (20, 30, 20, 16), (110, 80, 26, 20)
+    later = [frame((20 + k, 30, 20, 16), (110 - k, 80, 26, 20)) for k in range(8)]
+
+    def run(boxes):
+        model = Remembering(SpreadTemplates(templates=3))
+        session = Tracker(model, processor()).start(later[0], boxes)
+        for f in later[1:]:
+            session.update(f)
+        return model.seen[-1]
+
+    both = run([a, b])
+    assert both.shape == (2, 4, 3)
+    assert torch.equal(both[:1], run(a)) and torch.equal(both[1:], run(b))
+
+
+def test_an_absent_target_keeps_its_newest_template():
+    model = Remembering(SpreadTemplates(templates=3))
+    tracker = Tracker(model, processor(), absent_below=0.5)
+    red, box = frame((20, 30, 20, 16)), (20, 30, 20, 16)
+    session = tracker.start(red, box)
+    session.update(red)
+    model.score = 0.1
+    session.update(frame())
+    session.update(frame())
+    first, newest = model.seen[1][0, 0], model.seen[-1][0, -1]
+    torch.testing.assert_close(newest, model.seen[1][0, 1])
+    assert abs(newest - first).max() < 0.5, "the target, not the empty place where it was"
+
+
+def test_a_template_is_embedded_when_it_comes_into_use_and_kept_while_it_is():
+    embedded = []
+    memory = TemplateMemory(SpreadTemplates(templates=2), lambda crop: embedded.append(crop) or torch.zeros(1, 1, 1))
+    for now in range(8):
+        memory.add(now, now)
+    for _ in range(3):
+        memory.template(8)
+    assert embedded == [0, 2, 6]
+    memory.template(9)
+    memory.template(10)
+    assert embedded == [0, 2, 6, 7], "2 serves on"
+
+
+def test_ten_thousand_frames_with_a_growing_memory_stay_flat():
+    image = frame((60, 50, 24, 20), size=(100, 140))
+    model = Remembering(SpreadTemplates(max_memory=64))
+    model.seen = model.batches = model.states = Forgetful()
+    session = Tracker(model, processor()).start(image, (60, 50, 24, 20))
+    sizes = []
+    tracemalloc.start()
+    try:
+        for now in range(1, 10_001):
+            session.update(image)
+            if now in (1_024, 2_048, 4_096, 8_192):  # right before a stride doubles, when most is kept
+                sizes.append((len(session._memory), tracemalloc.get_traced_memory()[0]))
+    finally:
+        tracemalloc.stop()
+    kept, memory = np.array(sizes).T
+    assert kept.max() <= 64 and kept.min() == kept.max()
+    assert memory.max() - memory.min() < 100_000
+    assert session.frame_index == 10_000 and len(session._memory._embedded) == 4
+
+
+class Forgetful(list):
+    """A list that keeps nothing, so that the stub itself does not grow."""
+
+    def append(self, item: object) -> None:
+        pass
