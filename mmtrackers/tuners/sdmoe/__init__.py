@@ -1,0 +1,3 @@
+from .config import SDMoEConfig
+
+__all__ = ["SDMoEConfig"]

@@ -1,0 +1,140 @@
+"""Configuration of SDMoEA's adapter."""
+
+import math
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+
+from mmtrackers.tuners.registration import TrackerPeftType
+
+_CHOICES = {
+    "expert_gate": ("parallel", "serial", "none"),
+    "dense_gate": ("softmax", "mean", "sum"),
+    "gram_mode": ("token_cross", "channel_cross", "none"),
+    "hyperedge_rule": ("epsilon", "knn"),
+    "hyper_scope": ("joint", "per_level"),
+    "hyper_conv": ("mean", "sym"),
+}
+_COUNTS = ("num_experts", "top_k", "adapter_reduction", "num_shared_subnets", "hyper_dim", "hyper_knn", "hyper_layers")
+
+
+@dataclass
+class SDMoEConfig(PeftConfig):
+    """Adapter of SDMoEA (arXiv 2603.13719): sparse and dense-shared experts in every block, hypergraph fusion.
+
+    An unofficial reconstruction: no code of the authors is public. From the paper are the parts themselves, one set
+    of parameters for all modalities, four experts of which one is chosen per token, a width of a twelfth, four shared
+    sub-networks and a balance loss; every other default was inferred, and is a field so that it can be corrected.
+
+    Args:
+        num_experts (`int`), top_k (`int`): sparse experts, and how many of them a token uses.
+        adapter_reduction (`int`): width inside the experts, as a divisor of the token width.
+        adapter_dim (`int` or None): the width itself, in place of `adapter_reduction`.
+        expert_gate (`str`): "parallel" (`silu(h G) * h D`), "serial" (`silu(u G) * u` with `u = h D`), "none"
+            (`silu(h D)`).
+        router_renormalise (`bool`): divide the chosen experts' probabilities by their sum; only with `top_k` > 1, as
+            with one expert the tracking loss could not reach the router.
+        balance_loss_coef (`float`): weight of the balance loss, which is summed over the blocks.
+        gather_experts (`bool`): compute only the chosen experts, by sorting tokens; pays with many experts. Otherwise
+            all experts are computed at once and masked, with the same result.
+        num_shared_subnets (`int`), dense_gate (`str`): shared sub-networks, weighted by a "softmax" gate, by their
+            "mean" or their "sum".
+        adapter_prenorm (`bool`): whether a layer norm of its own stands before router and experts.
+        adapter_scale (`float`): factor on what the mixture adds to a token.
+        use_gsahf (`bool`): fuse the streams by Gram matrices and a hypergraph; needs two streams.
+        hyper_levels (`list[int]` or None): blocks whose search tokens are fused; None for the ends of the quarters.
+        hyper_dim (`int`): width inside the fusion.
+        gram_mode (`str`), gram_temperature (`float`): alignment of the streams by a "token_cross" or "channel_cross"
+            Gram matrix, or "none"; temperature of its softmax.
+        hyperedge_rule (`str`), hyper_epsilon (`float`), hyper_knn (`int`): which vertices a hyperedge joins: those
+            nearer than `hyper_epsilon` to its centre (on unit-length features), or the `hyper_knn` nearest.
+        hyper_scope (`str`): one graph over all levels ("joint") or one for each ("per_level").
+        hyper_conv (`str`), hyper_layers (`int`): two-step "mean" or symmetric normalisation; number of layers.
+        target_modules, exclude_modules, modules_to_save: as in peft; targets follow from the fields above. The
+            published tracker's head is trained with `modules_to_save=["head"]`, should it prove to be trained.
+
+    Example:
+        >>> SDMoEConfig(num_experts=8, top_k=2).peft_type
+        <TrackerPeftType.SDMOE: 'SDMOE'>
+    """
+
+    num_experts: int = field(default=4, metadata={"help": "Sparse experts per block."})
+    top_k: int = field(default=1, metadata={"help": "Experts that a token uses."})
+    adapter_reduction: int = field(default=12, metadata={"help": "Token width over the width inside the experts."})
+    adapter_dim: int | None = field(default=None, metadata={"help": "Width inside the experts."})
+    expert_gate: str = field(default="parallel", metadata={"help": "parallel, serial or none."})
+    router_renormalise: bool = field(default=False, metadata={"help": "Chosen probabilities sum to 1."})
+    balance_loss_coef: float = field(default=0.01, metadata={"help": "Weight of the balance loss."})
+    gather_experts: bool = field(default=False, metadata={"help": "Compute only the chosen experts."})
+    num_shared_subnets: int = field(default=4, metadata={"help": "Shared sub-networks per block."})
+    dense_gate: str = field(default="softmax", metadata={"help": "softmax, mean or sum."})
+    adapter_prenorm: bool = field(default=True, metadata={"help": "Layer norm before router and experts."})
+    adapter_scale: float = field(default=1.0, metadata={"help": "Factor on the mixture's answer."})
+    use_gsahf: bool = field(default=True, metadata={"help": "Fuse the streams by a hypergraph."})
+    hyper_levels: list[int] | None = field(default=None, metadata={"help": "Blocks that are fused."})
+    hyper_dim: int = field(default=64, metadata={"help": "Width inside the fusion."})
+    gram_mode: str = field(default="token_cross", metadata={"help": "token_cross, channel_cross or none."})
+    gram_temperature: float = field(default=0.1, metadata={"help": "Temperature of the alignment."})
+    hyperedge_rule: str = field(default="epsilon", metadata={"help": "epsilon or knn."})
+    hyper_epsilon: float = field(default=0.8, metadata={"help": "Radius of a hyperedge."})
+    hyper_knn: int = field(default=16, metadata={"help": "Vertices of a hyperedge under knn."})
+    hyper_scope: str = field(default="joint", metadata={"help": "joint or per_level."})
+    hyper_conv: str = field(default="mean", metadata={"help": "mean or sym."})
+    hyper_layers: int = field(default=1, metadata={"help": "Hypergraph convolutions."})
+    target_modules: str | list[str] | None = field(default=None, metadata={"help": "Follows from the other fields."})
+    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave out."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Base modules trained in full."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = TrackerPeftType.SDMOE
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
+        small = [name for name in _COUNTS if getattr(self, name) < 1]
+        if small or (self.adapter_dim is not None and self.adapter_dim < 1):
+            raise ValueError(f"{', '.join(small) or 'adapter_dim'} must be at least 1.")
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k is {self.top_k}, but there are only {self.num_experts} experts (num_experts).")
+        if self.router_renormalise and self.top_k == 1:
+            raise ValueError(
+                "router_renormalise with top_k=1 would make every chosen weight 1, and the tracking loss could not "
+                "reach the router: use top_k > 1 or leave it off."
+            )
+        if self.gram_temperature <= 0 or not 0 < self.hyper_epsilon < 2:
+            raise ValueError(
+                f"gram_temperature is {self.gram_temperature} and hyper_epsilon {self.hyper_epsilon}; expected a "
+                "positive number and a distance of unit vectors between 0 and 2."
+            )
+        if self.target_modules is None:
+            fusion = "|fusion" if self.use_gsahf else ""
+            self.target_modules = rf"(?:.*\.)?(?:layers\.\d+\.mlp_junction{fusion})"
+        elif isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+
+    def rank(self, dim: int) -> int:
+        """Width inside the experts for tokens of width `dim`."""
+        rank = self.adapter_dim or dim // self.adapter_reduction
+        if rank < 1:
+            raise ValueError(
+                f"adapter_reduction={self.adapter_reduction} leaves nothing of the token width {dim}: lower it, or "
+                "set adapter_dim."
+            )
+        return rank
+
+    def levels(self, depth: int) -> list[int]:
+        """The blocks whose tokens are fused, in a trunk of `depth` blocks.
+
+        Raises:
+            ValueError: `hyper_levels` is not increasing, or names blocks that do not exist.
+
+        Example:
+            >>> SDMoEConfig().levels(12), SDMoEConfig().levels(24)
+            ([2, 5, 8, 11], [5, 11, 17, 23])
+        """
+        if self.hyper_levels is None:
+            return sorted({math.ceil(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4)})
+        levels = list(self.hyper_levels)
+        if not levels or levels != sorted(set(levels)) or levels[0] < 0 or levels[-1] >= depth:
+            raise ValueError(f"hyper_levels is {levels}, expected increasing numbers of blocks from 0 to {depth - 1}.")
+        return levels

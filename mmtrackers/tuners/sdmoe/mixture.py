@@ -1,0 +1,162 @@
+"""SDMoE: a sparse mixture of experts beside a dense-shared one, token by token (SDMoEA, arXiv 2603.13719)."""
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from .config import SDMoEConfig
+
+
+def softmax_gate(h: Tensor, weight: Tensor) -> Tensor:
+    """`softmax(h W^T)` in float32, also under autocast: a rounded router changes its choice."""
+    with torch.autocast(h.device.type, enabled=False):
+        return F.linear(h.float(), weight.float()).softmax(-1)
+
+
+def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
+    """`N sum_e f_e P_e`: 1 for uniform probabilities, N where one expert takes every token for certain.
+
+    With several processes the shares f and P are those of all their tokens; each process's gradient is such that
+    their mean, which data-parallel training takes, is the gradient of one process with all tokens.
+
+    Args:
+        probabilities (`Tensor`, shape `[n, N]`): the router's.
+        chosen (`Tensor`, shape `[n, K]`): the experts that each token uses.
+
+    Returns:
+        `Tensor`, shape `()`. The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's.
+
+    Example:
+        >>> balance_loss(torch.full((6, 4), 0.25), torch.zeros(6, 1, dtype=torch.int64)).item()
+        1.0
+    """
+    tokens, experts = probabilities.shape
+    own = probabilities.sum(0)
+    counts = own.new_zeros(experts).scatter_add_(0, chosen.flatten(), own.new_ones(1).expand(chosen.numel()))
+    totals = torch.cat([counts, own.detach(), own.new_full((1,), tokens)])
+    if distributed.is_available() and distributed.is_initialized():
+        processes = distributed.get_world_size()
+        distributed.all_reduce(totals)
+        others = totals[experts : 2 * experts] - processes * own.detach()
+        own = processes * own + others
+    share = totals[:experts] / (chosen.shape[1] * totals[-1])
+    return experts * (share * (own / totals[-1])).sum()
+
+
+class SDMoE(nn.Module):
+    """Sum of a sparse mixture (each token's best experts) and a dense-shared one (all sub-networks, gated).
+
+    Experts are kept side by side in one weight, so that all of them are one product; so are the shared sub-networks.
+
+    Args:
+        dim (`int`): width of the tokens.
+        config (`SDMoEConfig`): the sizes and forms.
+    """
+
+    def __init__(self, dim: int, config: SDMoEConfig):
+        super().__init__()
+        rank, experts, subnets = config.rank(dim), config.num_experts, config.num_shared_subnets
+        self.experts, self.subnet_count, self.top_k = experts, subnets, config.top_k
+        self.renormalise, self.gather, self.dense_gate = (
+            config.router_renormalise, config.gather_experts, config.dense_gate
+        )  # fmt: skip
+        self.expert_gate = config.expert_gate
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if config.adapter_prenorm else nn.Identity()
+        self.router = nn.Linear(dim, experts, bias=False)
+        if config.expert_gate == "parallel":
+            self.gate = nn.Linear(dim, experts * rank, bias=False)
+        elif config.expert_gate == "serial":
+            self.gate = nn.Parameter(torch.empty(experts, rank, rank))
+        self.down = nn.Linear(dim, experts * rank, bias=False)
+        self.up = nn.Linear(experts * rank, dim, bias=False)
+        if config.dense_gate == "softmax":
+            self.shared_router = nn.Linear(dim, subnets, bias=False)
+        self.shared_down = nn.Linear(dim, rank, bias=False)
+        self.subnets = nn.Linear(rank, subnets * rank, bias=False)
+        self.shared_up = nn.Linear(rank, dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero for what leads back to the tokens, so that a fresh adapter changes nothing; else normal, 0.02."""
+        for name, parameter in self.named_parameters():
+            if name in ("up.weight", "shared_up.weight"):
+                nn.init.zeros_(parameter)
+            elif not name.startswith("norm."):
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed tokens `[n, C]` to the probabilities `[n, N]` and the chosen experts `[n, K]`, lower index first
+        where probabilities are equal."""
+        probabilities = softmax_gate(h, self.router.weight)
+        if self.top_k == 1:
+            return probabilities, probabilities.argmax(1, keepdim=True)
+        return probabilities, probabilities.sort(dim=1, descending=True, stable=True).indices[:, : self.top_k]
+
+    def sparse(self, h: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
+        """The chosen experts' answers `[n, C]`, weighted by their probabilities."""
+        weights = probabilities.gather(1, chosen)
+        if self.renormalise:
+            weights = weights / weights.sum(1, keepdim=True)
+        if self.gather:
+            return self._gathered(h, weights, chosen)
+        gates = torch.zeros_like(probabilities).scatter(1, chosen, weights)
+        inner = self.down(h).unflatten(1, (self.experts, -1))
+        if self.expert_gate == "parallel":
+            inner = F.silu(self.gate(h)).view_as(inner) * inner
+        elif self.expert_gate == "serial":
+            inner = F.silu(torch.einsum("ner,esr->nes", inner, self.gate.to(inner.dtype))) * inner
+        else:
+            inner = F.silu(inner)
+        return self.up((inner * gates.unsqueeze(2).to(inner.dtype)).flatten(1))
+
+    def _gathered(self, h: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """The same with each expert's tokens side by side; shapes do not depend on the choice."""
+        order = chosen.flatten().argsort(stable=True)
+        tokens = order // self.top_k
+        counts = chosen.new_zeros(self.experts).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
+        ends = counts.cumsum(0).int()
+        rows = h[tokens]
+        inner = grouped_product(rows, self.down.weight.unflatten(0, (self.experts, -1)), ends)
+        if self.expert_gate == "parallel":
+            inner = F.silu(grouped_product(rows, self.gate.weight.unflatten(0, (self.experts, -1)), ends)) * inner
+        elif self.expert_gate == "serial":
+            inner = F.silu(grouped_product(inner, self.gate, ends)) * inner
+        else:
+            inner = F.silu(inner)
+        inner = inner * weights.flatten()[order].unsqueeze(1).to(inner.dtype)
+        answers = grouped_product(inner, self.up.weight.unflatten(1, (self.experts, -1)).transpose(0, 1), ends)
+        return torch.zeros_like(h).index_add(0, tokens, answers.to(h.dtype))
+
+    def shared(self, h: Tensor) -> Tensor:
+        """The shared sub-networks' answer `[n, C]`."""
+        inner = F.silu(self.subnets(self.shared_down(h))).unflatten(1, (self.subnet_count, -1))
+        if self.dense_gate == "softmax":
+            inner = inner * softmax_gate(h, self.shared_router.weight).unsqueeze(2).to(inner.dtype)
+        return self.shared_up(inner.mean(1) if self.dense_gate == "mean" else inner.sum(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens to what is added to them, and in training the balance loss.
+
+        Args:
+            x (`Tensor`, shape `[B, N, C]`): tokens of both streams, stacked on the batch axis.
+
+        Returns:
+            `tuple[Tensor, Tensor | None]`: `[B, N, C]` and a scalar.
+        """
+        # two-dimensional: a 3-D product without a bias takes another kernel when its weight requires a gradient, and
+        # a loaded (frozen) adapter would differ from the trained one in the last bits
+        h = self.norm(x).flatten(0, 1)
+        probabilities, chosen = self.route(h)
+        added = self.sparse(h, probabilities, chosen) + self.shared(h)
+        return added.view_as(x), balance_loss(probabilities, chosen) if self.training else None
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows `[n, i]`, sorted by group, times each group's own `weight[g]` `[o, i]`; group g ends before row `ends[g]`."""
+    inner, outer = weight.shape[2], weight.shape[1]
+    # the kernel wants rows of whole 16 bytes
+    pad_in, pad_out = -inner % 8, -outer % 8
+    rows = F.pad(rows, (0, pad_in)) if pad_in else rows
+    weight = F.pad(weight, (0, pad_in, 0, pad_out)) if pad_in or pad_out else weight
+    product = F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends)
+    return product[:, :outer] if pad_out else product
