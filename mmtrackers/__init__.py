@@ -9,6 +9,7 @@ from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .tracking import Prediction, Tracker, TrackingSession
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
+from .tuners.sdmoe import SDMoEConfig, SDMoEModel
 from .tuners.tmoe import TMoEConfig, TMoEModel
 
 __version__ = "0.1.0"
@@ -27,6 +28,8 @@ __all__ = [
     "OSTrackForTracking",
     "OSTrackModel",
     "Prediction",
+    "SDMoEConfig",
+    "SDMoEModel",
     "SEATrackConfig",
     "SEATrackForTracking",
     "TMoEConfig",

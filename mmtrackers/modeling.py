@@ -98,8 +98,10 @@ class ResidualJunction(nn.Module):
 
     It is called with all that an adapter at this place may need: the site's input `x` `[S*B, N, C]`, `h = norm(x)`,
     the sub-layer's output `y`, the block's own `norm`, and the layout. Returns the new tokens and an auxiliary loss
-    (None here).
+    (None here). An adapter that must see every token, also in the last layer, says so by `needs_all_rows`.
     """
+
+    needs_all_rows = False
 
     def __init__(self, drop_path_rate: float = 0.0):
         super().__init__()

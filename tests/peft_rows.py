@@ -15,6 +15,7 @@ from mmtrackers import (
     AMGLoraConfig,
     OSTrackConfig,
     OSTrackForTracking,
+    SDMoEConfig,
     SEATrackConfig,
     SEATrackForTracking,
     TMoEConfig,
@@ -69,6 +70,7 @@ def tiny_ostrack() -> PreTrainedModel:
 
 _LORA = partial(LoraConfig, target_modules=["k_proj", "v_proj"], r=2)
 _TMOE = partial(TMoEConfig, r=2, alpha=2, num_experts=3)
+_SDMOE = partial(SDMoEConfig, adapter_dim=4, hyper_dim=8)
 _AMG = partial(AMGLoraConfig, r=2, hmoe_rank=2, lora_dropout=0.0, hmoe_dropout=0.0)
 
 ROWS = [
@@ -82,6 +84,16 @@ ROWS = [
         partial(_AMG, use_amg=False, use_hmoe=False),
         True,
         "unload",
+    ),
+    Row(
+        "SDMOE",
+        tiny_ostrack,
+        OSTrackForTracking,
+        lambda: OSTrackConfig(**TINY, streams=2, modality="thermal"),
+        _SDMOE,
+        _SDMOE,
+        False,
+        "chosen per token",
     ),
     Row(
         "TMOE",

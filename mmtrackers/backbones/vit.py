@@ -276,12 +276,13 @@ class ViTTrunk(TrackerPreTrainedModel):
         keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
         kept, loss, levels = None, None, [] if self.fusion.needs_levels else None
         for index, layer in enumerate(self.layers):
-            rows = layout.search if index == len(self.layers) - 1 else None
+            last = index == len(self.layers) - 1
+            rows = layout.search if last and not layer.mlp_junction.needs_all_rows else None
             x, _, kept, layer_loss, layout = layer(x, kept, layout, rows, keep_rate, **kwargs)
             loss = add_losses(loss, layer_loss)
             if levels is not None:
                 levels.append(x[:, layout.search])
-        features = self.norm(x)
+        features = self.norm(x[:, layout.search])
         if kept is not None:
             places = kept.unsqueeze(2).expand_as(features)
             features = features.new_zeros(x.shape[0], full.search_tokens, x.shape[2]).scatter(1, places, features)

@@ -1,3 +1,8 @@
-from .config import SDMoEConfig
+from mmtrackers.tuners.registration import TrackerPeftType, register_tuner
 
-__all__ = ["SDMoEConfig"]
+from .config import SDMoEConfig
+from .model import SDMoEModel
+
+register_tuner(TrackerPeftType.SDMOE, SDMoEConfig, SDMoEModel)
+
+__all__ = ["SDMoEConfig", "SDMoEModel"]

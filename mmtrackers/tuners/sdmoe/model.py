@@ -1,0 +1,48 @@
+"""The SDMOE tuner: SDMoEA's adapter on any base with this package's seams."""
+
+from typing import Any
+
+from torch import nn
+
+from mmtrackers.modeling import ResidualJunction, StreamFusion
+from mmtrackers.tuners.registration import TrackerTuner
+
+from .config import SDMoEConfig
+from .layer import HypergraphFusion, MixtureJunction, SDMoELayer
+
+
+class SDMoEModel(TrackerTuner):
+    """Puts a sparse-dense mixture of experts behind every MLP, and a hypergraph on the fusion of the streams.
+
+    Args:
+        model (`nn.Module`): a tracker with `config.streams == 2`, or any with `use_gsahf=False`.
+        config (`SDMoEConfig`): what to put where.
+        adapter_name (`str`): its name.
+
+    Raises:
+        ValueError: one stream with `use_gsahf`, blocks that do not exist, or a width that the reduction leaves empty.
+        TypeError: a target that is neither a residual junction nor the fusion of the streams.
+    """
+
+    prefix: str = "sdmoe_"
+    tuner_layer_cls = SDMoELayer
+    no_merge_reason = "experts are chosen per token and the hypergraph is another for every frame"
+
+    def _prepare_adapter_config(self, peft_config: SDMoEConfig, model_config: dict[str, Any]) -> SDMoEConfig:
+        peft_config = super()._prepare_adapter_config(peft_config, model_config)
+        if peft_config.use_gsahf:
+            self._check_two_streams()
+            # the file records the blocks themselves
+            peft_config.hyper_levels = peft_config.levels(model_config["num_hidden_layers"])
+        return peft_config
+
+    def _new_layer(
+        self, config: SDMoEConfig, adapter_name: str, target: nn.Module, target_name: str, current_key: str
+    ) -> nn.Module:
+        for kind, layer in ((ResidualJunction, MixtureJunction), (StreamFusion, HypergraphFusion)):
+            if isinstance(target, kind):
+                return layer(target, adapter_name, config, self.model.config.hidden_size, target_name)
+        raise TypeError(
+            f"SDMOE cannot adapt {current_key} ({type(target).__name__}): expected a residual junction or the fusion "
+            "of the streams."
+        )
