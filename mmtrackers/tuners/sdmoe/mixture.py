@@ -152,7 +152,7 @@ class SDMoE(nn.Module):
 
 
 def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows `[n, i]`, sorted by group, times each group's own `weight[g]` `[o, i]`; group g ends before row `ends[g]`."""
+    """Rows `[n, i]`, sorted by group, times their group's `weight[g]` `[o, i]`; group g ends before row `ends[g]`."""
     inner, outer = weight.shape[2], weight.shape[1]
     # the kernel wants rows of whole 16 bytes
     pad_in, pad_out = -inner % 8, -outer % 8
