@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from .auto import AutoTracker
 from .image_processing import TrackerImageProcessor
 from .modeling import TokenLayout, TrackerPreTrainedModel, TrackingOutput
+from .models.lorat import LoRATConfig, LoRATForTracking, LoRATModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .tracking import Prediction, Tracker, TrackingSession
@@ -15,7 +16,10 @@ from .tuners.tmoe import TMoEConfig, TMoEModel
 __version__ = "0.1.0"
 
 AutoModel.register(OSTrackConfig, OSTrackModel)
-for _config, _tracker in ((OSTrackConfig, OSTrackForTracking), (SEATrackConfig, SEATrackForTracking)):
+AutoModel.register(LoRATConfig, LoRATModel)
+for _config, _tracker in (
+    (LoRATConfig, LoRATForTracking), (OSTrackConfig, OSTrackForTracking), (SEATrackConfig, SEATrackForTracking)
+):  # fmt: skip
     AutoConfig.register(_config.model_type, _config)
     AutoTracker.register(_config, _tracker)
     AutoImageProcessor.register(_config, image_processor_classes={"pil": TrackerImageProcessor})
@@ -24,6 +28,9 @@ __all__ = [
     "AMGLoraConfig",
     "AMGLoraModel",
     "AutoTracker",
+    "LoRATConfig",
+    "LoRATForTracking",
+    "LoRATModel",
     "OSTrackConfig",
     "OSTrackForTracking",
     "OSTrackModel",

@@ -7,6 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -24,9 +25,11 @@ class TrackingOutput(ModelOutput):
         loss_parts (`dict[str, Tensor]`): the unweighted terms of the loss and the mean overlap, detached.
         boxes (`Tensor`, shape `[B, 4]`): centre x, centre y, width, height as fractions of the search crop,
             decoded without a window.
-        score_map (`Tensor`, shape `[B, 1, g, g]`): probability that a cell holds the target's centre.
-        size_map (`Tensor`, shape `[B, 2, g, g]`): width and height as fractions of the search crop.
-        offset_map (`Tensor`, shape `[B, 2, g, g]`): x and y offset of the centre inside its cell, in cells.
+        score_map (`Tensor`, shape `[B, 1, g, g]`): a cell's score, 0 to 1: centre heads, whether it holds the target's
+            centre; MLP heads, how well its box fits.
+        size_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: width and height as fractions of the search crop.
+        offset_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: x and y offset of the centre in its cell, in cells.
+        box_map (`Tensor`, shape `[B, 4, g, g]`): MLP heads: every cell's box, x1, y1, x2, y2 as fractions of the crop.
         state (`Tensor`): what the next frame's forward takes as `state`, for trackers that carry one.
         auxiliary_loss (`Tensor`, shape `()`): the tuners' own losses, summed over layers.
         hidden_states, attentions (`tuple[Tensor]`): on request, as in transformers.
@@ -38,6 +41,7 @@ class TrackingOutput(ModelOutput):
     score_map: Tensor | None = None
     size_map: Tensor | None = None
     offset_map: Tensor | None = None
+    box_map: Tensor | None = None
     state: Tensor | None = None
     auxiliary_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -84,6 +88,17 @@ class TokenLayout:
         """The same layout after every row but the search rows was dropped."""
         return replace(self, prefix=0, template_tokens=0)
 
+    def without_template(self) -> "TokenLayout":
+        """The same layout after the template's rows were dropped."""
+        return replace(self, template_tokens=0)
+
+    def drop_template(self, x: Tensor) -> Tensor:
+        """The rows that are read after the last layer, prefix and search, of tokens `[S*B, N, C]`."""
+        if not self.template_tokens:
+            return x
+        search = x[:, self.search]
+        return torch.cat([x[:, : self.prefix], search], 1) if self.prefix else search
+
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth: zeroes whole rows of the batch axis with probability `rate`, scales the others up."""
@@ -98,14 +113,16 @@ class ResidualJunction(nn.Module):
 
     It is called with all that an adapter at this place may need: the site's input `x` `[S*B, N, C]`, `h = norm(x)`,
     the sub-layer's output `y`, the block's own `norm`, and the layout. Returns the new tokens and an auxiliary loss
-    (None here). An adapter that must see every token, also in the last layer, says so by `needs_all_rows`.
+    (None here). An adapter that must see every token, also in the last layer, says so by `needs_all_rows`. A junction
+    that training does not go through is `passed_by`, and no tuner can stand on it.
     """
 
     needs_all_rows = False
 
-    def __init__(self, drop_path_rate: float = 0.0):
+    def __init__(self, drop_path_rate: float = 0.0, passed_by: bool = False):
         super().__init__()
         self.drop_path_rate = drop_path_rate
+        self.passed_by = passed_by
 
     def forward(
         self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout

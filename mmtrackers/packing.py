@@ -86,15 +86,15 @@ def _joined(*maps: tuple[Tensor, Tensor | None]) -> PackedLinear:
 class PackedLayer(nn.Module):
     """A `ViTLayer` for inference: the same seams, fewer and larger products."""
 
-    def __init__(self, layer: ViTLayer, rows_only: bool):
+    def __init__(self, layer: ViTLayer, last: bool):
         super().__init__()
         attention = layer.attention
         self.head_dim, self.core = attention.head_dim, attention.core
         query, key, value = (dense_weight(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
         query = tuple(None if part is None else part * attention.scaling for part in query)
-        # the last layer asks for the queries of search rows only, so its queries are a product of their own
-        self.q = PackedLinear(*query) if rows_only else None
-        self.kv = _joined(key, value) if rows_only else _joined(query, key, value)
+        # the last layer asks for the queries of some rows only, so its queries are a product of their own
+        self.q = PackedLinear(*query) if last else None
+        self.kv = _joined(key, value) if last else _joined(query, key, value)
         self.o = PackedLinear(*dense_weight(attention.o_proj))
         self.fc1 = PackedLinear(*dense_weight(layer.mlp.fc1), gelu=True)
         self.fc2 = PackedLinear(*dense_weight(layer.mlp.fc2))
@@ -114,20 +114,20 @@ class PackedLayer(nn.Module):
         return junction(x, h, linear(inner), norm, layout)
 
     def forward(
-        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, rows: slice | None = None, keep_rate: float = 1.0,
-        **kwargs,
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, last: bool = False, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
         """As `ViTLayer.forward`."""
         h = self.norm1(x)
-        if rows is None:
-            query, key, value = map(self._heads, self.kv(h).chunk(3, -1))
+        if last:
+            read = layout.drop_template(h)
+            query, (key, value) = self._heads(self.q(read)), map(self._heads, self.kv(h).chunk(2, -1))
         else:
-            query, (key, value) = self._heads(self.q(h[:, rows])), map(self._heads, self.kv(h).chunk(2, -1))
+            query, key, value = map(self._heads, self.kv(h).chunk(3, -1))
         output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
-        if rows is not None:
-            x, h, layout = x[:, rows], h[:, rows], layout.search_only()
+        if last:
+            x, h, layout = layout.drop_template(x), read, layout.without_template()
         x, loss1 = self._add(self.attention_junction, self.o, output.flatten(2), x, h, self.norm1, layout)
-        if self.elimination is not None and keep_rate < 1.0 and rows is None:
+        if self.elimination is not None and keep_rate < 1.0 and not last:
             x, kept, layout = self.elimination(x, kept, query, key, 1.0, layout, keep_rate)
         h = self.norm2(x)
         x, loss2 = self._add(self.mlp_junction, self.fc2, self.fc1(h), x, h, self.norm2, layout)
@@ -167,7 +167,7 @@ def pack_model(model: TrackerPreTrainedModel) -> None:
     trunk = model.model
     last = len(trunk.layers) - 1
     for index, layer in enumerate(trunk.layers):
-        trunk.layers[index] = PackedLayer(layer, rows_only=index == last)
+        trunk.layers[index] = PackedLayer(layer, last=index == last)
     for module in list(model.modules()):
         if isinstance(module, ConvStem):
             module.stages = nn.ModuleList(FoldedConv(conv, norm) for conv, norm, _ in module.stages)

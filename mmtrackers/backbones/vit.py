@@ -111,16 +111,16 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-    def project(self, h: Tensor, rows: slice | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (of `rows` only), keys and values, `[S*B, H, N, d]` each."""
-        query = self.q_proj(h if rows is None else h[:, rows])
-        return self._heads(query), self._heads(self.k_proj(h)), self._heads(self.v_proj(h))
+    def project(self, h: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `read`, keys and values of `h`, `[S*B, H, N, d]` each."""
+        return self._heads(self.q_proj(read)), self._heads(self.k_proj(h)), self._heads(self.v_proj(h))
 
     def forward(
-        self, h: Tensor, layout: TokenLayout, rows: slice | None = None, **kwargs
+        self, h: Tensor, read: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Tokens `[S*B, N, C]` to the attended tokens, the weights or None, the queries and the keys."""
-        query, key, value = self.project(h, rows)
+        """Tokens `h` `[S*B, N, C]`, and those of them that ask (`read`), to what these attend to, the weights or
+        None, the queries and the keys."""
+        query, key, value = self.project(h, read)
         output, weights = self.core(query, key, value, self.scaling, layout, **kwargs)
         return self.o_proj(output.flatten(2)), weights, query, key
 
@@ -184,17 +184,17 @@ class ViTLayer(GradientCheckpointingLayer):
         )
 
     def forward(
-        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, rows: slice | None = None, keep_rate: float = 1.0,
-        **kwargs,
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, last: bool = False, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
         """Tokens `[S*B, N, C]` and the places of their search tokens (None: all) to the new tokens, attention
-        weights, places, an auxiliary loss and the new layout. Only `rows` are computed where they are given."""
+        weights, places, an auxiliary loss and the new layout. The last layer leaves the template's rows out."""
         h = self.norm1(x)
-        y, weights, query, key = self.attention(h, layout, rows, **kwargs)
-        if rows is not None:
-            x, h, layout = x[:, rows], h[:, rows], layout.search_only()
+        read = layout.drop_template(h) if last else h
+        y, weights, query, key = self.attention(h, read, layout, **kwargs)
+        if last:
+            x, h, layout = layout.drop_template(x), read, layout.without_template()
         x, loss1 = self.attention_junction(x, h, y, self.norm1, layout)
-        if self.elimination is not None and keep_rate < 1.0 and rows is None:
+        if self.elimination is not None and keep_rate < 1.0 and not last:
             x, kept, layout = self.elimination(x, kept, query, key, self.attention.scaling, layout, keep_rate)
         h = self.norm2(x)
         x, loss2 = self.mlp_junction(x, h, self.mlp(h), self.norm2, layout)
@@ -223,8 +223,11 @@ class TrunkOutput(ModelOutput):
 class ViTTrunk(TrackerPreTrainedModel):
     """Template and search pixels to fused search features: embeddings, layers, final norm and the fusion seam.
 
-    The last layer computes only the search rows; keys and values still see every token.
+    The last layer computes only the rows that are read; keys and values still see every token.
     """
+
+    embeddings_class: type[nn.Module] = Embeddings
+    layer_class: type[ViTLayer] = ViTLayer
 
     base_model_prefix = ""
     _no_split_modules = ["ViTLayer"]
@@ -233,8 +236,8 @@ class ViTTrunk(TrackerPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(ViTLayer(config, i) for i in range(config.num_hidden_layers))
+        self.embeddings = self.embeddings_class(config)
+        self.layers = nn.ModuleList(self.layer_class(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.fusion = StreamFusion(config.fusion)
         self.post_init()
@@ -242,11 +245,11 @@ class ViTTrunk(TrackerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch
 
-    def layout(self, template_tokens: int) -> TokenLayout:
-        """The layout of a full sequence with so many template tokens."""
+    def layout(self, template_tokens: int, prefix: int = 0) -> TokenLayout:
+        """The layout of a full sequence with so many template and prefix tokens."""
         config = self.config
         z, x = config.template_grid, config.search_grid
-        return TokenLayout(config.streams, 0, template_tokens, x * x, (z, z), (x, x))
+        return TokenLayout(config.streams, prefix, template_tokens, x * x, (z, z), (x, x))
 
     def embed_template(self, template: Tensor) -> Tensor:
         """Template pixels `[B, T, S, 3, h, w]` to tokens `[S*B, T*Nz, C]`, once per template."""
@@ -264,6 +267,13 @@ class ViTTrunk(TrackerPreTrainedModel):
         """See `OSTrackForTracking.forward`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
         template_tokens = template if template.ndim == 3 else self.embed_template(template)
+        self.check_tokens(template_tokens, search)
+        x = torch.cat([template_tokens, self.embeddings.search(search)], 1)
+        keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
+        return self.encode(x, self.layout(template_tokens.shape[1]), keep_rate, **kwargs)
+
+    def check_tokens(self, template_tokens: Tensor, search: Tensor) -> None:
+        """Raises ValueError unless embedded templates `[S*B, T*Nz, C]` belong to as many search crops."""
         rows, cells = self.config.streams * search.shape[0], self.config.template_grid**2
         found, width = list(template_tokens.shape), self.config.hidden_size
         if found[0] != rows or found[1] % cells or found[2] != width:
@@ -271,22 +281,28 @@ class ViTTrunk(TrackerPreTrainedModel):
                 f"template has {found} tokens, expected [{rows}, T * {cells}, {width}]: one template per search crop "
                 f"({search.shape[0]}) and stream."
             )
-        x = torch.cat([template_tokens, self.embeddings.search(search)], 1)
-        layout = full = self.layout(template_tokens.shape[1])
-        keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
-        kept, loss, levels = None, None, [] if self.fusion.needs_levels else None
+
+    def encode(self, x: Tensor, layout: TokenLayout, keep_rate: float = 1.0, **kwargs) -> TrunkOutput:
+        """All tokens `[S*B, N, C]` through the layers, the final norm and the fusion of streams.
+
+        Where there are prefix tokens, `state` is what became of them, `[S*B, prefix, C]`.
+        """
+        full, kept, loss = layout, None, None
+        levels: list[Tensor] | None = [] if self.fusion.needs_levels else None
         for index, layer in enumerate(self.layers):
-            last = index == len(self.layers) - 1
-            rows = layout.search if last and not layer.mlp_junction.needs_all_rows else None
-            x, _, kept, layer_loss, layout = layer(x, kept, layout, rows, keep_rate, **kwargs)
+            last = index == len(self.layers) - 1 and not layer.mlp_junction.needs_all_rows
+            x, _, kept, layer_loss, layout = layer(x, kept, layout, last, keep_rate, **kwargs)
             loss = add_losses(loss, layer_loss)
             if levels is not None:
                 levels.append(x[:, layout.search])
-        features = self.norm(x[:, layout.search])
+        features = self.norm(layout.drop_template(x))
+        token, features = features[:, : layout.prefix], features[:, layout.prefix :]
         if kept is not None:
             places = kept.unsqueeze(2).expand_as(features)
             features = features.new_zeros(x.shape[0], full.search_tokens, x.shape[2]).scatter(1, places, features)
-        fused, token = self.fusion(features, None if levels is None else tuple(levels), None, full.search_only())
+        fused, token = self.fusion(
+            features, None if levels is None else tuple(levels), token if layout.prefix else None, full.search_only()
+        )
         return TrunkOutput(last_hidden_state=fused, auxiliary_loss=loss, state=token)
 
 

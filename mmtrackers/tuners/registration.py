@@ -146,6 +146,12 @@ class TrackerTuner(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if getattr(child, "passed_by", False):
+            raise ValueError(
+                f"{type(self).__name__} cannot stand on {child_name}: with drop_path_rate {child.drop_path_rate} this "
+                "base draws a part of the batch for each sub-layer, which passes the junctions by in training. Load "
+                "the base with drop_path_rate=0.1 or less."
+            )
         setattr(parent, child_name, new_module)
         reference = next(child.parameters(), None)
         if reference is None:

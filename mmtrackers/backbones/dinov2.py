@@ -1,0 +1,224 @@
+"""DINOv2 as a one-stream tracking trunk: token types, one position table for template and search, the same seams."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
+
+from mmtrackers.modeling import ResidualJunction, TokenLayout
+
+from .vit import Attention, Mlp, TrunkOutput, ViTLayer, ViTTrunk, check_pixels
+
+# above this rate stochastic depth draws samples before the sub-layer, which then costs less, as in DINOv2
+SUBSET_RATE = 0.1
+BACKGROUND, FOREGROUND, SEARCH = 0, 1, 2
+
+
+def resample_positions(table: Tensor, side: int) -> Tensor:
+    """DINOv2's position table for a square grid of another side.
+
+    Args:
+        table (`Tensor`, shape `[1, 1 + n * n, C]`): class token's row, then the grid row by row.
+        side (`int`): cells along a side of the new grid.
+
+    Returns:
+        `Tensor`, shape `[1, side * side, C]`: bicubic in float32 without antialiasing, as LoRAT resamples it; the
+        class token's row is left out.
+
+    Raises:
+        ValueError: the table's grid is not square.
+
+    Example:
+        >>> resample_positions(torch.zeros(1, 1370, 768), 16).shape
+        torch.Size([1, 256, 768])
+    """
+    grid = round((table.shape[1] - 1) ** 0.5)
+    if grid * grid + 1 != table.shape[1]:
+        raise ValueError(f"The position table has {table.shape[1]} rows, expected 1 + n * n for a square grid.")
+    cells = table[:, 1:].float()
+    if grid == side:
+        return cells
+    cells = cells.transpose(1, 2).unflatten(2, (grid, grid))
+    return F.interpolate(cells, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
+class Dinov2Embeddings(nn.Module):
+    """Patch embedding, one position table and learned token types, for template and search alike.
+
+    The table belongs to the search grid; a template takes its top-left corner (LoRAT, arXiv 2403.05231). Types are
+    background and foreground of a template, and search.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.hidden_size
+        self.template_grid, self.search_grid = config.template_grid, config.search_grid
+        self.patch = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.position = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
+        self.token_type = nn.Embedding(3, width)
+
+    def template(self, template: Tensor, mask: Tensor) -> Tensor:
+        """`[B, T, S, 3, h, w]` and its foreground `[B, T, g, g]` to stream-major tokens `[S*B, T*Nz, C]`."""
+        batch, count, streams = template.shape[:3]
+        side, grid = self.template_grid, self.search_grid
+        tokens = self.patch(template.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)).flatten(2).transpose(1, 2)
+        position = self.position.unflatten(1, (grid, grid))[:, :side, :side].flatten(1, 2)
+        types = self.token_type((mask != 0).long().flatten(2)) + position
+        tokens = tokens.view(streams, batch, count, *tokens.shape[1:]) + types
+        return tokens.reshape(streams * batch, -1, tokens.shape[-1])
+
+    def search(self, search: Tensor) -> Tensor:
+        """`[B, S, 3, H, W]` to stream-major tokens `[S*B, Nx, C]`."""
+        tokens = self.patch(search.transpose(0, 1).flatten(0, 1)).flatten(2).transpose(1, 2)
+        return tokens + (self.position + self.token_type.weight[SEARCH])
+
+
+class LayerScale(nn.Module):
+    """A learned factor for every channel of a sub-layer's output."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.gamma
+
+
+class Dinov2Attention(Attention):
+    """Self-attention with a layer scale behind it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = LayerScale(config.hidden_size)
+
+    def forward(
+        self, h: Tensor, read: Tensor, layout: TokenLayout, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """As `Attention.forward`."""
+        y, weights, query, key = super().forward(h, read, layout, **kwargs)
+        return self.scale(y), weights, query, key
+
+
+class Dinov2Mlp(Mlp):
+    """Two linear maps with the exact GELU between, and a layer scale."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = LayerScale(config.hidden_size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.scale(super().forward(h))
+
+
+class SwiGLU(nn.Module):
+    """`w3(silu(a) * b)` with `[a, b] = w12(h)`, and a layer scale: the MLP of the giant model."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.w12 = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.w3 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.scale = LayerScale(config.hidden_size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, value = self.w12(h).chunk(2, -1)
+        return self.scale(self.w3(F.silu(gate) * value))
+
+
+class Dinov2Layer(ViTLayer):
+    """Pre-norm block of DINOv2. Stochastic depth has one rate in all layers.
+
+    Up to a rate of 0.1 it drops whole rows in the junctions. Above, each sub-layer runs on a random part of the batch
+    only and what it gives is scaled up; junctions are passed by then, so no tuner may stand on them.
+    """
+
+    def __init__(self, config, index: int):
+        GradientCheckpointingLayer.__init__(self)
+        rate = config.drop_path_rate
+        self.subset_rate = rate if rate > SUBSET_RATE else 0.0
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Dinov2Attention(config)
+        self.attention_junction = ResidualJunction(rate, passed_by=rate > SUBSET_RATE)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SwiGLU(config) if config.use_swiglu_ffn else Dinov2Mlp(config)
+        self.mlp_junction = ResidualJunction(rate, passed_by=rate > SUBSET_RATE)
+        self.elimination = None
+
+    def forward(
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, last: bool = False, keep_rate: float = 1.0, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
+        """As `ViTLayer.forward`."""
+        if not (self.training and self.subset_rate):
+            return super().forward(x, kept, layout, last, keep_rate, **kwargs)
+        rows, factor = self._draw(x, layout)
+        h = self.norm1(x[rows])
+        y, weights, _, _ = self.attention(h, layout.drop_template(h) if last else h, layout, **kwargs)
+        if last:
+            x, layout = layout.drop_template(x), layout.without_template()
+        x = x.index_add(0, rows, y.to(x.dtype), alpha=factor)
+        rows, factor = self._draw(x, layout)
+        x = x.index_add(0, rows, self.mlp(self.norm2(x[rows])).to(x.dtype), alpha=factor)
+        return x, weights, None, None, layout
+
+    def _draw(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, float]:
+        """Rows of the samples that a sub-layer sees, both streams of each, and the factor on what it gives."""
+        batch = x.shape[0] // layout.streams
+        count = max(int(batch * (1 - self.subset_rate)), 1)
+        drawn = torch.randperm(batch, device=x.device)[:count]
+        return torch.cat([drawn + s * batch for s in range(layout.streams)]), batch / count
+
+
+class Dinov2Trunk(ViTTrunk):
+    """Template and search pixels to fused search features; prefix tokens may go in front."""
+
+    _no_split_modules = ["Dinov2Layer"]
+    embeddings_class = Dinov2Embeddings
+    layer_class = Dinov2Layer
+
+    def embed_template(self, template: Tensor, template_mask: Tensor | None = None) -> Tensor:
+        """Template pixels `[B, T, S, 3, h, w]` and their foreground `[B, T, g, g]` to tokens `[S*B, T*Nz, C]`."""
+        config = self.config
+        check_pixels("template", template, 6, config.streams, config.template_size)
+        expected = [*template.shape[:2], config.template_grid, config.template_grid]
+        if template_mask is None or list(template_mask.shape) != expected:
+            found = "is missing" if template_mask is None else f"has shape {list(template_mask.shape)}"
+            raise ValueError(
+                f"template_mask {found}, expected {expected}: which cells of each template show the target. "
+                "TrackerImageProcessor.template_mask makes it."
+            )
+        return self.embeddings.template(template, template_mask)
+
+    @capture_outputs
+    def forward(
+        self,
+        search: Tensor,
+        template: Tensor,
+        template_mask: Tensor | None = None,
+        prefix: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TrunkOutput:
+        """Search crops `[B, S, 3, H, W]`, templates `[B, T, S, 3, h, w]` with their masks or embedded, and tokens
+        `[S*B, P, C]` to go in front, to `TrunkOutput`; its `state` is what became of those."""
+        check_pixels("search", search, 5, self.config.streams, self.config.search_size)
+        template_tokens = template if template.ndim == 3 else self.embed_template(template, template_mask)
+        self.check_tokens(template_tokens, search)
+        parts = [template_tokens, self.embeddings.search(search)]
+        x = torch.cat(parts if prefix is None else [prefix.to(parts[0].dtype), *parts], 1)
+        layout = self.layout(template_tokens.shape[1], 0 if prefix is None else prefix.shape[1])
+        return self.encode(x, layout, **kwargs)
+
+
+@torch.no_grad()
+def init_dinov2_weights(module: nn.Module, std: float) -> None:
+    """Initial values: truncated normal linear maps, positions and token types; layer scales 1."""
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+        init.trunc_normal_(module.weight, std=std)
+        if getattr(module, "bias", None) is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, LayerScale):
+        init.ones_(module.gamma)
+    elif isinstance(module, Dinov2Embeddings):
+        init.trunc_normal_(module.position, std=std)

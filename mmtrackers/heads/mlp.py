@@ -1,0 +1,86 @@
+"""MLP head of the LoRAT family: a score and a box for every search token, and their decoding."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+
+def _mlp(width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
+    )
+
+
+def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cell centres as `x, y, x, y` `[g * g, 4]`, and the signs of left, top, right and bottom."""
+    centers = (torch.arange(grid, device=device) + 0.5) / grid
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
+    return torch.stack([x, y, x, y], -1).flatten(0, 1), torch.tensor([-1.0, -1.0, 1.0, 1.0], device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # tensors made in inference mode could not serve a later training step
+    with torch.inference_mode(False):
+        return _cells(grid, device)
+
+
+class MlpHead(nn.Module):
+    """Two MLPs of three linear maps over the search tokens (LoRAT, arXiv 2403.05231).
+
+    A box is the cell's centre moved outwards by four sigmoids, fractions of the whole crop.
+
+    Args:
+        width (`int`): width C of the tokens and inside the MLPs.
+        grid (`int`): search tokens along a side of the crop.
+
+    Example:
+        >>> logits, boxes = MlpHead(64, 16)(torch.zeros(1, 256, 64))
+        >>> tuple(logits.shape), tuple(boxes.shape)
+        ((1, 1, 16, 16), (1, 4, 16, 16))
+    """
+
+    def __init__(self, width: int, grid: int):
+        super().__init__()
+        self.grid = grid
+        self.score = _mlp(width, 1)
+        self.box = _mlp(width, 4)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[B, g * g, C]` to score logits `[B, 1, g, g]` and boxes x1, y1, x2, y2 `[B, 4, g, g]` as fractions
+        of the crop, not clipped; both float32."""
+        # while a program is traced, tensors are stand-ins that must not be kept
+        make = _cells if torch.compiler.is_compiling() else _kept_cells
+        centers, signs = make(self.grid, features.device)
+        logits = self.score(features).float()
+        boxes = torch.addcmul(centers, self.box(features).float().sigmoid(), signs)
+        shape = (self.grid, self.grid)
+        return logits.transpose(1, 2).unflatten(2, shape), boxes.transpose(1, 2).unflatten(2, shape)
+
+
+def decode_cells(
+    score_map: Tensor, box_map: Tensor, window: Tensor | None = None, penalty: float = 0.45
+) -> tuple[Tensor, Tensor]:
+    """Boxes of the best cells.
+
+    Args:
+        score_map (`Tensor`, shape `[B, 1, g, g]`): scores, 0 to 1.
+        box_map (`Tensor`, shape `[B, 4, g, g]`): x1, y1, x2, y2 of every cell as fractions of the crop.
+        window (`Tensor`, shape `[g, g]`): weights of places; the best cell has the largest
+            `(1 - penalty) * score + penalty * window`.
+        penalty (`float`): weight of the window.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and those cells' own scores `[B]`.
+
+    Example:
+        >>> decode_cells(torch.rand(2, 1, 8, 8), torch.rand(2, 4, 8, 8))[0].shape
+        torch.Size([2, 4])
+    """
+    response = score_map if window is None else torch.lerp(score_map, window.to(score_map.dtype), penalty)
+    cell = response.flatten(1).argmax(1, keepdim=True)
+    scores = score_map.flatten(1).gather(1, cell).squeeze(1)
+    corners = box_map.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, 4, 1)).squeeze(2)
+    first, second = corners.chunk(2, 1)
+    return torch.cat([(first + second) / 2, second - first], 1), scores

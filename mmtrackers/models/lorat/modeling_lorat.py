@@ -1,0 +1,98 @@
+"""LoRAT: one-stream tracking with a frozen DINOv2 and low-rank adapters (Lin et al., arXiv 2403.05231)."""
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import can_return_tuple
+
+from mmtrackers.backbones.dinov2 import Dinov2Trunk, init_dinov2_weights
+from mmtrackers.heads.mlp import MlpHead, decode_cells
+from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput
+
+from .configuration_lorat import LoRATConfig
+
+
+class LoRATPreTrainedModel(TrackerPreTrainedModel):
+    """Weights' initial values of the family."""
+
+    config: LoRATConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_dinov2_weights(module, self.config.initializer_range)
+
+
+class LoRATModel(LoRATPreTrainedModel, Dinov2Trunk):
+    """LoRAT's trunk: template and search pixels to fused search features."""
+
+
+class LoRATForTracking(LoRATPreTrainedModel):
+    """LoRAT with its MLP head.
+
+    With `config.streams == 2` both streams run through the same weights, stacked on the batch axis, and their final
+    features are fused by their mean or sum; without an adapter that is the plain two-stream baseline.
+
+    Example:
+        >>> config = LoRATConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = LoRATForTracking(config).eval()
+        >>> mask = torch.ones(1, 1, 8, 8, dtype=torch.long)
+        >>> output = model(torch.zeros(1, 1, 3, 224, 224), torch.zeros(1, 1, 1, 3, 112, 112), mask)
+        >>> output.score_map.shape, output.boxes.shape
+        (torch.Size([1, 1, 16, 16]), torch.Size([1, 4]))
+    """
+
+    def __init__(self, config: LoRATConfig):
+        super().__init__(config)
+        self.model = LoRATModel(config)
+        self.neck = Neck()
+        self.head = MlpHead(config.hidden_size, config.search_grid)
+        self.post_init()
+
+    def embed_template(self, template: Tensor, template_mask: Tensor | None = None) -> Tensor:
+        """Template pixels `[B, T, S, 3, h, w]` and their foreground `[B, T, g, g]` (nonzero: the target) to the tokens
+        that `forward` takes as `template`."""
+        return self.model.embed_template(template, template_mask)
+
+    @can_return_tuple
+    def forward(
+        self,
+        search: Tensor,
+        template: Tensor,
+        template_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs,
+    ) -> TrackingOutput:
+        """Search crops to boxes.
+
+        Args:
+            search (`Tensor`, shape `[B, S, 3, H, W]`): normalised search crops of the S streams.
+            template (`Tensor`): normalised template crops `[B, T, S, 3, h, w]`, or the result of `embed_template`.
+            template_mask (`Tensor`, shape `[B, T, g, g]`): which cells of a template show the target (nonzero); needed
+                with template crops.
+            state: not used by this family.
+            labels (`Tensor`, shape `[B, 4]`): true boxes xywh as fractions of the search crop; makes the loss.
+
+        Returns:
+            `TrackingOutput` with a `box_map`.
+
+        Raises:
+            ValueError: shapes that do not fit the config.
+        """
+        trunk = self.model(search, template, template_mask, **kwargs)
+        features = self.neck(trunk.last_hidden_state, self.model.layout(0))
+        logits, box_map = self.head(features)
+        score_map = logits.sigmoid()
+        boxes, _ = decode_cells(score_map, box_map)
+        return TrackingOutput(
+            boxes=boxes,
+            score_map=score_map,
+            box_map=box_map,
+            auxiliary_loss=trunk.auxiliary_loss,
+            hidden_states=trunk.hidden_states,
+            attentions=trunk.attentions,
+        )
+
+    def decode(self, output: TrackingOutput, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Boxes cxcywh `[B, 4]` (fractions of the crop) and scores `[B]` of an output, under a window `[g, g]`."""
+        return decode_cells(output.score_map, output.box_map, window, self.config.window_penalty)
