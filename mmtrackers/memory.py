@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FIRST_REFERENCES = {1: (0, 0, 0), 2: (0, 1, 1), 3: (0, 1, 2)}
+
 
 @dataclass(frozen=True)
 class TemplatePolicy:
@@ -93,6 +95,40 @@ class SpreadTemplates(GrowingPolicy):
         part = frame // self.templates
         middles = (k * part + part // 2 for k in range(self.templates))
         return tuple(dict.fromkeys((0, *middles)))
+
+
+@dataclass(frozen=True)
+class QuarterReferences(GrowingPolicy):
+    """SPMTrack's rule: the first frame, and two at about a quarter and three quarters of the video so far.
+
+    There always are three, some of them the same at first (WenRuiCai/SPMTrack, evaluation pipeline).
+
+    Example:
+        >>> policy = QuarterReferences()
+        >>> policy.indices(2), policy.indices(99)
+        ((0, 1, 1), (0, 24, 73))
+    """
+
+    templates: int = 2
+
+    def chosen(self, frame: int) -> tuple[int, ...]:
+        half = frame // 2
+        return _FIRST_REFERENCES.get(frame) or (0, half // 2, half + half // 2)
+
+
+@dataclass(frozen=True)
+class ThirdReferences(GrowingPolicy):
+    """The rule of SPMTrack-B's published result on LaSOT: the first frame, and two at a third and two thirds.
+
+    Example:
+        >>> ThirdReferences().indices(99)
+        (0, 33, 66)
+    """
+
+    templates: int = 2
+
+    def chosen(self, frame: int) -> tuple[int, ...]:
+        return _FIRST_REFERENCES.get(frame) or (0, frame // 3, 2 * frame // 3)
 
 
 class TemplateMemory:

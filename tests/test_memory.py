@@ -5,10 +5,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from parity_tools import cases, load_case
 from tracking_stub import RedPatchModel, frame, moving, processor
 
 from mmtrackers import Tracker
-from mmtrackers.memory import SpreadTemplates, TemplateMemory, TemplatePolicy
+from mmtrackers.memory import QuarterReferences, SpreadTemplates, TemplateMemory, TemplatePolicy, ThirdReferences
 
 POLICIES = [
     TemplatePolicy(),
@@ -17,6 +18,9 @@ POLICIES = [
     SpreadTemplates(max_memory=100),
     SpreadTemplates(max_memory=40, templates=5),
     SpreadTemplates(max_memory=None, templates=1),
+    QuarterReferences(max_memory=None),
+    QuarterReferences(max_memory=30),
+    ThirdReferences(max_memory=30),
 ]
 
 
@@ -32,7 +36,8 @@ def test_every_template_was_kept_since_its_frame_passed(policy):
             memory.add(now, now)
         if policy != TemplatePolicy() and policy.max_memory is not None:
             assert len(memory) <= policy.max_memory + 1
-            assert len(set(indices)) == len(indices) <= policy.templates + 1
+            assert len(indices) <= policy.templates + 1
+            assert len(set(indices)) == len(indices) or now < 3
     assert policy != TemplatePolicy() or len(memory) == 1
 
 
@@ -43,6 +48,22 @@ def test_every_template_was_kept_since_its_frame_passed(policy):
 )  # fmt: skip
 def test_the_frames_that_odtrack_chooses(now, indices):
     assert SpreadTemplates(templates=3).indices(now) == indices
+
+
+@pytest.mark.parametrize("case", cases(r"spmtrack-modules.*"))
+@pytest.mark.parametrize(("rule", "policy"), [("general", QuarterReferences), ("lasot_base", ThirdReferences)])
+def test_the_frames_that_spmtrack_chooses(case, rule, policy):
+    for now, indices in load_case(case)[0]["parts"]["memory_selection"][rule].items():
+        assert policy(max_memory=None).indices(int(now)) == tuple(indices)
+        assert int(now) > 1024 or policy().indices(int(now)) == tuple(indices)
+    assert [policy().indices(now) for now in (1, 2, 3)] == [(0, 0, 0), (0, 1, 1), (0, 1, 2)]
+
+
+@pytest.mark.parametrize(("policy", "share"), [(QuarterReferences, 3 / 4), (ThirdReferences, 2 / 3)])
+def test_references_that_no_later_frame_reaches_are_not_kept(policy, share):
+    kept = policy(max_memory=None).kept(3000)
+    assert kept.step == 1
+    assert len(kept) == pytest.approx(3000 * share, abs=2)
 
 
 def test_a_bounded_memory_is_exact_at_first_and_close_later():
