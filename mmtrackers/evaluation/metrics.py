@@ -1,0 +1,288 @@
+"""The arithmetic that benchmarks share: overlaps, centre errors, curves, long-term and multi-start scores.
+
+Everything is vectorised over the frames of a whole data set; which sequence a frame belongs to is one index per frame.
+What differs between benchmarks stands in `mmtrackers.evaluation.protocols`. Boxes are x, y, width, height in pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SUCCESS_THRESHOLDS = np.linspace(0, 1, 21)
+PRECISION_THRESHOLDS = np.linspace(0, 50, 51)
+NORMALIZED_THRESHOLDS = np.linspace(0, 0.5, 51)
+
+
+def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) -> np.ndarray:
+    """Intersection over union row by row; 0 where the union is empty or a number is missing.
+
+    Args:
+        a_xywh, b_xywh (`np.ndarray`): `[N, 4]`; the type (float32 or float64) is kept.
+        inclusive (`bool`): take x + w - 1 as the right edge and add 1 to every extent, as many toolkits do. The area
+            is the same, but not the rounding: a box equal to its ground truth may then overlap by a hair more than 1,
+            and lie above a threshold of 1. Otherwise the result is cut to 1.
+
+    Returns:
+        `np.ndarray`: `[N]`, 0 to 1.
+
+    Example:
+        >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 2, 2]])).round(4).tolist()
+        [0.3333]
+    """
+    one = 1 if inclusive else 0
+    low = np.maximum(a_xywh[:, :2], b_xywh[:, :2])
+    high = np.minimum(a_xywh[:, :2] + a_xywh[:, 2:] - one, b_xywh[:, :2] + b_xywh[:, 2:] - one)
+    sides = np.maximum(high - low + one, 0)
+    both = sides[:, 0] * sides[:, 1]
+    union = a_xywh[:, 2] * a_xywh[:, 3] + b_xywh[:, 2] * b_xywh[:, 3] - both
+    found = np.zeros_like(both)
+    np.divide(both, union, out=found, where=union > 0)
+    found = np.where(np.isnan(found), 0, found)
+    return found if inclusive else np.minimum(found, 1)
+
+
+def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """Distance of the centres, in pixels or in units of `scale` along each axis.
+
+    Args:
+        result_xywh, truth_xywh (`np.ndarray`): `[N, 4]`.
+        scale (`np.ndarray`, *optional*): `[N, 2]`; each centre is divided by it before the difference is taken, as the
+            toolkits do (in float32 the order decides ties).
+
+    Returns:
+        `np.ndarray`: `[N]`; NaN where a number is missing.
+
+    Example:
+        >>> center_errors(np.array([[0.0, 0, 2, 2]]), np.array([[3.0, 4, 2, 2]])).tolist()
+        [5.0]
+    """
+    result, truth = ((boxes[:, 2:] - 1) / 2 + boxes[:, :2] for boxes in (result_xywh, truth_xywh))
+    if scale is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result, truth = result / scale, truth / scale
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(((result - truth) ** 2).sum(1))
+
+
+def carry_forward(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Each row that is not kept becomes the last kept one before it.
+
+    Args:
+        rows (`np.ndarray`): `[N, ...]`, all sequences one behind the other.
+        keep (`np.ndarray`): `[N]` bool; the first frame of every sequence must be kept.
+
+    Example:
+        >>> carry_forward(np.array([1, 2, 3]), np.array([True, False, True])).tolist()
+        [1, 1, 3]
+    """
+    return rows[np.maximum.accumulate(np.where(keep, np.arange(len(rows)), 0))]
+
+
+def count_above(values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int) -> np.ndarray:
+    """How many values of each sequence lie above each threshold (strictly); NaN lies above none.
+
+    Args:
+        values (`np.ndarray`): `[N]`.
+        thresholds (`np.ndarray`): `[K]`, ascending.
+        owner (`np.ndarray`): `[N]` int, index of the sequence.
+        sequences (`int`): number of sequences.
+
+    Returns:
+        `np.ndarray`: `[sequences, K]` int.
+
+    Example:
+        >>> count_above(np.array([0.2, 0.5]), np.array([0.0, 0.2, 0.5]), np.array([0, 0]), 1).tolist()
+        [[2, 1, 0]]
+    """
+    passed = np.searchsorted(thresholds, np.where(np.isnan(values), -np.inf, values), side="left")
+    counts = _histogram(passed, owner, sequences, len(thresholds) + 1)
+    return counts[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+
+
+def count_within(
+    values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int, strict: bool = False
+) -> np.ndarray:
+    """How many values of each sequence are at most each threshold (below it if `strict`); NaN is within none.
+
+    Arguments and result as `count_above`.
+
+    Example:
+        >>> count_within(np.array([20.0, 3.0]), np.array([0.0, 20.0]), np.array([0, 0]), 1).tolist()
+        [[0, 2]]
+    """
+    first = np.searchsorted(thresholds, values, side="right" if strict else "left")
+    return _histogram(first, owner, sequences, len(thresholds) + 1).cumsum(1)[:, :-1]
+
+
+def _histogram(bins: np.ndarray, owner: np.ndarray, sequences: int, size: int) -> np.ndarray:
+    return np.bincount(owner * size + bins, minlength=sequences * size).reshape(sequences, size)
+
+
+def raster_overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Overlaps as the VOT toolkit counts them: in whole pixels, inside the image (votchallenge/toolkit, `raster.py`).
+
+    The four numbers are rounded (half to even); a box covers the pixels x to x + w - 1. NaN stands for "no region".
+    No region against a box is 0, no region twice is 1. A window of one pixel's width or height counts as no region
+    before it is cut to the image, and as an overlap of 0 after it.
+
+    Args:
+        a_xywh, b_xywh (`np.ndarray`): `[N, 4]`, NaN rows where there is no region.
+        image_size (`tuple[int, int]`): width and height of the frames in pixels.
+
+    Returns:
+        `np.ndarray`: `[N]` float64.
+
+    Example:
+        >>> raster_overlaps(np.array([[0.0, 0, 4, 4]]), np.array([[2.4, 0, 4, 4]]), (5, 5)).round(4).tolist()
+        [0.4]
+    """
+    edge = np.array(image_size) - 1
+    (a1, a2, a_none), (b1, b2, b_none) = _pixels(a_xywh), _pixels(b_xywh)
+    low, high = np.minimum(a1, b1), np.maximum(a2, b2)
+    nothing = (low >= high).any(1) | (a_none & b_none)
+    low, high = np.maximum(low, 0), np.minimum(high, edge)
+    outside = (low >= high).any(1)
+
+    def covered(first: np.ndarray, last: np.ndarray, none: np.ndarray) -> np.ndarray:
+        sides = np.minimum(last, high) - np.maximum(first, low) + 1
+        return np.where(none, 0, np.maximum(sides, 0).prod(1))
+
+    both = covered(np.maximum(a1, b1), np.minimum(a2, b2), a_none | b_none)
+    union = covered(a1, a2, a_none) + covered(b1, b2, b_none) - both
+    found = np.divide(both, union, out=np.zeros(len(both)), where=union > 0)
+    return np.where(nothing, 1.0, np.where(outside, 0.0, found))
+
+
+def _pixels(boxes_xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First and last pixel `[N, 2]` of each box, and which rows are no region (they lie at pixel 0)."""
+    none = np.isnan(boxes_xywh).any(1)
+    rounded = np.where(none[:, None], 0, np.round(boxes_xywh))
+    last = np.where(none[:, None], 0, rounded[:, :2] + rounded[:, 2:] - 1)
+    return rounded[:, :2], last, none
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Tracking precision and recall over confidence thresholds (Lukezic et al., "Now you see me", arXiv 1804.07056).
+
+    Args:
+        thresholds (`np.ndarray`): `[T]`, from +inf down to -inf.
+        precision, recall (`np.ndarray`): `[S, T]`, per sequence.
+
+    Example:
+        >>> curves = long_term_curves([np.array([0, 0.8, 0.6])], [np.array([0, 0.9, 0.5])], [3], resolution=100)
+        >>> [round(value, 4) for value in curves.best()[1:]]
+        [0.7, 0.4667, 0.56]
+    """
+
+    thresholds: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+
+    def best(self, chosen: np.ndarray | slice = slice(None)) -> tuple[int, float, float, float]:
+        """Index of the threshold with the largest F over the chosen sequences, and precision, recall and F there."""
+        precision, recall = self.precision[chosen].mean(0), self.recall[chosen].mean(0)
+        f = f_score(precision, recall)
+        at = int(np.argmax(f))
+        return at, float(precision[at]), float(recall[at]), float(f[at])
+
+
+def f_score(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Harmonic mean; 0 where both are 0.
+
+    Example:
+        >>> f_score(np.array([0.5, 0.0]), np.array([0.5, 0.0])).tolist()
+        [0.5, 0.0]
+    """
+    total = precision + recall
+    return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+def long_term_curves(
+    overlaps: Sequence[np.ndarray], confidences: Sequence[np.ndarray], visible: Sequence[int], resolution: int | None
+) -> PrecisionRecall:
+    """Precision and recall of every sequence at the thresholds of the whole set (votchallenge/toolkit, `longterm.py`).
+
+    Args:
+        overlaps (list of `np.ndarray`): per sequence `[N]`.
+        confidences (list of `np.ndarray`): per sequence `[N]`; NaN where the tracker gave none.
+        visible (list of `int`): per sequence, frames with ground truth.
+        resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
+
+    Example:
+        >>> long_term_curves([np.array([0, 1.0])], [np.array([0, 0.7])], [2], None).recall.tolist()
+        [[0.0, 0.5, 0.5, 0.5]]
+    """
+    scores = np.concatenate(confidences)
+    scores = np.sort(scores[~np.isnan(scores)])[::-1]
+    if resolution is not None and len(scores) > resolution - 2:
+        margin = len(scores) // (resolution - 2)
+        at = np.round(np.linspace(margin, len(scores) - margin, resolution - 2)).astype(int)
+        scores = scores[np.minimum(at, len(scores) - 1)]
+    thresholds = np.concatenate([[np.inf], scores, [-np.inf]])
+    precision, recall = np.ones((len(overlaps), len(thresholds))), np.zeros((len(overlaps), len(thresholds)))
+    for row, (values, confidence, count) in enumerate(zip(overlaps, confidences, visible, strict=True)):
+        order = np.argsort(-confidence)  # NaN last: never chosen, since no comparison with it holds
+        known = order[: np.count_nonzero(~np.isnan(confidence))]
+        chosen = np.searchsorted(-confidence[known], -thresholds, side="right")
+        total = np.concatenate([[0], np.cumsum(values[known])])[chosen]
+        some = chosen > 0
+        precision[row, some] = total[some] / chosen[some]
+        recall[row] = np.divide(total, count, out=np.zeros(len(thresholds)), where=count > 0)
+    return PrecisionRecall(thresholds, precision, recall)
+
+
+def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1, grace: int = 10) -> int:
+    """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row.
+
+    Args:
+        overlaps (`np.ndarray`): `[L]` of the run; frame 0, where it is initialised, has 0.
+        seen (`np.ndarray`): `[L]` bool, the frame has a ground truth; others interrupt no failure and count as good.
+        threshold (`float`): an overlap at or below it is bad.
+        grace (`int`): so many in a row are a failure.
+
+    Returns:
+        `int`: the run's length if it does not fail.
+
+    Example:
+        >>> run_progress(np.array([0, 0.8, 0.05, 0.0, 0.7]), np.ones(5, dtype=bool), grace=2)
+        2
+    """
+    bad = (overlaps <= threshold) & seen
+    since = np.arange(len(bad)) - np.maximum.accumulate(np.where(bad, -1, np.arange(len(bad))))
+    failed = np.flatnonzero(since >= grace)
+    return int(failed[0]) + 1 - grace if len(failed) else len(bad)
+
+
+def expected_overlap(runs: Sequence[np.ndarray], progress: Sequence[int], high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the mean overlaps over the first j frames of each run, j from 0 to `high` - 1.
+
+    Runs that end before j count only where they failed (their overlaps from there on being 0): see
+    votchallenge/toolkit, `multistart.py`.
+
+    Args:
+        runs (list of `np.ndarray`): overlaps of each run.
+        progress (list of `int`): as `run_progress` gives it.
+        high (`int`): frames of the curve.
+
+    Returns:
+        `(total, number)`: `[high]` each; their quotient is the expected average overlap curve.
+
+    Example:
+        >>> total, number = expected_overlap([np.array([0, 0.5, 0.7])], [3], high=4)
+        >>> total.tolist(), number.tolist()
+        ([0.0, 0.5, 0.6, 0.0], [0.0, 1.0, 1.0, 0.0])
+    """
+    total, number, j = np.zeros(high), np.zeros(high), np.arange(high)
+    for values, last in zip(runs, progress, strict=True):
+        length, failed = len(values), last < len(values)
+        sums = np.cumsum(np.where(np.arange(length) < last, values, 0))  # overlap 0 of the first frame included
+        inside = (j > 0) & (j < length)
+        total[inside] += sums[j[inside]] / j[inside]
+        number[inside] += 1
+        if failed:
+            beyond = (j > 0) & (j >= length)
+            total[beyond] += sums[-1] / np.maximum(j[beyond] - 1, 1)
+            number[beyond] += 1
+    return total, number

@@ -1,0 +1,102 @@
+"""Long-term and multi-start scores, as the VOT toolkit computes them (votchallenge/toolkit)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import metrics
+from .protocols import LongTerm, MultiStart
+from .results import Curve
+from .scoring import Measured, RawResult, Scores, Truth, measure, needed, too_short
+
+
+@dataclass
+class LongTermMeasured(Measured):
+    """Precision and recall of every sequence at the thresholds of the set."""
+
+    curve: metrics.PrecisionRecall
+
+    def summary(self, chosen: np.ndarray) -> Scores:
+        _, precision, recall, f = self.curve.best(chosen)
+        return {"Pr": precision, "Re": recall, "F": f}
+
+    def of_sequence(self, index: int) -> Scores:
+        """At the threshold that is best for the whole set, as one tracker has one threshold."""
+        at = self.curve.best()[0]
+        precision, recall = self.curve.precision[index, at : at + 1], self.curve.recall[index, at : at + 1]
+        f = metrics.f_score(precision, recall)
+        return {"Pr": float(precision[0]), "Re": float(recall[0]), "F": float(f[0])}
+
+    def curves(self) -> dict[str, Curve]:
+        precision, recall = self.curve.precision.mean(0), self.curve.recall.mean(0)
+        return {"precision_recall": Curve(tuple(recall.tolist()), tuple(precision.tolist()), "recall", "precision")}
+
+
+@measure.register
+def _(protocol: LongTerm, truths: Sequence[Truth], results: Sequence[RawResult]) -> LongTermMeasured:
+    overlaps, confidences, visible = [], [], []
+    for truth, result in zip(truths, results, strict=True):
+        if len(result.boxes_xywh) < len(truth):
+            raise ValueError(too_short(truth, len(result.boxes_xywh)))
+        overlaps.append(_overlaps(result.boxes_xywh[: len(truth)], truth.boxes_xywh, truth))
+        given = np.zeros(len(truth)) if result.confidence is None else result.confidence[: len(truth)].astype(float)
+        confidences.append(np.concatenate([[0.0], given[1:]]))
+        visible.append(int((~np.isnan(truth.boxes_xywh).any(1)).sum()))
+    return LongTermMeasured(metrics.long_term_curves(overlaps, confidences, visible, protocol.resolution))
+
+
+@dataclass
+class MultiStartMeasured(Measured):
+    """What every sequence adds to the three figures; see `MultiStart`."""
+
+    protocol: MultiStart
+    accuracy: np.ndarray
+    progress: np.ndarray
+    run_frames: np.ndarray
+    frames: np.ndarray
+    expected: np.ndarray
+    expected_number: np.ndarray
+
+    def summary(self, chosen: np.ndarray) -> Scores:
+        progress, run_frames, frames = self.progress[chosen], self.run_frames[chosen], self.frames[chosen]
+        return {
+            "EAO": float(self.phi(chosen)[self.protocol.low : self.protocol.high].mean()),
+            "A": float(self.accuracy[chosen].sum() / max(progress.sum(), 1)),
+            "R": float((progress / run_frames * frames).sum() / frames.sum()),
+        }
+
+    def phi(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The expected average overlap of runs of length 0 to `high` - 1."""
+        total, number = self.expected[chosen].sum(0), self.expected_number[chosen].sum(0)
+        return np.divide(total, number, out=np.zeros_like(total), where=number > 0)
+
+    def curves(self) -> dict[str, Curve]:
+        phi = self.phi()
+        lengths = tuple(map(float, range(len(phi))))
+        return {"expected_overlap": Curve(lengths, tuple(phi.tolist()), "frames of a run", "expected overlap")}
+
+
+@measure.register
+def _(protocol: MultiStart, truths: Sequence[Truth], results: Sequence[RawResult]) -> MultiStartMeasured:
+    rows = []
+    for truth, result in zip(truths, results, strict=True):
+        seen = ~np.isnan(truth.boxes_xywh).any(1)
+        runs, progress = [], []
+        for anchor, frames in truth.runs.items():
+            if anchor not in result.runs or len(result.runs[anchor]) < len(frames):
+                has = len(result.runs.get(anchor, ()))
+                raise ValueError(f"the run of {truth.name!r} from frame {anchor} has {has} boxes, not {len(frames)}")
+            runs.append(_overlaps(result.runs[anchor][: len(frames)], truth.boxes_xywh[frames], truth))
+            progress.append(metrics.run_progress(runs[-1], seen[frames], protocol.threshold, protocol.grace))
+        inside = sum(values[:last].sum() for values, last in zip(runs, progress, strict=True))
+        expected = metrics.expected_overlap(runs, progress, protocol.high)
+        rows.append((inside, sum(progress), sum(map(len, runs)), len(truth), *expected))
+    return MultiStartMeasured(protocol, *(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def _overlaps(boxes_xywh: np.ndarray, truth_xywh: np.ndarray, truth: Truth) -> np.ndarray:
+    """Raster overlaps of a run; its first frame is the initialisation and has no region."""
+    boxes = np.array(boxes_xywh, dtype=np.float64)
+    boxes[0] = np.nan
+    return metrics.raster_overlaps(boxes, truth_xywh, needed(truth, "image_size"))

@@ -1,0 +1,195 @@
+"""Every protocol against the numbers of the toolkit that it follows (fixtures `metrics-*`), and its quirks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from parity_tools import fixtures_folder, load_case
+
+from mmtrackers.evaluation import (
+    PROTOCOLS,
+    RawResult,
+    Truth,
+    get_protocol,
+    measure,
+    metrics,
+    score,
+    scoring,
+)
+
+TOLERANCE = 1e-5
+
+
+def case(name):
+    if not (fixtures_folder() / f"metrics-{name}.json").is_file():
+        pytest.skip(f"no fixture metrics-{name} in {fixtures_folder()}")
+    description, tensors = load_case(f"metrics-{name}")
+    return description, {key: tensor.numpy() for key, tensor in tensors.items()}
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def ltrb_to_xywh(corners):
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------ the toolkits
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "truth", "second"),
+    [
+        ("rgbt-lasher", "lasher", "gt", None),
+        ("rgbt-rgbt234", "rgbt234", "gt_visible", "gt_infrared"),
+        ("rgbt-rgbt210", "rgbt210", "gt", None),
+        ("rgbt-gtot", "gtot", "gt_v_ltrb", "gt_i_ltrb"),
+    ],
+)
+def test_thermal_sets(name, protocol, truth, second):
+    about, tensors = case(name)
+    attributes = about.get("attributes", {})
+    form = ltrb_to_xywh if truth.endswith("ltrb") else np.asarray
+    truths = [
+        Truth(s, form(tensors[f"{s}.{truth}"]), second_boxes_xywh=form(tensors[f"{s}.{second}"]) if second else None,
+              attributes=tuple(a for a, names in attributes.items() if s in names))
+        for s in about["sequences"]
+    ]  # fmt: skip
+    found = [RawResult(tensors[f"{s}.pred"]) for s in about["sequences"]]
+    result = score(protocol, truths, found)
+    measured = measure(get_protocol(protocol), truths, found)
+    for metric in get_protocol(protocol).metrics:
+        same(result.scores[metric.name], about["expected"][metric.name])
+        curves = tensors[f"curve.{metric.name}"]
+        same(result.curves[metric.curve].y, curves.mean(0))
+        if protocol != "gtot":
+            same(measured.hits[metric.curve] / measured.frames[:, None], curves)
+        for attribute in attributes:
+            expected = about["expected"][f"{metric.name}_attr_{attribute}"]
+            same(result.attributes[attribute].scores[metric.name], expected)
+
+
+@pytest.mark.parametrize("name", ["visevent", "coesot"])
+def test_event_sets(name):
+    about, tensors = case(f"event-{name}")
+    hidden_value = 1 if name == "visevent" else 0
+    truths = [Truth(s, tensors[f"{s}.gt"], tensors[f"{s}.absent"] != hidden_value) for s in about["sequences"]]
+    success = {}
+    for tracker in about["trackers"]:
+        raw = [RawResult(tensors[f"{tracker}.{s}.pred"]) for s in about["sequences"]]
+        result, measured = score(name, truths, raw), measure(get_protocol(name), truths, raw)
+        for metric in ("SR", "PR", "NPR"):
+            same(result.scores[metric], about["expected"][tracker][metric])
+        same(np.mean(result.curves["precision"].y), about["expected"][tracker]["PR_curve_mean"])
+        same(np.mean(result.curves["normalized_precision"].y), about["expected"][tracker]["NPR_curve_mean"])
+        curves = {"success": "overlap_nd0", "precision": "error_nd0", "normalized_precision": "error_nd1"}
+        for ours, theirs in curves.items():
+            same(measured.hits[ours] / measured.frames[:, None], tensors[f"{tracker}.curve.{theirs}"])
+        success[tracker] = (measured.hits["success"] / measured.frames[:, None]).mean(1)
+    difficulty = dict(zip(about["sequences"], 1 - np.mean(list(success.values()), axis=0), strict=True))
+    for tracker in about["trackers"]:
+        raw = [RawResult(tensors[f"{tracker}.{s}.pred"]) for s in about["sequences"]]
+        measured = dataclasses.replace(measure(PROTOCOLS["coesot"], truths, raw), difficulty=difficulty)
+        if name == "coesot":
+            found = measured.summary(np.arange(len(truths)))["BOC"]
+            same(found, about["expected"][tracker]["BOC_over_these_three"])
+
+
+def test_coesot_difficulties_are_those_published():
+    weights = scoring.published_difficulty()
+    assert len(weights) == 527 and weights["dvSave-2021_07_30_11_04_12"] == 0.1810103352
+    truth = Truth("dvSave-2021_07_30_11_04_12", np.tile([9.0, 9, 8, 8], (5, 1)))
+    same(score("coesot", [truth], [RawResult(truth.boxes_xywh)]).scores["BOC"], 0.1810103352 * 20 / 21)
+    unknown = dataclasses.replace(truth, name="mine")
+    assert "BOC" not in score("coesot", [unknown], [RawResult(truth.boxes_xywh)]).scores
+
+
+def test_got10k():
+    about, tensors = case("got10k")
+    size = tuple(about["resolution"])
+    truths = [Truth(s, tensors[f"{s}.gt"], tensors[f"{s}.cover"] > 0, image_size=size) for s in about["sequences"]]
+    result = score("got10k", truths, [RawResult(tensors[f"{s}.pred"]) for s in about["sequences"]])
+    same(result.scores["AO"], about["expected"]["AO"])
+    same(result.scores["SR0.5"], about["expected"]["SR_050"])
+    same(result.scores["SR0.75"], about["expected"]["SR_075"])
+    same(result.curves["success"].y, tensors["curve.success_101"])
+    for sequence in result.sequences:
+        same(sequence.scores["AO"], about["expected"]["seq_AO"][sequence.name])
+
+
+@pytest.mark.parametrize(
+    ("expected", "curve", "protocol", "flags"),
+    [
+        ("lasot", "lasot", PROTOCOLS["lasot"], True),
+        ("lasot_excl", "lasot_excl", dataclasses.replace(PROTOCOLS["lasot"], divide_by_usable=True), True),
+        ("uav", "uav", PROTOCOLS["uav123"], False),
+        ("nfs_or_otb", "nfs", PROTOCOLS["nfs"], False),
+        ("nfs_or_otb", "nfs", PROTOCOLS["otb"], False),
+    ],
+    ids=["lasot", "lasot_excl", "uav", "nfs", "otb"],
+)
+def test_pytracking(expected, curve, protocol, flags):
+    about, tensors = case("ope")
+    names = about["sequences"]
+    truths = [Truth(s, tensors[f"{s}.gt"], tensors[f"{s}.target_visible"] == 1 if flags else None) for s in names]
+    raw = [RawResult(tensors[f"{s}.pred"]) for s in names]
+    result, measured = score(protocol, truths, raw), measure(protocol, truths, raw)
+    toolkit = {"AUC": "AUC", "OP50": "OP50", "OP75": "OP75", "Pnorm": "Norm_Precision", "P": "Precision"}
+    for ours, theirs in toolkit.items():
+        same(result.scores[ours], about["expected"][expected][theirs] / 100)
+    rows = {"success": "overlap", "precision": "center", "normalized_precision": "center_norm"}
+    for ours, theirs in rows.items():
+        same(measured.hits[ours] / measured.frames[:, None], tensors[f"curve.{curve}.{theirs}"])
+
+
+def test_got10k_toolkit_on_otb_and_lasot():
+    about, tensors = case("ope")
+    expected = about["expected"]["got10k_toolkit_otb_seqc"]
+    found = score("otb_got10k", [Truth("seqc", tensors["seqc.gt"])], [RawResult(tensors["seqc.pred"])]).scores
+    same([found["AUC"], found["P"]], [expected["success_score"], expected["precision"]])
+    expected = about["expected"]["got10k_toolkit_lasot_seqc_nan_5_8"]
+    boxes = tensors["seqc.gt"].copy()
+    boxes[5:9] = np.nan
+    found = score("lasot_got10k", [Truth("seqc", boxes)], [RawResult(tensors["seqc.pred"])]).scores
+    same(found["AUC"], expected["success_score"])
+    same([found["P"], found["Pnorm"]], [expected["precision"], expected["norm_precision_at_0_2"]])
+
+
+def test_vot_long_term():
+    about, tensors = case("vot-longterm")
+    size, names = tuple(about["image_size"]), about["sequences"]
+    truths = [Truth(s, tensors[f"{s}.gt"], image_size=size) for s in names]
+    raw = [RawResult(tensors[f"{s}.pred"], tensors[f"{s}.confidence"]) for s in names]
+    for resolution, key in ((100, "resolution_100"), (None, "every_threshold")):
+        protocol = dataclasses.replace(PROTOCOLS["depthtrack"], resolution=resolution)
+        measured = measure(protocol, truths, raw)
+        expected, found = about["expected"][key], measured.summary(np.arange(len(truths)))
+        same([found[name] for name in ("Pr", "Re", "F")], [expected[name] for name in ("Pr", "Re", "F")])
+        same(measured.curve.thresholds[measured.curve.best()[0]], expected["threshold"])
+    curve = measure(PROTOCOLS["cdtb"], truths, raw).curve
+    assert np.array_equal(curve.thresholds, tensors["curve.thresholds"])
+    same(curve.precision.mean(0), tensors["curve.precision"])
+    same(curve.recall.mean(0), tensors["curve.recall"])
+    boxes = raw[0].boxes_xywh.copy()
+    boxes[0] = np.nan
+    same(metrics.raster_overlaps(boxes, truths[0].boxes_xywh, size), tensors["overlaps.seqa"])
+
+
+def test_vot_multi_start():
+    about, tensors = case("vot-multistart")
+    size, names = tuple(about["image_size"]), about["sequences"]
+    truths = [Truth(s, tensors[f"{s}.gt"], image_size=size, anchors=tensors[f"{s}.anchor"]) for s in names]
+    raw = [RawResult(runs={a: tensors[f"{t.name}.pred_anchor_{a}"] for a in t.runs}) for t in truths]
+    short = dataclasses.replace(PROTOCOLS["vot22rgbd"], low=20, high=80)
+    for protocol, key, curve in ((short, "EAO_20_80", "80"), (PROTOCOLS["vot22rgbd"], "EAO_115_755", "755")):
+        measured = measure(protocol, truths, raw)
+        result = score(protocol, truths, raw)
+        same(measured.phi(), tensors[f"curve.eao_high{curve}"])
+        same(result.scores["EAO"], about["expected"][key])
+        same([result.scores["A"], result.scores["R"]], [about["expected"]["A"], about["expected"]["R"]])
+        for i, sequence in enumerate(result.sequences):
+            expected = about["expected"]["per_sequence"][sequence.name]
+            same([sequence.scores["A"], sequence.scores["R"]], [expected["A"], expected["R"]])
+            assert measured.progress[i] == expected["accuracy_weight"]
+            assert measured.frames[i] == expected["robustness_weight"]
