@@ -2,23 +2,24 @@
 Trains an adapter on a frozen tracker, or a whole base, with accelerate.
 
     # adapter for thermal on an OSTrack base, SEATrack's recipe
-    accelerate launch examples/finetune.py --model org/ostrack-base-256 --system seatrack --modality thermal \
-        --data LasHeR/train --output out/rgbt
+    accelerate launch examples/finetune.py --preset seatrack-rgbt --model org/ostrack-base-256 --data LasHeR/train \
+        --output out/rgbt
     # a base from scratch on composed pictures, one hour in bf16; the same command again goes on where it stopped, and
     # out/tiny/checkpoints/*/model can be tried meanwhile
     python examples/finetune.py --new-base folder-with-config --synthetic pictures --output out/tiny \
         --mixed-precision bf16 --lr 1e-3 --schedule cosine --max-minutes 60 --resume
 
-`--batch-size` counts per process: one optimiser step sees batch-size x processes x gradient-accumulation pairs. Which
-pair comes when depends on seed, epoch and number only: not on workers, and not on how pairs are spread over processes.
+`--batch-size` counts the pairs of an optimiser step, over all processes and passes. Which pair comes when depends on
+seed, epoch and number only: not on workers, and not on how pairs are spread over processes.
 Over several processes the loss is the mean over processes; it equals one process's loss on the whole batch as long as
 every process has the same number of peaks on its target maps (it divides the focal term): one a pair from 8 cells on.
 """
 
+import argparse
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,41 +35,27 @@ import mmtrackers
 from mmtrackers import training
 from mmtrackers.hub import TrainingFacts, push, write_card
 from mmtrackers.model_card import is_own_text
+from mmtrackers.recipes import RECIPES, Recipe, option
 
-
-def option(default: Any, text: str, **more: Any) -> Any:
-    """A dataclass field with a help text for the command line."""
-    return field(default=default, metadata={"help": text, **more})
+# systems with an adapter of their own
+TRACKERS = {"seatrack": mmtrackers.SEATrackForTracking}
 
 
 @dataclass
-class Options:
-    """What to train, on what, and how. The defaults are SEATrack's recipe for RGB + thermal."""
+class Options(Recipe):
+    """What to train, on what, and how."""
 
-    output: str = field(metadata={"help": "Folder for the result, its checkpoints and logs."})
+    output: str = option("", "Folder for the result, its checkpoints and logs.")
+    preset: str = option("", f"A published recipe, whose fields the other options replace: {', '.join(RECIPES)}.")
     model: str | None = option(None, "Repository or folder of a base, or of an adapter to go on with.")
     new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
-    system: Literal["none", "seatrack"] = option("none", "Adapter to put on the base.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
-    modality: Literal["rgb", "thermal", "depth", "event"] = option("rgb", "Second modality of the adapter.")
 
     data: str | None = option(None, "Folder with sequences in a known dataset's layout.")
     synthetic: str | None = option(None, "Folder of pictures to compose sequences from.")
-    samples_per_epoch: int = option(60_000, "Pairs per epoch, over all processes.")
     workers: int = option(4, "Processes that prepare data, per training process.")
-
-    epochs: int = option(60, "Length of the run.")
-    batch_size: int = option(32, "Pairs per process and pass.")
-    gradient_accumulation: int = option(1, "Passes per optimiser step.")
-    lr: float = option(4e-4, "Full learning rate.")
-    weight_decay: float = option(1e-4, "AdamW's, on every trained tensor.")
-    schedule: Literal["constant", "step", "linear", "cosine"] = option("step", "Course of the learning rate.")
-    lr_drop_epoch: int | None = option(None, "Epoch after which schedule 'step' divides by 10 (default: 80 %).")
-    warmup_steps: int = option(0, "Steps of linear growth at the start.")
-    clip_norm: float = option(0.1, "Largest norm of all gradients together; 0: no clipping.")
+    gradient_accumulation: int = option(1, "Passes that an optimiser step is split into.")
     ema: float = option(0.0, "Decay of averaged weights, which are then what is saved as the result; 0: off.")
-    mixed_precision: Literal["no", "bf16"] = option("no", "bf16: autocast; weights and losses stay float32.")
-    seed: int = option(0, "Of weights, data and dropout.")
 
     resume: str | None = option(
         None, "Go on from the newest checkpoint in --output (if any), or the one given.", nargs="?", const="latest"
@@ -83,17 +70,47 @@ class Options:
     hub_base: str | None = option(None, "Hub id of the base, for the upload of an adapter trained on a local folder.")
 
     def __post_init__(self) -> None:
+        if not self.output:
+            raise ValueError("Say where the result goes: --output FOLDER.")
         if (self.model is None) == (self.new_base is None):
             raise ValueError("Give either --model (a base or an adapter) or --new-base (a folder with a config.json).")
         if (self.data is None) == (self.synthetic is None):
             raise ValueError("Give either --data (a folder of sequences) or --synthetic (a folder of pictures).")
+        if self.system not in ("none", *TRACKERS):
+            raise ValueError(f"--system {self.system} cannot be trained yet; there is {', '.join(TRACKERS)}.")
         if self.system != "none" and (self.train_base or self.new_base):
             raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
-        if self.system != "none" and self.modality == "rgb":
+        if self.system in ("seatrack", "patrack", "sdmoea") and self.modality == "rgb":
             raise ValueError(f"--system {self.system} needs --modality thermal, depth or event.")
         for name in ("samples_per_epoch", "epochs", "batch_size", "gradient_accumulation", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1.")
+
+    def samples_per_pass(self, processes: int) -> int:
+        """Samples of one process and pass. Raises ValueError where a step cannot be split evenly."""
+        parts = processes * self.gradient_accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"--batch-size {self.batch_size} cannot be split over {processes} processes x "
+                f"{self.gradient_accumulation} passes: it counts all samples of an optimiser step."
+            )
+        return self.batch_size // parts
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """The command line; a preset's fields are the defaults of the other options."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = HfArgumentParser(Options, description=__doc__.split("\n\n")[0].strip())
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--preset", default="")
+    preset = early.parse_known_args(arguments)[0].preset
+    try:
+        if preset and preset not in RECIPES:
+            raise ValueError(f"--preset {preset!r} is unknown; there are {', '.join(RECIPES)}.")
+        parser.set_defaults(**(RECIPES[preset].values() if preset else {}))
+        return parser.parse_args_into_dataclasses(arguments)[0]
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def build_model(options: Options) -> nn.Module:
@@ -103,8 +120,8 @@ def build_model(options: Options) -> nn.Module:
         return mmtrackers.OSTrackForTracking(config).requires_grad_(True)
     if options.train_base:
         return mmtrackers.AutoTracker.from_pretrained(options.model, dtype=torch.float32).requires_grad_(True)
-    if options.system == "seatrack":
-        return mmtrackers.SEATrackForTracking.from_base(options.model, modality=options.modality)
+    if options.system != "none":
+        return TRACKERS[options.system].from_base(options.model, modality=options.modality)
     try:
         return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
     except ValueError as error:
@@ -144,7 +161,7 @@ class Trainer:
     def __init__(self, options: Options, accelerator: Accelerator) -> None:
         set_seed(options.seed)
         self.options, self.accelerator = options, accelerator
-        self.pairs_per_step = options.batch_size * options.gradient_accumulation * accelerator.num_processes
+        self.pairs_per_step = options.batch_size
         self.steps_per_epoch = options.samples_per_epoch // self.pairs_per_step
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -161,10 +178,10 @@ class Trainer:
         self.output = Path(options.output)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The command line rules the rate and the decay: both are written into the optimiser anew, step by step.
-        optimizer = torch.optim.AdamW(self.trained, lr=options.lr, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(training.parameter_groups(model, options))
         loader = DataLoader(
             dataset,
-            batch_size=options.batch_size,
+            batch_size=options.samples_per_pass(accelerator.num_processes),
             drop_last=True,
             num_workers=options.workers,
             worker_init_fn=training.quiet_worker,
@@ -265,7 +282,8 @@ class Trainer:
             if accelerator.sync_gradients:
                 parts["gradient"] = accelerator.clip_grad_norm_(self.trained, options.clip_norm or math.inf)
                 for group in self.optimizer.param_groups:
-                    group["lr"], group["weight_decay"] = self.rate(), options.weight_decay
+                    group["lr"] = self.rate() * group["factor"]
+                    group["weight_decay"] = options.weight_decay * group["decays"]
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.meter.add(parts)
@@ -274,9 +292,7 @@ class Trainer:
 
     def rate(self) -> float:
         """The learning rate of the step under way."""
-        o, step = self.options, self.progress.step
-        length = (self.steps_per_epoch, o.epochs)
-        return training.learning_rate(o.lr, step, *length, o.schedule, o.lr_drop_epoch, o.warmup_steps)
+        return training.learning_rate(self.options, self.progress.step, self.steps_per_epoch)
 
     def pause(self, stop: training.StopRequest) -> bool:
         """After a step: checkpoints when due; returns whether to stop."""
@@ -306,7 +322,7 @@ class Trainer:
         """One entry of the history, on the bar, in the log file and in the tracker."""
         means = self.meter.mean(self.accelerator)
         speed = {"pairs_per_second": round(steps_per_second * self.pairs_per_step, 2), "waiting": round(waiting, 3)}
-        entry = {"step": self.progress.step, "epoch": self.progress.epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        entry = {"step": self.progress.step, "epoch": self.progress.epoch, "lr": self.rate()}
         self.progress.history.append(entry | means | speed)
         shown = {name: f"{means[name]:.3f}" for name in ("loss", "iou") if name in means}
         bar.set_postfix(shown | {"pairs/s": f"{speed['pairs_per_second']:.1f}", "waiting": f"{waiting:.0%}"})
@@ -322,9 +338,8 @@ class Trainer:
     def facts(self) -> TrainingFacts:
         """What the model card says of the training. Folders appear by name only."""
         o = self.options
-        names = ("epochs", "samples_per_epoch", "lr", "weight_decay", "schedule", "warmup_steps", "clip_norm", "ema")
-        recipe = {"optimizer": "AdamW"} | {name: getattr(o, name) for name in names if getattr(o, name) != 0}
-        recipe["batch_size"] = self.pairs_per_step
+        recipe = {"optimizer": "AdamW", "preset": o.preset, "ema": o.ema} | o.values()
+        recipe = {name: value for name, value in recipe.items() if value}
         data = f"sequences of {Path(o.data).name}" if o.data else "sequences composed from pictures, at random"
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
@@ -362,11 +377,7 @@ class Trainer:
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Parses the command line and runs. Returns the trainer, for tests and notebooks."""
-    parser = HfArgumentParser(Options, description=__doc__.split("\n\n")[0].strip())
-    try:
-        (options,) = parser.parse_args_into_dataclasses(arguments)
-    except ValueError as error:
-        parser.error(str(error))
+    options = parse(arguments)
     output = Path(options.output)
     accelerator = Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation,
@@ -380,6 +391,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     output.mkdir(parents=True, exist_ok=True)
     if options.track_with != "none":
         accelerator.init_trackers("training")
+    if options.preset:
+        accelerator.print(f"recipe {options.preset}: " + ", ".join(f"{k} {v}" for k, v in options.values().items()))
     trainer = Trainer(options, accelerator)
     trainer.resume()
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,46 +18,85 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-Schedule = Literal["constant", "step", "linear", "cosine"]
+from .recipes import Recipe
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def learning_rate(
-    base: float,
-    step: int,
-    steps_per_epoch: int,
-    epochs: int,
-    schedule: Schedule = "step",
-    drop_epoch: int | None = None,
-    warmup_steps: int = 0,
-) -> float:
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """
     The learning rate of one optimiser step, from the step's number alone.
 
     Args:
-        base (`float`): the full rate.
+        recipe (`Recipe`): its schedule, one of
+            "constant"; "step" (x 0.1 from `lr_drop_epoch` on, 80 % of the epochs if that is None); "linear" or
+            "cosine" (down to 0 at the end of the last epoch), all of them after `warmup_steps` of linear growth;
+            "warm-cosine" (LoRAT's: from `warmup_lr` up to `lr`, and only then a cosine as long as the run, to
+            `final_lr`, which therefore is not reached; the rate lags one step behind).
         step (`int`): optimiser steps done before this one.
-        steps_per_epoch (`int`), epochs (`int`): the length of the run.
-        schedule (`str`): "constant"; "step" (x 0.1 from `drop_epoch` on, SEATrack's and OSTrack's recipe); "linear" or
-            "cosine" (down to 0 at the end of the last epoch).
-        drop_epoch (`int`, *optional*): epochs before the drop, 80 % of them if left out.
-        warmup_steps (`int`): steps of linear growth at the start.
+        steps_per_epoch (`int`): their number in an epoch.
 
     Returns:
         `float`. There is no state, hence nothing to save, and a resumed run follows the options it was started with.
 
     Example:
-        >>> learning_rate(4e-4, step=80, steps_per_epoch=10, epochs=10)
+        >>> learning_rate(Recipe(lr=4e-4, epochs=10), step=80, steps_per_epoch=10)
         4e-05
     """
-    if schedule not in ("constant", "step", "linear", "cosine"):
-        raise ValueError(f"schedule is {schedule!r}; expected 'constant', 'step', 'linear' or 'cosine'.")
-    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    done = min(1.0, step / max(1, steps_per_epoch * epochs))
-    if schedule == "step":
-        drop = round(0.8 * epochs) if drop_epoch is None else drop_epoch
+    whole, base = steps_per_epoch * recipe.epochs, recipe.lr
+    if recipe.schedule == "warm-cosine":
+        update = max(0, step - 1)
+        if update < recipe.warmup_steps:
+            return recipe.warmup_lr + (base - recipe.warmup_lr) * update / recipe.warmup_steps
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, (update - recipe.warmup_steps) / max(1, whole))))
+        return recipe.final_lr + (base - recipe.final_lr) * fall
+    warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    done = min(1.0, step / max(1, whole))
+    if recipe.schedule == "step":
+        drop = round(0.8 * recipe.epochs) if recipe.lr_drop_epoch is None else recipe.lr_drop_epoch
         return base * warm / (10 if step // steps_per_epoch >= drop else 1)
     shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return base * warm * shape[schedule]
+    return base * warm * shape[recipe.schedule]
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """
+    The trained parameters, apart by learning rate and decay.
+
+    Args:
+        model (`nn.Module`): the tracker, without wrappers.
+        recipe (`Recipe`): `trunk_lr_factor` is for the trunk (`model.*`); `decay` says what decays: "all";
+            "matrices" (tensors of two or more dimensions whose name has no "embed", as SPMTrack); "weights" (the same
+            after axes of length 1 are dropped, and nothing of a normalisation, as LoRAT).
+
+    Returns:
+        `list[dict]`: groups for an optimiser, each with `factor` (of the learning rate) and `decays`.
+
+    Example:
+        >>> groups = parameter_groups(nn.Linear(4, 1), Recipe(decay="weights"))
+        >>> [(group["decays"], len(group["params"])) for group in groups]
+        [(False, 2)]
+    """
+    norms = {
+        f"{name}.{part}" if name else part
+        for name, module in model.named_modules()
+        if isinstance(module, NORMS)
+        for part, _ in module.named_parameters(recurse=False)
+    }
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            axes = sum(size > 1 for size in parameter.shape) if recipe.decay == "weights" else parameter.ndim
+            decays = recipe.decay == "all" or (
+                axes > 1 and "embed" not in name and (recipe.decay == "matrices" or name not in norms)
+            )
+            factor = recipe.trunk_lr_factor if name.startswith("model.") else 1.0
+            groups.setdefault((factor, decays), []).append(parameter)
+    return [
+        {"params": params, "factor": factor, "decays": decays, "lr": recipe.lr * factor,
+         "weight_decay": recipe.weight_decay * decays}
+        for (factor, decays), params in groups.items()
+    ]  # fmt: skip
 
 
 def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

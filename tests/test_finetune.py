@@ -88,7 +88,7 @@ def train(place: Path, output: Path, *arguments: str, model: str = "base-lora"):
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     common = ["--model", str(place / model), "--data", str(place / "sequences"), "--output", str(output)]
-    common += ["--samples-per-epoch", "32", "--batch-size", "2", "--epochs", "2", "--workers", "0", "--lr", "1e-2"]
+    common += ["--samples-per-epoch", "32", "--batch-size", "4", "--epochs", "2", "--workers", "0", "--lr", "1e-2"]
     return finetune.main([*common, "--gradient-accumulation", "2", "--log-every", "3", *arguments])
 
 
@@ -211,7 +211,7 @@ def test_finished_run_resumes_to_nothing(place, tmp_path):
     "arguments, message",
     [
         ([], "already holds checkpoint-00000002 of an earlier run: add --resume"),
-        (["--resume", "--batch-size", "4"], r"batch_size 2 -> 4.*start a new run"),
+        (["--resume", "--batch-size", "8"], r"batch_size 4 -> 8.*start a new run"),
         (["--resume", "--seed", "1"], "seed 0 -> 1"),
         (["--resume", "nowhere"], "nowhere is no checkpoint"),
         (["--resume", "--train-base"], "other trained tensors than this model"),
@@ -308,7 +308,7 @@ def test_two_processes_equal_one(place, tmp_path, kind):
     launch += ["--main_process_port", str(free_port()), str(SCRIPT), *options]
     python_path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
-    command = [*launch, "--batch-size", "2", "--output", str(tmp_path / "two")]
+    command = [*launch, "--batch-size", "4", "--output", str(tmp_path / "two")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads((tmp_path / "two" / "training_facts.json").read_text())
@@ -362,3 +362,15 @@ def test_base_without_adapter_says_what_to_add(place, tmp_path):
 def test_too_few_samples(place, tmp_path):
     with pytest.raises(ValueError, match=r"--samples-per-epoch 3 is less than one step \(4 pairs\)"):
         train(place, tmp_path / "out", "--samples-per-epoch", "3")
+
+
+def test_preset_and_what_replaces_it(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--model", "base", "--data", "folder", "--output", "out"]
+    options = finetune.parse([*common, "--preset", "seatrack-rgbe", "--lr", "1e-3"])
+    assert (options.system, options.modality, options.epochs, options.lr) == ("seatrack", "event", 45, 1e-3)
+    assert options.samples_per_pass(2) == 32
+    with pytest.raises(ValueError, match="--batch-size 64 cannot be split over 3 processes x 1 passes"):
+        options.samples_per_pass(3)
+    with pytest.raises(SystemExit):
+        finetune.parse([*common, "--preset", "seatrack"])
+    assert "--preset 'seatrack' is unknown; there are ostrack-256" in capsys.readouterr().err

@@ -1,35 +1,59 @@
 """Pieces of the training loop: learning rates, meters, averages."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from mmtrackers.training import LossMeter, WeightAverage, learning_rate
+from mmtrackers.recipes import RECIPES, Recipe
+from mmtrackers.training import LossMeter, WeightAverage, learning_rate, parameter_groups
 
 
 @pytest.mark.parametrize(
-    "schedule, step, more, expected",
+    ("step", "fields", "expected"),
     [
-        ("constant", 99, {}, 1.0),
-        ("step", 79, {}, 1.0),
-        ("step", 80, {}, 0.1),
-        ("step", 50, {"drop_epoch": 5}, 0.1),
-        ("linear", 25, {}, 0.75),
-        ("cosine", 50, {}, 0.5),
-        ("cosine", 100, {}, 0.0),
-        ("constant", 0, {"warmup_steps": 4}, 0.25),
-        ("constant", 3, {"warmup_steps": 4}, 1.0),
+        (99, {"schedule": "constant"}, 1.0),
+        (79, {}, 1.0),
+        (80, {}, 0.1),
+        (50, {"lr_drop_epoch": 5}, 0.1),
+        (25, {"schedule": "linear"}, 0.75),
+        (50, {"schedule": "cosine"}, 0.5),
+        (100, {"schedule": "cosine"}, 0.0),
+        (0, {"schedule": "constant", "warmup_steps": 4}, 0.25),
+        (3, {"schedule": "constant", "warmup_steps": 4}, 1.0),
     ],
 )
-def test_learning_rate(schedule, step, more, expected):
-    rate = learning_rate(1.0, step, steps_per_epoch=10, epochs=10, schedule=schedule, **more)
-    assert rate == pytest.approx(expected, abs=1e-12)
+def test_learning_rate(step: int, fields: dict[str, Any], expected: float) -> None:
+    assert learning_rate(Recipe(lr=1.0, epochs=10, **fields), step, 10) == pytest.approx(expected, abs=1e-12)
 
 
-def test_unknown_schedule():
-    with pytest.raises(ValueError, match="'polynomial'; expected 'constant', 'step', 'linear' or 'cosine'"):
-        learning_rate(1.0, 0, 1, 1, "polynomial")
+@pytest.mark.parametrize(
+    ("update", "expected"), [(0, 1e-7), (1024, 5.005e-5), (2048, 1e-4), (87_040, 5.233e-5), (174_079, 1.0338e-6)]
+)
+def test_published_schedule_of_lorat(update: int, expected: float) -> None:
+    """Values of LitingLin/LoRAT's scheduler, whose step lags by one."""
+    assert learning_rate(RECIPES["lorat"], update + 1, 1024) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_decays() -> None:
+    model = nn.ModuleDict({"model": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "embedder": nn.Linear(4, 4)})
+    model["head"] = nn.Linear(4, 1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def decaying(**fields: Any) -> dict[float, set[str]]:
+        groups = parameter_groups(model, Recipe(weight_decay=0.1, **fields))
+        assert sum(len(group["params"]) for group in groups) == len(names)
+        assert all(group["weight_decay"] == 0.1 * group["decays"] for group in groups)
+        found: dict[float, set[str]] = {}
+        for group in groups:
+            found.setdefault(group["factor"], set()).update(names[id(p)] for p in group["params"] if group["decays"])
+        return found
+
+    assert decaying()[1.0] == set(names.values())
+    assert decaying(decay="matrices")[1.0] == {"model.weight", "head.weight"}
+    assert decaying(decay="weights", trunk_lr_factor=0.1) == {0.1: {"model.weight"}, 1.0: set()}
 
 
 def test_meter_goes_on_from_its_state():

@@ -1,0 +1,149 @@
+"""Which frames of a sequence become a training sample: one rule per published recipe."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Drawn = tuple[list[int], list[int]]
+WIDEN = 5
+
+
+@dataclass(frozen=True)
+class CausalDraw:
+    """Templates first, search frames after them: the «causal» rule of the OSTrack family and of ODTrack.
+
+    The newest template is uniform over the visible frames; the others lie at most `max_gap` frames before it, the
+    search frames less than `max_gap` frames after it, each drawn with replacement and sorted by time. Where there are
+    none, all is drawn anew with a gap that is larger by 5. Written after botaoye/OSTrack and GXNU-ZhongLab/ODTrack,
+    lib/train/data/sampler.py.
+
+    Args:
+        templates, searches (`int`): frames of each role.
+        max_gap (`int`): frames.
+
+    Example:
+        >>> CausalDraw(3, 2)(np.arange(9), 9, np.random.default_rng(0))
+        ([3, 3, 6], [7, 7])
+    """
+
+    templates: int = 1
+    searches: int = 1
+    max_gap: int = 200
+
+    @property
+    def least_visible(self) -> int:
+        """Visible frames that a sequence must have at least."""
+        return 5 if self.templates + self.searches == 2 else 2 * (self.templates + self.searches) + 1
+
+    def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
+        """
+        Args:
+            visible (`np.ndarray`): indices of visible frames, ascending.
+            length (`int`): frames of the sequence.
+            rng (`np.random.Generator`): the only source of chance.
+
+        Returns:
+            `tuple[list[int], list[int]]`: template and search frames.
+
+        Raises:
+            ValueError: no visible frame can be the newest template.
+        """
+        bases = visible[(visible >= self.templates - 1) & (visible < length - self.searches)]
+        if len(bases) == 0 or visible[-1] <= bases[0] or (self.templates > 1 and visible[0] >= bases[-1]):
+            raise ValueError(
+                f"{self.templates} template and {self.searches} search frames cannot be drawn in order from "
+                f"{len(visible)} visible frames of {length}"
+            )
+        gap = self.max_gap
+        while True:
+            base = int(rng.choice(bases))
+            first = np.searchsorted(visible, base - gap) if self.templates > 1 else 0
+            before = visible[first : np.searchsorted(visible, base)]
+            after = visible[slice(*np.searchsorted(visible, (base + 1, base + gap)))]
+            if len(after) and (self.templates == 1 or len(before)):
+                earlier = rng.choice(before, self.templates - 1).tolist() if self.templates > 1 else []
+                return sorted([*earlier, base]), sorted(rng.choice(after, self.searches).tolist())
+            gap += WIDEN
+
+
+@dataclass(frozen=True)
+class IntervalDraw:
+    """A template anywhere, a search frame near it, before or after: LoRAT's rule.
+
+    Template: uniform over the visible frames. Search: uniform over the other visible frames at most `max_gap` away;
+    the template's own frame where there is none. After LitingLin/LoRAT (siamese_training_pair_sampling).
+
+    Example:
+        >>> IntervalDraw(max_gap=1)(np.array([2, 3, 90]), 100, np.random.default_rng(3))
+        ([90], [90])
+    """
+
+    max_gap: int = 100
+    least_visible = 1
+
+    def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
+        """As `CausalDraw`."""
+        template = int(rng.choice(visible))
+        near = visible[(np.abs(visible - template) <= self.max_gap) & (visible != template)]
+        return [template], [int(rng.choice(near)) if len(near) else template]
+
+
+@dataclass(frozen=True)
+class OrderedDraw:
+    """Three references, then two search frames, in forward or reversed time: SPMTrack's rule.
+
+    References lie within `max_gap` frames of a common frame; the search frames all lie on one side of the references,
+    at most `search_gap` frames away; both with replacement. Sorted up or down with equal chance, the first
+    `references` of the list are the references: roles follow the order in time. After WenRuiCai/SPMTrack
+    (siamese_training_pair_sampling).
+
+    Example:
+        >>> OrderedDraw()(np.arange(10), 10, np.random.default_rng(1))
+        ([8, 8, 7], [5, 4])
+    """
+
+    references: int = 3
+    searches: int = 2
+    max_gap: int = 200
+    search_gap: int = 400
+    attempts: int = 20
+
+    @property
+    def least_visible(self) -> int:
+        """Visible frames that a sequence must have at least, unless it is one still picture."""
+        return self.references + self.searches
+
+    def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
+        """As `CausalDraw`; a still picture is repeated.
+
+        Raises:
+            ValueError: no side with enough frames was found.
+        """
+        if length == 1:
+            return [int(visible[0])] * self.references, [int(visible[0])] * self.searches
+        for attempt in range(self.attempts):
+            gap = self.max_gap + WIDEN * attempt
+            middle = int(rng.choice(visible))
+            near = visible[(np.abs(visible - middle) <= gap) & (visible != middle)]
+            if len(near) < self.references:
+                continue
+            references = np.sort([middle, *rng.choice(near, self.references - 1)])
+            sides = self._sides(visible, references)
+            if sides:
+                searches = rng.choice(sides[int(rng.integers(len(sides)))], self.searches)
+                frames = np.sort([*references, *searches])[:: 1 if rng.random() < 0.5 else -1].tolist()
+                return frames[: self.references], frames[self.references :]
+        raise ValueError(
+            f"{self.references} references with {self.searches} search frames beside them cannot be drawn from "
+            f"{len(visible)} visible frames of {length}"
+        )
+
+    def _sides(self, visible: np.ndarray, references: np.ndarray) -> list[np.ndarray]:
+        """The visible frames before and after the references, where there are enough."""
+        first, last = int(references[0]), int(references[-1])
+        before = visible[(visible >= first - self.search_gap) & (visible < first)]
+        after = visible[(visible > last) & (visible <= last + self.search_gap)]
+        return [side for side in (before, after) if len(side) >= self.searches]
+
+
+FrameDraw = CausalDraw | IntervalDraw | OrderedDraw

@@ -1,0 +1,142 @@
+"""How trackers are trained: the published recipes as typed presets."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from .data.draws import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
+
+RGB_SETS = ["lasot/train", "got10k/train_vot", "coco/train2017", "trackingnet/train"]
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A dataclass field with a help text for the command line."""
+    return field(default=default, metadata={"help": text, **more})
+
+
+def listed(text: str) -> Any:
+    """A field that is a list, empty by default."""
+    return field(default_factory=list, metadata={"help": text})
+
+
+@dataclass
+class Recipe:
+    """What decides the result of a training run, besides data and start weights. The defaults are OSTrack's choices.
+
+    The loss belongs to the model. Every field is an option of `examples/finetune.py`; `--preset` chooses one of
+    `RECIPES`.
+
+    Example:
+        >>> RECIPES["seatrack-rgbe"].lr, RECIPES["lorat"].draw()
+        (6e-05, IntervalDraw(max_gap=100))
+    """
+
+    system: Literal["none", "lorat", "spmtrack", "seatrack", "patrack", "sdmoea"] = option(
+        "none", "Adapter to put on the base."
+    )
+    modality: Literal["rgb", "thermal", "depth", "event"] = option("rgb", "Second modality of the tracker.")
+    sets: list[str] = listed("Training sets of the published run, as set/split.")  # noqa: RUF009
+    weights: list[float] = listed("Chance of each set; equal if left out.")  # noqa: RUF009
+    samples_per_epoch: int = option(60_000, "Pairs or clips per epoch, over all processes.")
+    epochs: int = option(60, "Length of the run.")
+    batch_size: int = option(32, "Pairs or clips per optimiser step, over all processes.")
+
+    order: Literal["causal", "interval", "ordered"] = option("causal", "Rule by which frames are drawn.")
+    templates: int = option(1, "Templates of a sample.")
+    searches: int = option(1, "Search frames of a sample; with more than one the state is carried through the clip.")
+    max_gap: int = option(200, "Frames between templates, and from template to search frame.")
+    search_gap: int = option(400, "Order 'ordered': frames from the references to the search frames.")
+    centre_jitter: float = option(3.0, "Search crop: shift, in mean sides of the box.")
+    size_jitter: float = option(0.25, "Search crop: standard deviation of the logarithm of the sides.")
+    augmentation: Literal["ostrack", "deit"] = option("ostrack", "Changes of colour and mirror images.")
+
+    lr: float = option(4e-4, "Full learning rate.")
+    trunk_lr_factor: float = option(1.0, "Of the trunk, where all weights are trained.")
+    weight_decay: float = option(1e-4, "AdamW's.")
+    decay: Literal["all", "matrices", "weights"] = option(
+        "all", "What decays: all; tensors of two or more dimensions; those but for norms, embeddings and 1 x C maps."
+    )
+    schedule: Literal["constant", "step", "linear", "cosine", "warm-cosine"] = option(
+        "step", "Course of the learning rate."
+    )
+    lr_drop_epoch: int | None = option(None, "Epoch after which schedule 'step' divides by 10 (default: 80 %).")
+    warmup_steps: int = option(0, "Steps of linear growth at the start.")
+    warmup_lr: float = option(0.0, "Schedule 'warm-cosine': rate of the first step.")
+    final_lr: float = option(0.0, "Schedule 'warm-cosine': rate that the cosine falls to.")
+    clip_norm: float = option(0.1, "Largest norm of all gradients together; 0: no clipping.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast; weights and losses stay float32.")
+    seed: int = option(0, "Of weights, data and dropout.")
+
+    def draw(self) -> FrameDraw:
+        """The rule that chooses the frames of a sample.
+
+        Raises:
+            ValueError: numbers of frames that the rule cannot give.
+        """
+        if self.order == "causal":
+            return CausalDraw(self.templates, self.searches, self.max_gap)
+        if self.order == "ordered":
+            return OrderedDraw(self.templates, self.searches, self.max_gap, self.search_gap)
+        if (self.templates, self.searches) != (1, 1):
+            raise ValueError(
+                f"order 'interval' draws one template and one search frame, not {self.templates} and {self.searches}: "
+                "use 'causal' or 'ordered' for clips"
+            )
+        return IntervalDraw(self.max_gap)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not the defaults, for cards and the first lines of a run."""
+        own, default = self.values(), Recipe().values()
+        return {name: value for name, value in own.items() if value != default[name]}
+
+    def values(self) -> dict[str, Any]:
+        """All fields of a recipe."""
+        return {f.name: getattr(self, f.name) for f in fields(Recipe)}
+
+
+# github.com/botaoye/OSTrack, experiments/ostrack: MAE start, 4 GPUs x 32 pairs, trunk at a tenth of the rate
+_OSTRACK = Recipe(sets=RGB_SETS, epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1)
+# github.com/GXNU-ZhongLab/ODTrack, experiments/odtrack/baseline.yaml; batch 8 on each GPU
+_ODTRACK = replace(
+    _OSTRACK, samples_per_epoch=30_000, batch_size=8, templates=3, searches=2, max_gap=400, lr=1e-4,
+    centre_jitter=4.5, size_jitter=0.5,
+)  # fmt: skip
+# github.com/AutoLab-SAI-SJTU/SEATrack, experiments/seatrack: 2 GPUs x 32 pairs
+_SEATRACK = Recipe(system="seatrack", batch_size=64, lr_drop_epoch=48)
+# github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking, experiments/patrack
+_PATRACK = Recipe(system="patrack", batch_size=32, lr_drop_epoch=48)
+# No recipe is published for SDMoEA: clips of ODTrack, rate and mixture of github.com/supertyd/XTrack, schedule of ViPT
+_SDMOEA = Recipe(
+    system="sdmoea", sets=["lasher/train", "visevent/train", "depthtrack/train"], batch_size=16, lr=1e-4,
+    templates=3, searches=2, lr_drop_epoch=48,
+)  # fmt: skip
+# github.com/LitingLin/LoRAT, config/LoRAT/run.yaml
+_LORAT = Recipe(
+    system="lorat", sets=RGB_SETS, samples_per_epoch=131_072, epochs=170, batch_size=128, order="interval",
+    max_gap=100, augmentation="deit", lr=1e-4, weight_decay=0.1, decay="weights", schedule="warm-cosine",
+    warmup_steps=2_048, warmup_lr=1e-7, final_lr=1e-6, clip_norm=1.0, mixed_precision="fp16",
+)  # fmt: skip
+# github.com/WenRuiCai/SPMTrack, config/SPMTrack/run.yaml; on one-dimensional tensors and embeddings no decay
+_SPMTRACK = replace(
+    _LORAT, system="spmtrack", order="ordered", templates=3, searches=2, max_gap=200, decay="matrices"
+)  # fmt: skip
+
+RECIPES: dict[str, Recipe] = {
+    "ostrack-256": _OSTRACK,
+    "ostrack-384": replace(_OSTRACK, centre_jitter=4.5, size_jitter=0.5),
+    "odtrack-384": _ODTRACK,
+    "seatrack-rgbt": replace(_SEATRACK, modality="thermal", sets=["lasher/train"]),
+    "seatrack-rgbd": replace(_SEATRACK, modality="depth", sets=["depthtrack/train"], epochs=25),
+    "seatrack-rgbe": replace(_SEATRACK, modality="event", sets=["visevent/train"], epochs=45, lr=6e-5),
+    "patrack-rgbt": replace(_PATRACK, modality="thermal", sets=["lasher/train"]),
+    "patrack-rgbd": replace(_PATRACK, modality="depth", sets=["depthtrack/train"]),
+    "patrack-rgbe": replace(_PATRACK, modality="event", sets=["visevent/train"]),
+    "sdmoea-256": replace(_SDMOEA, modality="thermal"),
+    "sdmoea-384": replace(
+        _SDMOEA, modality="thermal", epochs=85, lr_drop_epoch=78, batch_size=8, max_gap=400, centre_jitter=4.5,
+        size_jitter=0.5,
+    ),
+    "lorat": _LORAT,
+    "lorat-got10k": replace(_LORAT, sets=["got10k/train"], epochs=100),
+    "spmtrack": _SPMTRACK,
+    "spmtrack-got10k": replace(_SPMTRACK, sets=["got10k/train"], epochs=100),
+}
