@@ -1,0 +1,327 @@
+"""The VOT toolkit's side of a tracker: the process that it drives over TraX, its registry entry, its result files.
+
+The toolkit (package `vot-toolkit`, Kristan et al., the VOT challenges) starts a process per tracker and talks to it
+through the protocol TraX (Čehovin Zajc, 2017; package `vot-trax`): a region and the paths of a frame's images go in, a
+region and a confidence come out. The toolkit may live in another environment than the tracker.
+
+    python -m mmtrackers.evaluation.vot register trackers.ini NAME MODEL --device cuda     # once
+    vot evaluate NAME && vot analysis NAME                                                 # in the workspace
+"""
+
+import configparser
+import shlex
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from mmtrackers.data.sequence import read_image
+from mmtrackers.tracking import Prediction, Tracker
+
+# TraX knows these three channels only, so an event camera cannot be evaluated by the toolkit.
+CHANNELS = {"rgb": "color", "depth": "depth", "thermal": "ir"}
+# Seconds for one answer; the first one waits until the model is loaded.
+TIMEOUT = 300
+INITIALIZATION, FAILURE = 1, 2
+
+
+def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
+    """Answers the toolkit's requests on standard input and output (or on `TRAX_SOCKET`) until it says goodbye.
+
+    Every initialisation begins a new session on the same model, so that the many runs of a multi-start experiment
+    load it once.
+
+    Args:
+        tracker (`Tracker`): one stream, or RGB and depth or thermal.
+        name (`str`): what the toolkit is told.
+
+    Raises:
+        ValueError: the tracker reads events, or a request cannot be answered (the toolkit is told why first).
+        ImportError: the package `vot-trax` is not installed.
+
+    Example:
+        ```python
+        serve(Tracker.from_pretrained("org/seatrack-depth", device="cuda"))
+        ```
+    """
+    channels = _channels(tracker)
+    trax = _trax()
+    _ascii_output()
+    session = None
+    with trax.server.Server(
+        [trax.region.Region.RECTANGLE], [trax.image.Image.PATH], list(channels.values()), tracker_name=name
+    ) as server:
+        while (request := server.wait()).type != trax.TraxStatus.QUIT:
+            frame = {modality: _picture(request.image, modality, channel) for modality, channel in channels.items()}
+            if request.type == trax.TraxStatus.INITIALIZE:
+                if len(request.objects) != 1:
+                    raise ValueError(f"{len(request.objects)} targets in one run; this integration follows one")
+                session = tracker.start(frame, request.objects[0][0].bounds())
+                prediction = session.given()
+            elif session is None:
+                raise ValueError("a frame came before the first initialisation")
+            else:
+                prediction = session.update(frame)
+            server.status([_answer(trax, prediction)])
+
+
+def _ascii_output() -> None:
+    """TraX shares standard output with whatever is printed, and its client ends the connection at a byte above 127:
+    the blocks of a progress bar are enough."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="ascii", errors="backslashreplace")
+
+
+def _trax() -> Any:
+    try:
+        import trax.image
+        import trax.region
+        import trax.server
+    except ImportError as error:
+        raise ImportError("the VOT toolkit talks through the package vot-trax: pip install vot-trax") from error
+    return trax
+
+
+def _channels(tracker: Tracker) -> dict[str, str]:
+    """Modality -> TraX channel of every stream that the tracker reads."""
+    modalities = [tracker.modality] if tracker.streams == 1 else ["rgb", tracker.modality]
+    unknown = [modality for modality in modalities if modality not in CHANNELS]
+    if unknown:
+        raise ValueError(
+            f"the VOT toolkit has channels for {', '.join(CHANNELS)}, none for {', '.join(unknown)}: evaluate such a "
+            "tracker with `mmtrackers evaluate`"
+        )
+    return {modality: CHANNELS[modality] for modality in modalities}
+
+
+def _picture(images: dict[str, Any], modality: str, channel: str) -> np.ndarray:
+    if channel not in images:
+        sent = ", ".join(images) or "no image"
+        raise ValueError(f"the toolkit sent {sent}, but the tracker reads the channel {channel}")
+    return read_image(images[channel].path(), modality)
+
+
+def _answer(trax: Any, prediction: Prediction) -> tuple[Any, dict[str, float]]:
+    return trax.region.Rectangle.create(*prediction.box.tolist()), {"confidence": prediction.score}
+
+
+def register(
+    registry: str | Path,
+    name: str,
+    model: str,
+    modality: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    pack: bool = True,
+    base_model: str | None = None,
+    label: str | None = None,
+) -> str:
+    """Adds a tracker to the toolkit's `trackers.ini`.
+
+    Args:
+        registry (`str` or `Path`): the file; made if need be, other entries stay as they are.
+        name (`str`): the toolkit's identifier: letters, digits, `_` and `-`.
+        model (`str`): folder or Hub id; a folder is written as an absolute path, since the toolkit starts trackers in
+            an empty folder.
+        modality, device, dtype, pack, base_model: as in `Tracker.from_pretrained`.
+        label (`str`, *optional*): the name shown in the toolkit's reports.
+
+    Returns:
+        `str`: the entry as written.
+
+    Raises:
+        ValueError: the name cannot be used, or is there already.
+
+    Example:
+        >>> import tempfile
+        >>> entry = register(Path(tempfile.mkdtemp()) / "trackers.ini", "seatrack", "org/seatrack-depth")
+        >>> entry.splitlines()[:2]
+        ['[seatrack]', 'label = seatrack']
+    """
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"the toolkit takes letters, digits, _ and - in a tracker's name, not {name!r}")
+    registry = Path(registry)
+    text = registry.read_text(encoding="utf-8") if registry.is_file() else ""
+    known = configparser.ConfigParser(interpolation=None)
+    known.read_string(text, source=str(registry))
+    if name in known:
+        raise ValueError(f"{registry} has a tracker {name} already: take another name, or delete the entry")
+    command = [sys.executable, "-m", "mmtrackers.evaluation.vot", "serve", _place(model)]
+    options = {"--name": name, "--modality": modality, "--device": device, "--dtype": dtype}
+    options["--base-model"] = base_model and _place(base_model)
+    command += [part for option, value in options.items() if value for part in (option, value)]
+    command += ["--pack"] if pack else []
+    fields = {
+        "label": label or name,
+        "protocol": "trax",
+        "command": shlex.join(command),
+        "timeout": str(TIMEOUT),
+        # The process starts in an empty folder: a checkout that is not installed would not be found there.
+        "env_PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    # A lone percent sign would be an interpolation for the toolkit's parser.
+    entry = f"[{name}]\n" + "".join(f"{key} = {value.replace('%', '%%')}\n" for key, value in fields.items())
+    registry.write_text(text + ("\n" if text else "") + entry, encoding="utf-8")
+    return entry
+
+
+def _place(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+@dataclass(frozen=True)
+class VotTrajectory:
+    """One trajectory of the toolkit: a result, or an annotation.
+
+    Args:
+        boxes_xywh (`np.ndarray` `[N, 4]`): float64 pixels; the bounding box of a polygon or a mask, NaN where the
+            file has a code.
+        codes (`np.ndarray` `[N]`): the code of such a row (0 unknown or absent, 1 initialisation, 2 failure), -1
+            where there is a box.
+    """
+
+    boxes_xywh: np.ndarray
+    codes: np.ndarray
+
+
+def read_trajectory(path: str | Path) -> VotTrajectory:
+    """Reads a trajectory of the VOT toolkit, text (`.txt`) or binary (`.bin`, what the toolkit writes by default).
+
+    Args:
+        path (`str` or `Path`): such as `results/NAME/baseline/SEQUENCE/SEQUENCE_00000000.bin`.
+
+    Raises:
+        ValueError: a row that is no region; names the file and the row.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> _ = file.write_text("1\\n1,2,3,4\\nnan,nan,nan,nan\\n0,0,4,0,4,2,0,2\\n")
+        >>> read_trajectory(file).boxes_xywh[[1, 3]].tolist(), read_trajectory(file).codes.tolist()
+        ([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 4.0, 2.0]], [1, -1, 0, -1])
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    rows = _binary_rows(data, path) if data[:2] == struct.pack("<h", 1) else _text_rows(data.decode("utf-8"), path)
+    boxes, codes = np.full((len(rows), 4), np.nan), np.full(len(rows), -1)
+    for i, row in enumerate(rows):
+        if isinstance(row, int):
+            codes[i] = row
+        elif not np.isfinite(row).all():
+            codes[i] = 0
+        else:
+            boxes[i] = row if len(row) == 4 else _bounds(row)
+    return VotTrajectory(boxes, codes)
+
+
+def _bounds(points: list[float]) -> list[float]:
+    x, y = points[::2], points[1::2]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+
+
+def _text_rows(text: str, path: Path) -> list[int | list[float]]:
+    rows: list[int | list[float]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        # A mask begins with its own rectangle: m x,y,w,h,run lengths
+        mask = line.startswith("m")
+        try:
+            numbers = [float(part) for part in line.removeprefix("m").split(",")]
+        except ValueError:
+            numbers = []
+        if mask and len(numbers) > 4:
+            rows.append(numbers[:4])
+        elif len(numbers) == 1 and np.isfinite(numbers[0]):
+            rows.append(int(numbers[0]))
+        elif len(numbers) >= 4 and len(numbers) % 2 == 0:
+            rows.append(numbers)
+        else:
+            raise ValueError(f"{path}, line {number}: {line!r} is no region of the VOT toolkit (a code, x,y,w,h, or "
+                             "the corners of a polygon)")
+    return rows
+
+
+def _binary_rows(data: bytes, path: Path) -> list[int | list[float]]:
+    at = struct.calcsize("<hI")
+    (count,) = struct.unpack_from("<I", data, 2)
+    rows: list[int | list[float]] = []
+
+    def take(form: str) -> tuple[Any, ...]:
+        nonlocal at
+        values = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return values
+
+    try:
+        for _ in range(count):
+            kind = take("B")[0]
+            if kind == 0:
+                rows.append(int(take("I")[0]))
+            elif kind == 1:
+                rows.append(list(take("ffff")))
+            elif kind == 2:
+                rows.append(list(take(f"{2 * take('H')[0]}f")))
+            elif kind == 3:
+                *box, runs = take("hhHHH")
+                take(f"{runs}H")
+                rows.append([float(value) for value in box])
+            else:
+                raise ValueError(f"{path}, row {len(rows)}: region type {kind} is not a code, rectangle, polygon or "
+                                 "mask")
+    except struct.error:
+        raise ValueError(f"{path} is truncated: it promises {count} rows and ends in row {len(rows)}") from None
+    return rows
+
+
+app = typer.Typer(help="Trackers for the VOT toolkit.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False)
+
+_Model = Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")]
+_Modality = Annotated[str | None, typer.Option(help="Second stream; the model's own by default.")]
+_Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+_Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")]
+_Base = Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")]
+
+
+@app.command("serve")
+def _serve(
+    model: _Model,
+    name: Annotated[str, typer.Option(help="What the toolkit is told.")] = "mmtrackers",
+    modality: _Modality = None,
+    device: _Device = "cpu",
+    dtype: _Dtype = "float32",
+    pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference.")] = False,
+    base_model: _Base = None,
+) -> None:
+    """Answer the toolkit over TraX (the toolkit starts this)."""
+    _ascii_output()
+    options = {"dtype": dtype, "device": device, "pack": pack, "base_model": base_model, "modality": modality}
+    serve(Tracker.from_pretrained(model, **options), name)
+
+
+@app.command("register")
+def _register(
+    registry: Annotated[Path, typer.Argument(help="trackers.ini of the workspace.")],
+    name: Annotated[str, typer.Argument(help="The toolkit's identifier for the tracker.")],
+    model: _Model,
+    modality: _Modality = None,
+    device: _Device = "cpu",
+    dtype: _Dtype = "float32",
+    pack: Annotated[bool, typer.Option(help="Prepare the model for inference.")] = True,
+    base_model: _Base = None,
+) -> None:
+    """Enter a tracker into the toolkit's registry."""
+    try:
+        entry = register(registry, name, model, modality, device, dtype, pack, base_model)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"added to {registry}:\n{entry}", nl=False)
+
+
+if __name__ == "__main__":
+    app()
