@@ -1,5 +1,6 @@
 """Sequences on disk and their images."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -34,7 +35,9 @@ def tree(root: Path, streams: dict[str, dict], files: dict[str, str], count: int
     for folder, form in streams.items():
         frames(root / folder, count, **form)
     for name, text in files.items():
-        (root / name).write_text(text)
+        file = Path(os.path.normpath(root / name))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return root
 
 
@@ -73,6 +76,18 @@ TREES = {
     "got10k": ("GOT-10k", {"": {"name": "%08d.png"}}, {
         "groundtruth.txt": ROWS12, "absence.label": "0\n1\n" + "0\n" * 10, "cover.label": "8\n" * 12,
     }, "rgb", [1]),
+    "coesot": ("COESOT", {"seq_aps": {"name": "frame%d.png"}, "seq_dvs": {"name": "frame%d.bmp"}}, {
+        "groundtruth.txt": "10.0000,20.0000,30.0000,40.0000\n" * 12, "absent.txt": "1\n" * 10 + "0\n0\n",
+    }, "event", [10, 11]),
+    "fe108": ("FE108", {"img": {}, "stack": {}}, {"groundtruth_rect.txt": ROWS12}, "event", []),
+    "tnl2k": ("TNL2K", {"imgs": {}}, {"groundtruth.txt": BOX * 11 + "0,0,0,0\n", "language.txt": "?"}, "rgb", [11]),
+    "trackingnet": ("TrackingNet", {"": {"name": "%d.png"}}, {"../../anno/seq.txt": ROWS12}, "rgb", []),
+    "nfs": ("NFS", {"30/seq": {}}, {"30/seq.txt": "0 10 20 40 60 1 0 0 0 \"a ball\"\n" * 90}, "rgb", []),
+    "nfs-converted": ("NFS as pytracking has it", {"": {}}, {
+        "../../anno/nfs_seq.txt": "10\t20\t30\t40\n" * 12,
+    }, "rgb", []),
+    "uav123": ("UAV123", {"": {}}, {"../../../anno/UAV123/seq.txt": "NaN,NaN,NaN,NaN\n" + BOX * 11}, "rgb", [0],
+               [np.nan] * 4),
     "own-rgb": ("own folder", {"": {}}, {"groundtruth.txt": "\ufeff" + "10, 20, 30, 40\n\n" * 12}, "rgb", []),
     "own-first-box": ("own folder", {"": {}}, {"groundtruth.txt": BOX}, "rgb", range(1, 12)),
     "own-bare": ("own folder", {"": {}}, {}, "rgb", range(12), [np.nan] * 4),
@@ -85,7 +100,7 @@ TREES = {
 @pytest.mark.parametrize("name", TREES)
 def test_layouts(tmp_path, name):
     layout, streams, files, modality, absent, first = (*TREES[name], [10, 20, 30, 40])[:6]
-    sequence = open_sequence(tree(tmp_path / "seq", streams, files))
+    sequence = open_sequence(tree(tmp_path / "a/b/c/seq", streams, files))
     assert (sequence.layout, sequence.name, sequence.modality, len(sequence)) == (layout, "seq", modality, 12)
     np.testing.assert_allclose(sequence.boxes_xywh[0], first, atol=1e-9)
     assert np.flatnonzero(~sequence.present).tolist() == list(absent)

@@ -1,82 +1,31 @@
-"""How the public sets lie on disk: one table, one reader.
+"""Opening of sequences and of sets; what lies where is in `layouts`."""
 
-Layouts, delimiters and the polarity of the absence flags are those of the sets as distributed, cross-checked with the
-readers in jiawen-zhu/ViPT (LasHeR, VisEvent, DepthTrack), visionml/pytracking (LaSOT, OTB) and got-10k/toolkit.
-A new set is one more row of `LAYOUTS`.
-"""
-
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from .sequence import IMAGE_SUFFIXES, MODALITIES, Sequence, natural_order
+from mmtrackers.frames import MODALITIES
 
+from .annotations import read_boxes, read_flags
+from .index import SequenceSet, Watch, index_path, listed
+from .layouts import DATASETS, LAYOUTS, DatasetRow, Layout, Split
+from .sequence import IMAGE_SUFFIXES, FrameFiles, Sequence, natural_names
+from .special import Entry, packaged_list
 
-@dataclass(frozen=True)
-class Layout:
-    """One form in which a sequence may lie on disk. Names are relative to the sequence's folder.
-
-    Args:
-        name (`str`): the sets that have this form.
-        streams (`dict[str, tuple[str, ...]]`): modality -> its folder, with alternatives; "" = the sequence's folder
-            itself. All of them must exist for the layout to be recognised. Images of any kind count, sorted naturally.
-        optional (`dict[str, tuple[str, ...]]`): streams that may be there as well.
-        boxes, second_boxes (`tuple[str, ...]`): annotation files of the RGB and of the second stream; the first that
-            exists is read. Numbers may be parted by comma, tab, space or semicolon.
-        required (`tuple[str, ...]`): files of which one must exist for the layout to be recognised.
-        corners (`bool`): rows of four numbers are two opposite corners (in any order), not x, y, w, h.
-        flags (`dict[str, int]`): presence files -> the value that means **present**; files that lack are skipped.
-        steps (`tuple[int, ...]`): permitted distances between annotated frames, beside one line per frame.
-        min_side (`float`): pixels; boxes with a smaller side are not trained on.
-    """
-
-    name: str
-    streams: dict[str, tuple[str, ...]]
-    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    boxes: tuple[str, ...] = ("groundtruth.txt",)
-    second_boxes: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    corners: bool = False
-    flags: dict[str, int] = field(default_factory=dict)
-    steps: tuple[int, ...] = ()
-    min_side: float = 0.0
-
-
-_OWN_BOXES = ("groundtruth.txt", "groundtruth_rect.txt", "init.txt")
-
-# The first row that fits is taken: the particular ones stand before the general ones.
-LAYOUTS: tuple[Layout, ...] = (
-    Layout("LasHeR, RGBT234, RGBT210", {"rgb": ("visible",), "thermal": ("infrared",)},
-           boxes=("visible.txt", "init.txt"), second_boxes=("infrared.txt",)),
-    Layout("VTUAV", {"rgb": ("rgb",), "thermal": ("ir", "ir_gray")}, boxes=("rgb.txt", "groundtruth.txt"),
-           second_boxes=("ir.txt", "ir_gray.txt"), steps=(10,)),
-    Layout("GTOT", {"rgb": ("v",), "thermal": ("i",)}, boxes=("groundTruth_v.txt",),
-           second_boxes=("groundTruth_i.txt",), corners=True),
-    Layout("VisEvent", {"rgb": ("vis_imgs",), "event": ("event_imgs",)}, flags={"absent_label.txt": 1}, min_side=5.0),
-    Layout("DepthTrack, CDTB, VOT-RGBD", {"rgb": ("color",), "depth": ("depth",)}, min_side=10.0),
-    Layout("VOT-RGBT", {"rgb": ("color",), "thermal": ("ir",)}),
-    Layout("VOT", {"rgb": ("color",)}),
-    Layout("LaSOT", {"rgb": ("img",)}, required=("groundtruth.txt",),
-           flags={"full_occlusion.txt": 0, "out_of_view.txt": 0}),
-    Layout("OTB", {"rgb": ("img",)}, boxes=("groundtruth_rect.txt", "groundtruth_rect.1.txt"),
-           required=("groundtruth_rect.txt", "groundtruth_rect.1.txt")),
-    Layout("GOT-10k", {"rgb": ("",)}, required=("absence.label", "cover.label"), flags={"absence.label": 0}),
-    Layout("own folders", {"rgb": ("rgb",)}, boxes=_OWN_BOXES,
-           optional={"thermal": ("thermal",), "depth": ("depth",), "event": ("event",)}),
-    Layout("own folder", {"rgb": ("",)}, boxes=_OWN_BOXES),
-)
+__all__ = ["DATASETS", "LAYOUTS", "open_dataset", "open_sequence", "read_boxes"]
 
 
 def open_sequence(folder: str | Path, modality: str | None = None) -> Sequence:
     """Open a sequence folder; what lies in it decides which layout it has.
 
     Args:
-        folder (`str` or `Path`): a sequence of LasHeR, RGBT234, VTUAV, GTOT, VisEvent, DepthTrack, VOT, GOT-10k, LaSOT
-            or OTB; or images, or `rgb/` with `thermal/`, `depth/` or `event/` beside it, with or without
-            `groundtruth.txt` (one `x,y,w,h` per frame, or one line for the first frame).
+        folder (`str` or `Path`): a sequence of a public set (see `layouts.LAYOUTS`); or images, or `rgb/` with
+            `thermal/`, `depth/` or `event/` beside it, with or without `groundtruth.txt` (one `x,y,w,h` per frame, or
+            one line for the first frame).
         modality (`str`, *optional*): the stream to use beside RGB, or "rgb" for RGB alone. By default whatever is
             there.
 
@@ -100,29 +49,35 @@ def open_sequence(folder: str | Path, modality: str | None = None) -> Sequence:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder of one sequence")
-    if modality is not None and modality not in MODALITIES:
-        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+    _check_modality(modality)
     layout = _detect(folder)
     if layout is None:
         raise ValueError(_not_recognised(folder))
-    return _read(folder, layout, modality)
+    return _read(_entry(folder), layout, modality, Watch())
 
 
-def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = None,
-                 modality: str | None = None) -> list[Sequence]:
-    """Open every annotated sequence below a folder.
+def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = None, modality: str | None = None, *,
+                 dataset: str | None = None, split: str | None = None) -> SequenceSet:
+    """Open a set of sequences: a public one by its name, or every annotated sequence below a folder.
+
+    What a large set's folders hold is kept in an index file (see `index`): opened again, TrackingNet takes a second.
 
     Args:
-        root (`str` or `Path`): a sequence, or a folder that holds sequences at most four levels down.
+        root (`str` or `Path`): the set's folder. Without `dataset` also one sequence, or a folder that holds sequences
+            at most four levels down; each is recognised by what lies in it.
         names (`str`, `Path` or iterable of `str`, *optional*): the sequences to take, in this order: names, or a text
-            file with one per line (a split list). By default all, sorted.
+            file with one per line. By default all of the split.
         modality (`str`, *optional*): as in `open_sequence`.
+        dataset (`str`, *optional*): key of `DATASETS`: "lasher", "rgbt234", "got10k", ... Says what would otherwise be
+            guessed, and is needed for splits and for the sequences' attributes.
+        split (`str`, *optional*): key of the set's splits; may be left out where there is only one.
 
     Returns:
-        `list[Sequence]`: sorted by path, or in the order of `names`.
+        [`SequenceSet`]: a sequence of [`Sequence`], in the order of `names` or of the split's list, else sorted.
 
     Raises:
-        ValueError: no annotated sequence was found, a listed one is missing (named), or one cannot be read.
+        ValueError: unknown set or split; no annotated sequence was found; a listed one is missing (named); one cannot
+            be read.
 
     Example:
         >>> open_dataset("/nowhere")
@@ -133,28 +88,155 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected a dataset or a sequence")
-    found = list(_walk(root, depth=4))
-    if names is not None:
-        if isinstance(names, (str, Path)):
-            names = [line.strip() for line in Path(names).read_text().splitlines() if line.strip()]
-        by_name = {folder.name: (folder, layout) for folder, layout in found}
-        missing = [name for name in names if name not in by_name]
-        if missing:
-            raise ValueError(f"{len(missing)} listed sequences are not below {root}: {', '.join(missing[:5])}")
-        found = [by_name[name] for name in names]
+    _check_modality(modality)
+    root = root.resolve()
+    if isinstance(names, (str, Path)):
+        names = [line.strip() for line in Path(names).read_text().splitlines() if line.strip()]
+    names = None if names is None else list(names)
+    if dataset is None:
+        if split is not None:
+            raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
+        return listed(index_path(root, names, modality, LAYOUTS), lambda watch: _any(root, names, modality, watch))
+    row, split = _row(dataset, split)
+    return listed(index_path(root, names, modality, dataset, split, row),
+                  lambda watch: _named(root, names, modality, dataset, split, watch))
+
+
+def _check_modality(modality: str | None) -> None:
+    if modality is not None and modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+
+
+def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset {dataset!r}: expected one of {', '.join(DATASETS)}; leave it out for other folders")
+    row = DATASETS[dataset]
+    if split is None and len(row.splits) == 1:
+        split = next(iter(row.splits))
+    if split not in row.splits:
+        raise ValueError(f"{row.title} has the splits {', '.join(row.splits)}; got split={split!r}")
+    return row, split
+
+
+def _any(root: Path, names: list[str] | None, modality: str | None, watch: Watch) -> Iterator[Sequence]:
+    found = list(_walk(root, 4, watch))
     if not found:
         raise ValueError(f"no annotated sequence below {root}. {_EXPECTED}")
-    return [_read(folder, layout, modality) for folder, layout in found]
+    if names is not None:
+        found = _chosen(found, names, root)
+    for entry, layout in found:
+        yield _read(entry, layout, modality, watch)
 
 
-def _walk(folder: Path, depth: int) -> Iterable[tuple[Path, Layout]]:
+def _chosen(found: list[tuple[Entry, Layout]], names: list[str], where: Path) -> list[tuple[Entry, Layout]]:
+    by_name = {entry.name: (entry, layout) for entry, layout in found}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"{len(missing)} listed sequences are not below {where}: {', '.join(missing[:5])}")
+    return [by_name[name] for name in names]
+
+
+def _walk(folder: Path, depth: int, watch: Watch) -> Iterator[tuple[Entry, Layout]]:
+    watch.add(folder)
     layout = _detect(folder)
     # Pictures without annotation are a sequence only where somebody points at them.
     if layout is not None and _first_file(folder, layout.boxes) is not None:
-        yield folder, layout
+        yield _entry(folder), layout
     elif depth > 0:
-        for child in natural_order(entry for entry in folder.iterdir() if entry.is_dir()):
-            yield from _walk(child, depth - 1)
+        for child in _subfolders(folder):
+            yield from _walk(child, depth - 1, watch)
+
+
+def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, watch: Watch
+           ) -> Iterator[Sequence]:
+    row = DATASETS[dataset]
+    attributes = {line.split()[0]: tuple(line.split()[1:]) for line in packaged_list(row.attributes)} \
+        if row.attributes else {}
+    if row.build is not None:
+        sequences = row.build(root, split, watch)
+    else:
+        found = _of_split(root, row, row.splits[split], split, watch)
+        if names is not None:
+            found = _chosen(found, names, root)
+        sequences = (_read(entry, layout, modality, watch) for entry, layout in found)
+    for sequence in sequences:
+        yield replace(sequence, layout=row.title, dataset=dataset, attributes=attributes.get(sequence.name, ()))
+
+
+def _of_split(root: Path, row: DatasetRow, split: Split, name: str, watch: Watch) -> list[tuple[Entry, Layout]]:
+    watch.add(root)
+    folders = next((found for pattern in split.folders if (found := _glob(root, pattern))), [])
+    told = bool(folders) or not split.folders or any(root.match(pattern) for pattern in split.folders)
+    places = [place for folder in folders or [root] for place in _sequence_folders(folder, row, 3, watch)]
+    places = [place for place in places if not any(place.match(drop) for drop in split.drop)]
+    entries = row.entries(places, watch) if row.entries else map(_entry, places)
+    found = [(entry, _layout_of(entry.folder, row)) for entry in entries]
+    if not found:
+        raise ValueError(f"no sequence of {row.title} below {root}. Expected {_forms(row, split)}")
+    listed_names, without = _names_of(root, split, told, watch)
+    if listed_names is None and not told and len(row.splits) > 1:
+        raise ValueError(f"{root} does not tell which sequences of {row.title} are {name!r}: expected "
+                         f"{' or '.join((*split.folders, *split.lists))} there")
+    kept = [pair for pair in found if pair[0].name not in without]
+    if not kept:
+        raise ValueError(f"none of the {len(found)} sequences below {root} is of {row.title}'s {name!r}")
+    if listed_names is None:
+        return kept
+    return _chosen(kept, [entry for entry in listed_names if entry not in {*without, *split.drop}], root)
+
+
+def _names_of(root: Path, split: Split, told: bool, watch: Watch) -> tuple[list[str] | None, set[str]]:
+    """The names that a split's lists ask for (None: all), and those that they leave out."""
+    own = next((root / name for name in split.lists if (root / name).is_file()), None)
+    if own is not None:
+        watch.add(own)
+        return [line.strip() for line in own.read_text(encoding="utf-8-sig").splitlines() if line.strip()], set()
+    if told and not split.always and split.folders:
+        return None, set()
+
+    def entries(lists: tuple[str, ...]) -> list[str]:
+        return [split.pattern.format(entry) for name in lists for entry in packaged_list(name)]
+
+    return entries(split.names) if split.names else None, set(entries(split.without))
+
+
+def _glob(root: Path, pattern: str) -> list[Path]:
+    return [Path(path) for path in natural_names(str(path) for path in root.glob(pattern) if path.is_dir())]
+
+
+def _sequence_folders(folder: Path, row: DatasetRow, depth: int, watch: Watch) -> Iterator[Path]:
+    """Folders that have anything of a sequence, so that one that lacks a part is an error and not left out."""
+    watch.add(folder)
+    for child in _subfolders(folder):
+        if any(_has_part(child, layout) for layout in row.layouts):
+            yield child
+        elif depth > 1:
+            yield from _sequence_folders(child, row, depth - 1, watch)
+
+
+def _has_part(folder: Path, layout: Layout) -> bool:
+    return (any(_stream_folder(folder, names) is not None for names in layout.streams.values())
+            or _first_file(folder, layout.boxes) is not None)
+
+
+def _layout_of(folder: Path, row: DatasetRow) -> Layout:
+    return next((layout for layout in row.layouts if _has_part(folder, layout)), row.layouts[0])
+
+
+def _forms(row: DatasetRow, split: Split) -> str:
+    streams = " or ".join(" + ".join(f"<sequence>/{names[0]}/" for names in layout.streams.values())
+                          for layout in row.layouts)
+    return streams + (f" in {' or '.join(split.folders)}" if split.folders else "")
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return [folder / name for name in natural_names(names)]
+
+
+def _entry(folder: Path) -> Entry:
+    return Entry(folder.resolve().name, folder)
 
 
 def _detect(folder: Path) -> Layout | None:
@@ -169,23 +251,28 @@ def _fits(folder: Path, layout: Layout) -> bool:
 
 def _stream_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     for name in names:
-        if name and (folder / name).is_dir():
-            return folder / name
-        if not name and any(_is_image(entry) for entry in folder.iterdir()):
+        if not name and next(_images(folder), None) is not None:
             return folder
+        if name and (place := folder / name.format(name=folder.name)).is_dir():
+            return place
     return None
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def _images(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield name
 
 
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    paths = (Path(os.path.normpath(folder / name.format(name=folder.name))) for name in names)
+    return next((path for path in paths if path.is_file()), None)
 
 
 _EXPECTED = ("Expected images in the folder itself, or one of: "
-             + "; ".join(sorted({" + ".join(f"{names[0]}/" for names in layout.streams.values())
+             + "; ".join(sorted({" + ".join(f"{names[0]}/" for names in layout.streams.values()).format(name="<name>")
                                  for layout in LAYOUTS if "" not in layout.streams["rgb"]}))
              + "; own folders may add thermal/, depth/ or event/ to rgb/")
 
@@ -202,39 +289,67 @@ def _not_recognised(folder: Path) -> str:
     return f"no sequence was recognised in {folder}. {_EXPECTED}"
 
 
-def _read(folder: Path, layout: Layout, modality: str | None) -> Sequence:
-    folder = folder.resolve()
+def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch) -> Sequence:
+    folder = entry.folder.resolve()
+    watch.add(folder)
     frames = {}
     for stream, names in (layout.streams | layout.optional).items():
         if modality is not None and stream not in ("rgb", modality):
             continue
         where = _stream_folder(folder, names)
-        if where is None:
-            continue
-        frames[stream] = natural_order(path for path in where.iterdir() if _is_image(path))
-        if not frames[stream]:
-            raise ValueError(f"sequence {folder.name!r}: no images in {where}")
+        if where is not None:
+            watch.add(where)
+            frames[stream] = where, _frame_names(entry, where)
+        elif stream in layout.streams:
+            raise ValueError(f"sequence {folder} has no {stream} frames: the folder "
+                             f"{names[0].format(name=folder.name)}/ is missing")
     if modality is not None and modality not in frames:
         raise ValueError(f"sequence {folder} ({layout.name}) has no {modality} frames, only {', '.join(frames)}")
 
-    count = len(frames["rgb"])
-    boxes, annotated = _place(_first_file(folder, layout.boxes), count, layout)
-    second = _first_file(folder, layout.second_boxes) if len(frames) > 1 else None
+    path = entry.boxes or _first_file(folder, layout.boxes)
+    rows = _rows(path, layout, entry, watch)
+    if layout.cut and 1 < len(rows) < len(frames["rgb"][1]):
+        frames = {stream: (where, names[: len(rows)]) for stream, (where, names) in frames.items()}
+    count = len(frames["rgb"][1])
+    boxes, annotated = _place(path, rows, count, layout)
     present = annotated & np.isfinite(boxes).all(1)
     present[present] = (boxes[present, 2:] > 0).all(1)
-    for name, value in layout.flags.items():
+    extras = {}
+    for name in (*layout.flags, *layout.numbers):
         if (folder / name).is_file():
-            present &= _read_flags(folder / name, count) == value
-    return Sequence(folder.name, frames, boxes, present, annotated,
-                    _place(second, count, layout)[0] if second else None, layout.name, layout.min_side)
+            watch.add(folder / name)
+            extras[Path(name).stem] = read_flags(folder / name, count).astype(np.float32)
+            if name in layout.flags:
+                present &= np.isin(extras[Path(name).stem], layout.flags[name])
+    second = _first_file(folder, layout.second_boxes) if len(frames) > 1 else None
+    second_boxes = _place(second, _rows(second, layout, entry, watch), count, layout)[0] if second else None
+    files = {stream: FrameFiles.of(where, names) for stream, (where, names) in frames.items()}
+    return Sequence(entry.name, files, boxes, present, annotated, second_boxes, layout.name, layout.min_side,
+                    extras=extras)
 
 
-def _place(path: Path | None, count: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _frame_names(entry: Entry, folder: Path) -> list[str]:
+    """The names of an entry's frames in a folder, in order."""
+    names = natural_names(_images(folder))
+    if not names:
+        raise ValueError(f"sequence {entry.name!r}: no images in {folder}")
+    if entry.first:
+        names = [name for name in names if int(re.findall(r"[0-9]+", name)[-1]) >= entry.first]
+    return names[entry.skip :]
+
+
+def _rows(path: Path | None, layout: Layout, entry: Entry, watch: Watch) -> np.ndarray:
+    if path is None:
+        return np.empty((0, 4))
+    watch.add(path)
+    return layout.read_boxes(path)[entry.skip :]
+
+
+def _place(path: Path | None, rows: np.ndarray, count: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [count, 4] with NaN where there is no line, and which frames have one."""
     boxes, annotated = np.full((count, 4), np.nan), np.zeros(count, dtype=bool)
     if path is None:
         return boxes, annotated
-    rows = read_boxes(path, layout.corners)
     if len(rows) == count:
         at = slice(None)
     elif len(rows) == 1:
@@ -248,65 +363,3 @@ def _place(path: Path | None, count: int, layout: Layout) -> tuple[np.ndarray, n
         at = slice(None, None, step)
     boxes[at], annotated[at] = rows, True
     return boxes, annotated
-
-
-def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
-    """Read a box file: rectangles, polygons or corner pairs, one per line.
-
-    Args:
-        path (`str` or `Path`): text; numbers parted by comma, tab, space or semicolon. Four numbers are x, y, w, h;
-            six or more are a polygon, of which the upright bounds are taken; a single number (VOT's special code) or
-            NaN means no box.
-        corners (`bool`): four numbers are two opposite corners instead.
-
-    Returns:
-        `np.ndarray`: [N, 4] float64 x, y, w, h; NaN rows where there is no box.
-
-    Raises:
-        ValueError: a line that is neither; names file and line.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "groundtruth.txt"
-        >>> _ = file.write_text("1,2,3,4\\n0 0 4 1 3 6 -1 5\\nnan,nan,nan,nan\\n")
-        >>> read_boxes(file).tolist()
-        [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.0, 5.0, 6.0], [nan, nan, nan, nan]]
-    """
-    rows = []
-    for number, values in _read_numbers(path):
-        if len(values) == 1 or np.isnan(values).any():
-            rows.append([np.nan] * 4)
-        elif len(values) == 4 and not corners:
-            rows.append(values)
-        elif len(values) >= 4 and len(values) % 2 == 0:
-            xs, ys = values[0::2], values[1::2]
-            rows.append([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
-        else:
-            raise ValueError(f"{path}, line {number}: {len(values)} numbers; expected 4 (a box) or an even "
-                             "number from 6 on (a polygon)")
-    return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
-
-
-def _read_flags(path: Path, count: int) -> np.ndarray:
-    flags = np.array([value for _, values in _read_numbers(path) for value in values])
-    if len(flags) != count:
-        raise ValueError(f"{path} has {len(flags)} flags for {count} frames: expected one per frame")
-    return flags
-
-
-def _read_numbers(path: str | Path) -> list[tuple[int, list[float]]]:
-    """(line number, numbers) of every line that is not blank."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        tokens = [token for token in re.split(r"[,;\s]+", line) if token]
-        if not tokens:
-            continue
-        try:
-            rows.append((number, [float(token) for token in tokens]))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {line.strip()[:60]!r} is not a row of numbers") from error
-    return rows

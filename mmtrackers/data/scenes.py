@@ -9,12 +9,13 @@ import math
 import cv2
 import numpy as np
 
+from mmtrackers.frames import MODALITIES
+
 from . import cameras
 from .layers import Layer, View, Wobble, affine, colour_matrix, warp
 from .pictures import Draw, PictureLibrary, Sprite, patch_sprite
 
 BLINDNESSES = ("night", "camouflage", "glare")
-MODALITIES = ("rgb", "thermal", "depth", "event")
 
 
 class SyntheticScene:

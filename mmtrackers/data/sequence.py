@@ -1,15 +1,18 @@
 """A tracking sequence on disk, and the reading of its images."""
 
+import collections.abc
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import overload
 
 import cv2
 import numpy as np
 
-MODALITIES = ("rgb", "thermal", "depth", "event")
+from mmtrackers.frames import MODALITIES
+
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
 
 
@@ -30,14 +33,80 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
         ['2.jpg', '10.jpg']
     """
     paths = list(paths)
-    if all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", path.stem) for path in paths):
-        return sorted(paths, key=lambda path: (Decimal(path.stem), path.name))
+    by_name = {path.name: path for path in paths}
+    if len(by_name) < len(paths):
+        return [path for name in natural_names(by_name) for path in paths if path.name == name]
+    return [by_name[name] for name in natural_names(by_name)]
 
-    def pieces(path: Path) -> tuple[list[str | int], str]:
-        parts = re.split(r"([0-9]+)", path.name)
-        return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
-    return sorted(paths, key=pieces)
+def natural_names(names: Iterable[str]) -> list[str]:
+    """Sort file names as `natural_order` does; fast for names that are plain numbers.
+
+    Example:
+        >>> natural_names(["10.jpg", "9.jpg"])
+        ['9.jpg', '10.jpg']
+    """
+    names = list(names)
+    stems = [name.rpartition(".")[0] or name for name in names]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        return [name for _, name in sorted(zip(map(int, stems), names, strict=True))]
+    if all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", stem) for stem in stems):
+        return [name for _, name in sorted(zip(map(Decimal, stems), names, strict=True))]
+
+    def pieces(name: str) -> tuple[list[str | int], str]:
+        parts = re.split(r"([0-9]+)", name)
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+    return sorted(names, key=pieces)
+
+
+class FrameFiles(collections.abc.Sequence):
+    """The image files of one stream, kept as one block of bytes: a `Path` is made where one is asked for.
+
+    A list of 14 million `Path`s (TrackingNet) would take several gigabytes; the names alone are a tenth of one, and
+    may lie in a memory-mapped index.
+
+    Args:
+        folder (`str` or `Path`): where the files lie.
+        names (`bytes` or `np.ndarray` of uint8): file names in order, UTF-8, each followed by a zero byte.
+        count (`int`): how many names these are.
+
+    Example:
+        >>> files = FrameFiles.of("/data/cat", ["1.jpg", "2.jpg"])
+        >>> len(files), files[-1].name, files[0:1]
+        (2, '2.jpg', [PosixPath('/data/cat/1.jpg')])
+    """
+
+    __slots__ = ("_count", "blob", "folder")
+
+    def __init__(self, folder: str | Path, names: bytes | np.ndarray, count: int) -> None:
+        self.folder, self.blob, self._count = str(folder), names, count
+
+    @classmethod
+    def of(cls, folder: str | Path, names: list[str]) -> "FrameFiles":
+        return cls(folder, "".join(f"{name}\0" for name in names).encode(errors="surrogateescape"), len(names))
+
+    def names(self) -> list[str]:
+        """All file names, in order."""
+        return bytes(self.blob).decode(errors="surrogateescape").split("\0")[:-1]
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [Path(self.folder, name) for name in self.names()[index]]
+        return Path(self.folder, self.names()[index])
+
+    def __iter__(self) -> Iterator[Path]:
+        return (Path(self.folder, name) for name in self.names())
+
+    def __repr__(self) -> str:
+        return f"FrameFiles({self.folder!r}, {self._count} files)"
 
 
 def _is_truncated(data: bytes) -> bool:
@@ -121,7 +190,8 @@ class Sequence:
 
     Args:
         name (`str`): for messages and result files.
-        frames (`dict[str, list[Path]]`): modality -> image files in order; "rgb" must be there, at most one other.
+        frames (mapping of `str` to `list[Path]` or [`FrameFiles`]): modality -> image files in order;
+            "rgb" must be there, at most one other.
         boxes_xywh (`np.ndarray`): [N, 4] float64 pixels, as in the file (absent rows too, no shift of the pixel base);
             NaN where a frame has no annotation.
         present (`np.ndarray`): [N] bool, the target is annotated and visible.
@@ -129,7 +199,11 @@ class Sequence:
             Overlap is measured on these frames only.
         second_boxes_xywh (`np.ndarray`, *optional*): [N, 4], the boxes in the second modality, where a set has them.
         layout (`str`): the on-disk layout it was read from.
+        dataset (`str`): the set it was opened as (`open_dataset(dataset=...)`), else empty.
         min_side (`float`): pixels; for training a box counts only if both of its sides are larger.
+        attributes (`tuple[str, ...]`): the set's labels of the whole sequence, such as "LR" (low resolution).
+        extras (`dict[str, np.ndarray]`): [N] float32 each, the set's own numbers per frame as they stand in the file
+            of that name: "absent_label", "full_occlusion", "cover", "anchor" ...
 
     Raises:
         ValueError: no RGB frames, more than two modalities, or counts that differ; names the sequence and both counts.
@@ -141,13 +215,16 @@ class Sequence:
     """
 
     name: str
-    frames: dict[str, list[Path]]
+    frames: Mapping[str, collections.abc.Sequence[Path]]
     boxes_xywh: np.ndarray
     present: np.ndarray
     annotated: np.ndarray | None = None
     second_boxes_xywh: np.ndarray | None = None
     layout: str = field(default="", compare=False)
     min_side: float = 0.0
+    dataset: str = field(default="", compare=False)
+    attributes: tuple[str, ...] = ()
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.frames.get("rgb"):

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mmtrackers.frames import MODALITIES
+
 from .cameras import black_outside, depth_picture, depth_range
 from .layers import View
 from .pictures import Draw, PictureLibrary
-from .scenes import BLINDNESSES, MODALITIES, SyntheticScene
+from .scenes import BLINDNESSES, SyntheticScene
 
 if TYPE_CHECKING:
     from mmtrackers.image_processing import TrackerImageProcessor

@@ -1,0 +1,87 @@
+"""The sets whose sequences are not simply their folders: one small function each."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .sequence import FrameFiles, Sequence
+
+if TYPE_CHECKING:
+    from .index import Watch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one sequence is to be read from.
+
+    Args:
+        name (`str`): of the sequence.
+        folder (`Path`): its folder, which may hold other sequences as well.
+        boxes (`Path`, *optional*): its annotation, where the layout does not say it.
+        first (`int`): number in the file name of its first frame; frames with smaller numbers are not its own.
+        skip (`int`): frames and boxes that are left out at the start.
+    """
+
+    name: str
+    folder: Path
+    boxes: Path | None = None
+    first: int = 0
+    skip: int = 0
+
+
+def packaged_list(name: str) -> list[str]:
+    """Lines of a list that comes with the package (its first line names the source)."""
+    text = files("mmtrackers").joinpath("data", "lists", f"{name}.txt").read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+# Start numbers and the omission are those of the OTB toolkit (Wu et al., TPAMI 2015) as visionml/pytracking has them.
+_OTB_FIRST = {"David": 300, "BlurCar1": 247, "BlurCar3": 3, "BlurCar4": 18}
+_OTB_SKIP = {"Tiger1": 5}
+_OTB_NOT_IN_THE_SET = {"Human4_1"}
+
+
+def otb_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
+    """OTB: a folder with `groundtruth_rect.1.txt` and `.2.txt` is two sequences, and some start late."""
+    for folder in folders:
+        watch.add(folder)
+        for boxes in sorted(folder.glob("groundtruth_rect*.txt")):
+            number = boxes.name.removeprefix("groundtruth_rect").removesuffix(".txt").lstrip(".")
+            name = f"{folder.name}_{number}" if number else folder.name
+            if name not in _OTB_NOT_IN_THE_SET:
+                yield Entry(name, folder, boxes, _OTB_FIRST.get(name, 0), _OTB_SKIP.get(name, 0))
+
+
+def uav123_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
+    """UAV123: several sequences share one folder; a table says where each starts, its boxes how long it is."""
+    by_name = {folder.name: folder for folder in folders}
+    for line in packaged_list("uav123"):
+        name, folder, first = line.split()
+        if folder not in by_name:
+            raise ValueError(f"UAV123: the folder {folder}/ of sequence {name!r} is missing")
+        annotations = by_name[folder].parents[2] / "anno" / "UAV123"
+        yield Entry(name, by_name[folder], annotations / f"{name}.txt", int(first))
+
+
+def coco_stills(root: Path, split: str, watch: "Watch") -> Iterator[Sequence]:
+    """COCO 2017: every annotation that is no crowd and has an area is a sequence of one frame (as in pytracking)."""
+    file = root / "annotations" / f"instances_{split}2017.json"
+    candidates = (root / "images" / f"{split}2017", root / f"{split}2017")
+    folder = next((path for path in candidates if path.is_dir()), None)
+    if not file.is_file() or folder is None:
+        raise ValueError(f"COCO: expected {file} and the pictures in {candidates[0]}")
+    watch.add(file)
+    content = json.loads(file.read_bytes())
+    pictures = {picture["id"]: picture["file_name"] for picture in content["images"]}
+    for annotation in content["annotations"]:
+        box = np.array([annotation["bbox"]], dtype=np.float64)
+        if annotation.get("iscrowd") or not (box[:, 2:] > 0).all():
+            continue
+        picture = pictures[annotation["image_id"]]
+        frames = {"rgb": FrameFiles.of(folder, [picture])}
+        yield Sequence(f"{Path(picture).stem}_{annotation['id']}", frames, box, np.ones(1, bool), layout="COCO")
