@@ -7,9 +7,11 @@ from .image_processing import TrackerImageProcessor
 from .modeling import TokenLayout, TrackerPreTrainedModel, TrackingOutput
 from .models.lorat import LoRATConfig, LoRATForTracking, LoRATModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
+from .models.patrack import PATrackConfig, PATrackForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .tracking import Prediction, Tracker, TrackingSession
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
+from .tuners.progressive import ProgressiveConfig, ProgressiveModel
 from .tuners.sdmoe import SDMoEConfig, SDMoEModel
 from .tuners.tmoe import TMoEConfig, TMoEModel
 
@@ -18,8 +20,11 @@ __version__ = "0.1.0"
 AutoModel.register(OSTrackConfig, OSTrackModel)
 AutoModel.register(LoRATConfig, LoRATModel)
 for _config, _tracker in (
-    (LoRATConfig, LoRATForTracking), (OSTrackConfig, OSTrackForTracking), (SEATrackConfig, SEATrackForTracking)
-):  # fmt: skip
+    (LoRATConfig, LoRATForTracking),
+    (OSTrackConfig, OSTrackForTracking),
+    (PATrackConfig, PATrackForTracking),
+    (SEATrackConfig, SEATrackForTracking),
+):
     AutoConfig.register(_config.model_type, _config)
     AutoTracker.register(_config, _tracker)
     AutoImageProcessor.register(_config, image_processor_classes={"pil": TrackerImageProcessor})
@@ -34,7 +39,11 @@ __all__ = [
     "OSTrackConfig",
     "OSTrackForTracking",
     "OSTrackModel",
+    "PATrackConfig",
+    "PATrackForTracking",
     "Prediction",
+    "ProgressiveConfig",
+    "ProgressiveModel",
     "SDMoEConfig",
     "SDMoEModel",
     "SEATrackConfig",

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from mmtrackers import (
     AMGLoraConfig,
     OSTrackConfig,
     OSTrackForTracking,
+    PATrackConfig,
+    PATrackForTracking,
+    ProgressiveConfig,
     SEATrackConfig,
     SEATrackForTracking,
     TrackerPreTrainedModel,
@@ -35,7 +39,7 @@ class Row:
     model: type[TrackerPreTrainedModel]
     config: type[OSTrackConfig]
     fields: dict[str, Any]
-    adapter: Callable[[], AMGLoraConfig] | None = None
+    adapter: Callable[[], PeftConfig] | None = None
 
     def make_config(self, **changes: Any) -> OSTrackConfig:
         return self.config(**(TINY | self.fields | changes))
@@ -62,9 +66,16 @@ def tiny_adapter(**changes: Any) -> AMGLoraConfig:
     return AMGLoraConfig(**({"r": 2, "hmoe_rank": 2, "lora_dropout": 0.0, "hmoe_dropout": 0.0} | changes))
 
 
+def tiny_progressive(**changes: Any) -> ProgressiveConfig:
+    """A tiny adapter of PATrack without dropout; with a layer of each kind, and another one at the end."""
+    sizes = {"mda_width": 4, "cea_width": 4, "cea_layers": [1], "head_width": 8, "head_dropout": 0.0}
+    return ProgressiveConfig(**(sizes | changes))
+
+
 ROWS = [
     Row("ostrack", OSTrackForTracking, OSTrackConfig, {"elimination_layers": [1]}),
     Row("ostrack-conv", OSTrackForTracking, OSTrackConfig, {"elimination_layers": [], "stem": "conv"}),
+    Row("patrack", PATrackForTracking, PATrackConfig, {}, tiny_progressive),
     Row("seatrack", SEATrackForTracking, SEATrackConfig, {}, tiny_adapter),
 ]
 

@@ -15,6 +15,9 @@ from mmtrackers import (
     AMGLoraConfig,
     OSTrackConfig,
     OSTrackForTracking,
+    PATrackConfig,
+    PATrackForTracking,
+    ProgressiveConfig,
     SDMoEConfig,
     SEATrackConfig,
     SEATrackForTracking,
@@ -44,7 +47,7 @@ class Row:
         tracker: the class that carries the adapter.
         tracker_config: makes that class's config.
         config: makes an adapter config (all dropout off).
-        neutral: like `config`, but such that a fresh adapter leaves the base's output unchanged.
+        neutral: like `config`, but such that a fresh adapter leaves the base's output unchanged; None if there is none.
         fresh_changes: whether a fresh adapter of `config` changes the output.
         merge_error: words of the error of `merge_and_unload`; None where it works.
     """
@@ -54,7 +57,7 @@ class Row:
     tracker: type[PreTrainedModel]
     tracker_config: Callable[[], Any]
     config: Callable[[], PeftConfig]
-    neutral: Callable[[], PeftConfig]
+    neutral: Callable[[], PeftConfig] | None
     fresh_changes: bool
     merge_error: str | None
 
@@ -71,6 +74,7 @@ def tiny_ostrack() -> PreTrainedModel:
 _LORA = partial(LoraConfig, target_modules=["k_proj", "v_proj"], r=2)
 _TMOE = partial(TMoEConfig, r=2, alpha=2, num_experts=3)
 _SDMOE = partial(SDMoEConfig, adapter_dim=4, hyper_dim=8)
+_PROGRESSIVE = partial(ProgressiveConfig, mda_width=4, cea_width=4, head_width=4, head_dropout=0.0)
 _AMG = partial(AMGLoraConfig, r=2, hmoe_rank=2, lora_dropout=0.0, hmoe_dropout=0.0)
 
 ROWS = [
@@ -84,6 +88,16 @@ ROWS = [
         partial(_AMG, use_amg=False, use_hmoe=False),
         True,
         "unload",
+    ),
+    Row(
+        "PROGRESSIVE",
+        tiny_ostrack,
+        PATrackForTracking,
+        lambda: PATrackConfig(**TINY, modality="thermal"),
+        _PROGRESSIVE,
+        None,  # as published, a fresh head adapter replaces the features
+        True,
+        "both streams",
     ),
     Row(
         "SDMOE",

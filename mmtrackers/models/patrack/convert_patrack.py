@@ -1,0 +1,240 @@
+"""Names of official PATrack checkpoints, turned into this package's.
+
+They are those of github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking. An official file is the
+whole two-stream tracker: OSTrack's 242 entries, and 488 more. In every layer the official model declares all of MDA,
+CEA and CEA's norms, though a layer runs either MDA or CEA; these and a few more entries are never read and are left
+out here. The file does not say which layers run CEA: layers 3, 6 and 9, as the code has it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import Tensor
+
+from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
+from mmtrackers.auto import AutoTracker
+from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
+from mmtrackers.model_card import TrainingFacts
+from mmtrackers.models.ostrack.convert_ostrack import (
+    UNUSED,
+    ostrack_to_official,
+    processor_of,
+    save_ostrack,
+    variant,
+)
+from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
+from mmtrackers.tuners.progressive import ProgressiveConfig
+
+from .modeling_patrack import PATrackForTracking
+
+_ADAPTER = re.compile(
+    r"adapter_head\..+|norm1\..+|backbone\.blocks\.\d+\.(?:adap2?_t|highfuseadapter[12]|norml[12])\..+"
+)
+_MDA = {
+    "down.weight": "D_fc1.weight",
+    "down.bias": "D_fc1.bias",
+    "high_expand.weight": "high_mixer.conv1.weight",
+    "high_depthwise.weight": "high_mixer.proj1.weight",
+    "high_pooled.weight": "high_mixer.proj2.weight",
+    "high_pooled.bias": "high_mixer.proj2.bias",
+    "mix.weight": "conv_fuse.weight",
+    "up.weight": "proj.weight",
+    "up.bias": "proj.bias",
+}
+_CEA = {"down.weight": "down.weight", "guide.weight": "obj_fuse.linearcat.weight", "up.weight": "up.weight"}
+_QUERY_VALUE = [f"obj_fuse.linear{i}.weight" for i in range(1, 5)]
+_GAMMAS = [f"obj_fuse.gamma{i}" for i in (1, 2)]
+_LEAVES = ("weight", "bias")
+_SITES = {
+    "attention_junction": ("adap_t", "highfuseadapter1", "norml1"),
+    "mlp_junction": ("adap2_t", "highfuseadapter2", "norml2"),
+}
+
+
+def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An official PATrack state dict as two: OSTrack's entries (and any unknown ones), and PATrack's own."""
+    own = {name: tensor for name, tensor in net.items() if _ADAPTER.fullmatch(name)}
+    return {name: tensor for name, tensor in net.items() if name not in own}, own
+
+
+def patrack_entries(depth: int, config: ProgressiveConfig) -> dict[str, tuple[str, ...]]:
+    """The official entries that each adapter tensor here is made of, without peft's `base_model.model.`.
+
+    Four of them make CEA's `query_value`; every other tensor is one entry.
+
+    Args:
+        depth: number of layers.
+        config: says which layers have CEA, and whether its norms are trained.
+
+    Example:
+        >>> entries = patrack_entries(12, ProgressiveConfig())
+        >>> len(entries), entries["model.layers.0.mlp_junction.progressive_adapter.mix.weight"]
+        (192, ('backbone.blocks.0.adap2_t.conv_fuse.weight',))
+    """
+    entries: dict[str, tuple[str, ...]] = {}
+    for layer in range(depth):
+        block = f"backbone.blocks.{layer}"
+        for site, (mda, cea, norm) in _SITES.items():
+            ours = f"model.layers.{layer}.{site}.progressive_adapter"
+            if not config.has_cea(layer):
+                entries |= {f"{ours}.{name}": (f"{block}.{mda}.{official}",) for name, official in _MDA.items()}
+                continue
+            entries |= {f"{ours}.{name}": (f"{block}.{cea}.{official}",) for name, official in _CEA.items()}
+            entries[f"{ours}.query_value"] = tuple(f"{block}.{cea}.{official}" for official in _QUERY_VALUE)
+            if config.cea_train_norm:
+                entries |= {f"{ours}.norm.{leaf}": (f"{block}.{norm}.{leaf}",) for leaf in _LEAVES}
+    for part in ("down", "middle", "up"):
+        official = f"adapter_head.adapter_{'mid' if part == 'middle' else part}"
+        entries |= {f"neck.progressive_adapter.{part}.{leaf}": (f"{official}.{leaf}",) for leaf in _LEAVES}
+    return entries
+
+
+def dead_entries(depth: int, config: ProgressiveConfig) -> set[str]:
+    """Entries that the official model declares and never reads: MDA in layers with CEA, CEA and its norms in the
+    others, the scalars of a gate that is commented out, and a layer norm of the tracker."""
+    dead = {f"norm1.{leaf}" for leaf in _LEAVES}
+    for layer in range(depth):
+        for mda, cea, norm in _SITES.values():
+            parts = [f"{cea}.{name}" for name in _GAMMAS]
+            if config.has_cea(layer):
+                parts += [f"{mda}.{name}" for name in _MDA.values()]
+            else:
+                parts += [f"{cea}.{name}" for name in [*_CEA.values(), *_QUERY_VALUE]]
+                parts += [f"{norm}.{leaf}" for leaf in _LEAVES]
+            dead |= {f"backbone.blocks.{layer}.{part}" for part in parts}
+    return dead
+
+
+def rename_patrack_adapter(net: Mapping[str, Tensor], depth: int, config: ProgressiveConfig) -> dict[str, Tensor]:
+    """The live adapter tensors of an official PATrack state dict under this package's names.
+
+    Raises:
+        ValueError: entries are missing; they are named.
+    """
+    entries = patrack_entries(depth, config)
+    if missing := [name for names in entries.values() for name in names if name not in net]:
+        raise ValueError(f"the official state dict is incomplete: {len(missing)} missing: {shorten(missing)}")
+    renamed = {}
+    for ours, names in entries.items():
+        tensors = [net[name] for name in names]
+        if len(tensors) > 1:
+            check_tensors(dict.fromkeys(names, tensors[0]), dict(zip(names, tensors, strict=True)), "CEA")
+            query_rgb, value_rgb, query_x, value_x = (tensor.flatten(1) for tensor in tensors)
+            renamed[ours] = torch.stack([torch.cat([query_rgb, value_rgb]), torch.cat([query_x, value_x])])
+        else:
+            # linear maps here are 1x1 convolutions there, but for the small ones between MDA's channels
+            linear = ours.endswith((".down.weight", ".guide.weight", ".up.weight"))
+            renamed[ours] = tensors[0].flatten(1) if linear else tensors[0]
+    return renamed
+
+
+def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = None) -> dict[str, Any]:
+    """The fields of `ProgressiveConfig` that an official PATrack state dict has.
+
+    Args:
+        net: tensors by official name.
+        cea_layers: layers with CEA, which a file does not tell; None for the published 3, 6, 9.
+
+    Raises:
+        ValueError: there are no adapter tensors, or those that tell sizes are missing.
+    """
+    own = split_official(net)[1]
+    if not own:
+        raise ValueError(
+            f"none of the {len(net)} entries is an adapter tensor of PATrack (adap_t, highfuseadapter1, adapter_head, "
+            "...): is it a plain OSTrack file? Convert that one as 'ostrack'."
+        )
+    names = {
+        "mda_width": "backbone.blocks.0.adap_t.D_fc1.weight",
+        "cea_width": "backbone.blocks.0.highfuseadapter1.down.weight",
+        "head_width": "adapter_head.adapter_down.weight",
+    }
+    if missing := [name for name in names.values() if name not in own]:
+        raise ValueError(f"the official state dict is incomplete: missing {', '.join(missing)}")
+    settings: dict[str, Any] = {field: own[name].shape[0] for field, name in names.items()}
+    settings["cea_layers"] = cea_layers
+    norms = [t - (name.endswith("weight")) for name, t in _live_norms(own, ProgressiveConfig(**settings)).items()]
+    settings["cea_train_norm"] = any(bool(t.any()) for t in norms)
+    return settings
+
+
+def _live_norms(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
+    pattern = re.compile(r"backbone\.blocks\.(\d+)\.norml[12]\.")
+    matches = {name: pattern.match(name) for name in own}
+    return {name: own[name] for name, match in matches.items() if match and config.has_cea(int(match[1]))}
+
+
+def convert_patrack(job: ConversionJob) -> ConversionReport:
+    """An official PATrack file to an adapter folder; see `mmtrackers.convert.convert_checkpoint`."""
+    overrides = {"elimination_layers": []} | dict(job.overrides)
+    settings = patrack_settings(job.net, overrides.pop("cea_layers", None))
+    adapter_config = ProgressiveConfig(**settings)
+    base_net, own = split_official(job.net)
+    base_net = {name: tensor for name, tensor in base_net.items() if name not in UNUSED}
+    folders = {"adapter": job.out}
+    if job.base is None:
+        base = folders["base"] = job.out / "base"
+        config = save_ostrack(base_net, job.file, base, overrides)
+    else:
+        base = job.base
+        known = load_base(base, OSTrackForTracking, "PATrack's")
+        config = known.config
+        _check_same_base(ostrack_to_official(known.state_dict(), unused=False), base_net)
+    ours = rename_patrack_adapter(own, config.num_hidden_layers, adapter_config)
+    report = ConversionReport("patrack", f"{job.modality}, {variant(config)[0]}", folders)
+    report.facts += _told(own, ours, config.num_hidden_layers, adapter_config)
+    model = PATrackForTracking.from_base(str(base), modality=job.modality, adapter_config=adapter_config)
+    tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
+    check_tensors(adapter_state_dict(model, "default"), tensors, str(job.file))
+    set_peft_model_state_dict(model, tensors, adapter_name="default")
+    facts = TrainingFacts(data=f"as its authors trained it; converted from the official file `{job.file.name}`")
+    model.eval().save_pretrained(job.out, card=facts)
+    if job.base is None:
+        processor_of(config).save_pretrained(job.out)
+    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
+    saved = ostrack_to_official(base_state_dict(loaded), unused=False) | adapter_state_dict(loaded, "default")
+    check_numbers(report, base_net | tensors, saved, tolerance=0.0)
+    check_forward(report, model, loaded)
+    return report
+
+
+def _check_same_base(known: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    check_tensors(known, found, "the base part of the official state dict")
+    gaps = {name: (found[name].double() - tensor.double()).abs().max().item() for name, tensor in known.items()}
+    if different := [f"{name} (by up to {gap:.3g})" for name, gap in gaps.items() if gap]:
+        raise ValueError(
+            f"the file's base is not the given one: {len(different)} of {len(known)} shared entries differ: "
+            f"{shorten(different)}. It was trained on another OSTrack, or trained in full: give no base, to keep the "
+            "file's own."
+        )
+
+
+def _told(own: Mapping[str, Tensor], ours: Mapping[str, Tensor], depth: int, config: ProgressiveConfig) -> list[str]:
+    """What was found in the file, in sentences."""
+    live = {name for names in patrack_entries(depth, config).values() for name in names}
+    # the norms of CEA layers that are plain normalisations are read by the model, and hold nothing
+    norms = set() if config.cea_train_norm else set(_live_norms(own, config))
+    dead = dead_entries(depth, config)
+    if unknown := sorted(set(own) - live - dead - norms):
+        raise ValueError(f"PATrack has no entries of these names: {shorten(unknown)}")
+    left_out, missing = sorted(dead & set(own)), sorted(dead - set(own))
+    with_cea = [i for i in range(depth) if config.has_cea(i)]
+    facts = [
+        f"read {count({name: own[name] for name in live})} of the adapter (here {len(ours)} tensors), CEA in layers "
+        f"{with_cea}",
+        f"left out {len(left_out)} entries that the model never reads: {shorten(left_out)}",
+    ]
+    if norms:
+        facts.append(f"left out {len(norms)} entries of CEA's norms, plain normalisations (scale 1, shift 0)")
+    if config.cea_train_norm:
+        facts.append("CEA's norms are trained, which the adapters' recipe does not do: kept with the adapter")
+    if missing:
+        facts.append(f"{len(missing)} entries that the model never reads are not in the file: {shorten(missing)}")
+    # their bias starts at zero and moves with the first step
+    untrained = [i for i in range(depth) if not own.get(f"backbone.blocks.{i}.adap_t.D_fc1.bias", torch.ones(1)).any()]
+    if untrained not in ([], with_cea):
+        facts.append(f"check the file: the MDA of layers {untrained} is untrained, expected were those with CEA")
+    return facts

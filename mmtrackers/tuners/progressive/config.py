@@ -1,0 +1,67 @@
+"""Configuration of PATrack's adapter."""
+
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+
+from mmtrackers.tuners.registration import TrackerPeftType
+
+
+@dataclass
+class ProgressiveConfig(PeftConfig):
+    """Adapter of PATrack (arXiv 2603.21100): modality-dependent, modality-entangled and head adapters.
+
+    Every junction of a layer carries a modality-dependent adapter (MDA) or, in `cea_layers`, a modality-entangled one
+    (CEA); the neck carries the head adapter (HA). The defaults are the published code's; where the paper reads
+    differently from the code, a field gives the paper's reading.
+
+    Args:
+        mda_width (`int`): width inside an MDA, a multiple of 4.
+        cea_width (`int`): width inside a CEA.
+        cea_layers (`list[int]` or None): layers with CEA; None for every third one: 3, 6, 9, ...
+        cea_train_norm (`bool`): give CEA's own layer norm a trained scale and shift; the published recipe leaves it a
+            plain normalisation.
+        head_width (`int`): width inside the HA.
+        head_dropout (`float`): its dropout, in training.
+        mda_source (`str`): whose tokens a stream's MDA reads: "other" (the code) or "self" (the paper, which calls it
+            intra-modal).
+        cea_swap_outputs (`bool`): give each stream the attention over the other stream's values and its own residual
+            (the paper), not the attention over its own values and the other's residual (the code).
+        head_residual (`bool`): add the HA to the features (a form left as a comment in the code), not replace them.
+        target_modules, exclude_modules, modules_to_save: as in peft; targets are all junctions and the neck.
+
+    Example:
+        >>> ProgressiveConfig(cea_layers=[1, 3]).peft_type
+        <TrackerPeftType.PROGRESSIVE: 'PROGRESSIVE'>
+    """
+
+    mda_width: int = field(default=8, metadata={"help": "Width inside a modality-dependent adapter."})
+    cea_width: int = field(default=192, metadata={"help": "Width inside a modality-entangled adapter."})
+    cea_layers: list[int] | None = field(default=None, metadata={"help": "Layers with it; None: 3, 6, 9, ..."})
+    cea_train_norm: bool = field(default=False, metadata={"help": "Train the scale and shift of its layer norm."})
+    head_width: int = field(default=192, metadata={"help": "Width inside the head adapter."})
+    head_dropout: float = field(default=0.1, metadata={"help": "Dropout inside the head adapter."})
+    mda_source: str = field(default="other", metadata={"help": "Stream that an MDA reads: 'other' or 'self'."})
+    cea_swap_outputs: bool = field(default=False, metadata={"help": "Exchange what CEA gives to the streams."})
+    head_residual: bool = field(default=False, metadata={"help": "Add the head adapter to its input."})
+    target_modules: str | list[str] | None = field(default=None, metadata={"help": "All junctions and the neck."})
+    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave out."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Base modules trained in full."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = TrackerPeftType.PROGRESSIVE
+        if self.mda_width < 4 or self.mda_width % 4:
+            raise ValueError(f"mda_width is {self.mda_width}, expected a multiple of 4: quarters of it are mixed.")
+        if min(self.cea_width, self.head_width) < 1:
+            raise ValueError("cea_width and head_width must be at least 1.")
+        if self.mda_source not in ("other", "self"):
+            raise ValueError(f"mda_source is {self.mda_source!r}, expected 'other' or 'self'.")
+        if self.target_modules is None:
+            self.target_modules = r"(?:.*\.)?(?:layers\.\d+\.(?:attention|mlp)_junction|neck)"
+        elif isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+
+    def has_cea(self, layer: int) -> bool:
+        """Whether the junctions of a layer carry CEA instead of MDA."""
+        return layer > 0 and layer % 3 == 0 if self.cea_layers is None else layer in self.cea_layers

@@ -1,0 +1,78 @@
+"""Layers of the PROGRESSIVE tuner: an adapter beside a sub-layer, and one before the head."""
+
+import re
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmtrackers.modeling import Neck, ResidualJunction, TokenLayout, drop_path
+from mmtrackers.tuners.registration import TrackerTunerLayer
+
+from .adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter
+from .config import ProgressiveConfig
+
+
+class ProgressiveLayer(TrackerTunerLayer):
+    """What both layers share."""
+
+    adapter_layer_names = ("progressive_adapter",)
+    container = nn.ModuleDict
+
+    def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
+        raise NotImplementedError
+
+    def make_parameters(self, adapter_name: str, config: ProgressiveConfig) -> None:
+        self.progressive_adapter[adapter_name] = self.new_adapter(config).train(self.training)
+
+
+class ParallelJunction(ProgressiveLayer):
+    """A residual junction whose sum has a third term: an MDA or a CEA of the site's input, beside the sub-layer.
+
+    Both streams' terms come from the values before the site. Prefix tokens pass unchanged.
+    """
+
+    base_layer: ResidualJunction
+
+    def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
+        if config.has_cea(layer_index(self.place)):
+            return ModalityEntangledAdapter(
+                self.dim, config.cea_width, config.cea_train_norm, config.cea_swap_outputs
+            )
+        return ModalityDependentAdapter(self.dim, config.mda_width, config.mda_source)
+
+    def forward(
+        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor | None]:
+        result, loss = self.base_layer(x, h, y, norm, layout)
+        name = self.active_name
+        if name is None:
+            return result, loss
+        start, stop = layout.template.start, layout.search.stop
+        term = self.progressive_adapter[name](x[:, start:stop], h[:, start:stop], norm, layout).to(result.dtype)
+        if (start, stop) != (0, x.shape[1]):
+            term = F.pad(term, (0, 0, start, x.shape[1] - stop))
+        return result + drop_path(term, self.base_layer.drop_path_rate, self.training), loss
+
+
+class AdaptedNeck(ProgressiveLayer):
+    """The neck with a head adapter in it."""
+
+    base_layer: Neck
+
+    def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
+        return HeadAdapter(self.dim, config.head_width, config.head_dropout, config.head_residual)
+
+    def forward(self, features: Tensor, layout: TokenLayout) -> Tensor:
+        features = self.base_layer(features, layout)
+        name = self.active_name
+        return features if name is None else self.progressive_adapter[name](features)
+
+
+def layer_index(key: str) -> int:
+    """The number of the layer that a dotted module name lies in.
+
+    Example:
+        >>> layer_index("model.layers.3.mlp_junction")
+        3
+    """
+    return int(re.search(r"(?:^|\.)layers\.(\d+)\.", key)[1])

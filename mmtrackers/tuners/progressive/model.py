@@ -1,0 +1,62 @@
+"""The PROGRESSIVE tuner: PATrack's adapter on any two-stream base with this package's seams."""
+
+from torch import nn
+
+from mmtrackers.modeling import Neck, ResidualJunction
+from mmtrackers.tuners.registration import TrackerTuner
+
+from .config import ProgressiveConfig
+from .layer import AdaptedNeck, ParallelJunction, ProgressiveLayer
+
+
+class ProgressiveModel(TrackerTuner):
+    """Puts MDA or CEA on the junctions and HA on the neck.
+
+    Args:
+        model (`nn.Module`): a tracker with `config.streams == 2`.
+        config (`ProgressiveConfig`): what to put where.
+        adapter_name (`str`): its name.
+
+    Raises:
+        ValueError: the model has one stream, too few layers, or grids that MDA cannot halve.
+        TypeError: a target that is neither a residual junction nor the neck.
+    """
+
+    prefix: str = "progressive_"
+    tuner_layer_cls = ProgressiveLayer
+    no_merge_reason = "its terms come from both streams and from neighbouring tokens"
+
+    def _create_and_replace(
+        self, peft_config: ProgressiveConfig, adapter_name: str, target: nn.Module, *args, **kwargs
+    ) -> None:
+        self._check_base(peft_config)
+        super()._create_and_replace(peft_config, adapter_name, target, *args, **kwargs)
+
+    def _new_layer(
+        self, config: ProgressiveConfig, adapter_name: str, target: nn.Module, target_name: str, current_key: str
+    ) -> nn.Module:
+        for kind, layer in ((Neck, AdaptedNeck), (ResidualJunction, ParallelJunction)):
+            if isinstance(target, kind):
+                return layer(target, adapter_name, config, self.model.config.hidden_size, current_key)
+        raise TypeError(
+            f"PROGRESSIVE cannot adapt {current_key} ({type(target).__name__}): expected a residual junction or the "
+            "neck."
+        )
+
+    def _check_base(self, config: ProgressiveConfig) -> None:
+        self._check_two_streams()
+        base = self.model.config
+        depth = base.num_hidden_layers
+        beyond = [i for i in config.cea_layers or () if not 0 <= i < depth]
+        if beyond:
+            raise ValueError(f"cea_layers {beyond} do not exist: the base has layers 0 to {depth - 1}.")
+        if all(map(config.has_cea, range(depth))):
+            return
+        for name, side in (("template", base.template_grid), ("search", base.search_grid)):
+            if side % 2:
+                raise ValueError(
+                    f"PROGRESSIVE cannot adapt this base: MDA averages over 2x2 cells, but the {name} crop has "
+                    f"{side}x{side} of them. Take a base with even grids, such as {name}_size="
+                    f"{(side + 1) * base.patch_size} with patches of {base.patch_size} pixels, or name every layer in "
+                    "cea_layers."
+                )
