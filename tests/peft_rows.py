@@ -47,7 +47,7 @@ class Row:
         tracker: the class that carries the adapter.
         tracker_config: makes that class's config.
         config: makes an adapter config (all dropout off).
-        neutral: like `config`, but such that a fresh adapter leaves the base's output unchanged; None if there is none.
+        neutral: like `config`, but such that a fresh adapter leaves the base's output unchanged; None: no such config.
         fresh_changes: whether a fresh adapter of `config` changes the output.
         merge_error: words of the error of `merge_and_unload`; None where it works.
     """

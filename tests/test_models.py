@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from model_rows import ROWS, TINY, Row, difference, inputs, labels, maps, scramble
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import Tensor, nn
 
 from mmtrackers import AutoTracker, OSTrackConfig, OSTrackModel, SEATrackConfig
@@ -207,9 +208,10 @@ def test_loss_and_gradients_of_the_trainable(row: Row) -> None:
     parts = output.loss_parts
     assert torch.allclose(output.loss, 2 * parts["giou"] + 5 * parts["l1"] + parts["focal"])
     output.loss.backward()
+    prefix = "" if row.adapter is None else PEFT_TYPE_TO_PREFIX_MAPPING[row.adapter().peft_type]
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-        assert not parameter.requires_grad or (row.adapter is None) == ("amg_lora" not in name), name
+        assert not parameter.requires_grad or prefix in name, name
 
 
 def test_drop_path_acts_in_training_only(row: Row) -> None:

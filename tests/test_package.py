@@ -23,7 +23,7 @@ print(json.dumps({
     "loaded": [name for name in heavy if name in sys.modules],
     "missing": [name for name in mmtrackers.__all__ if not hasattr(mmtrackers, name)],
     "version": mmtrackers.__version__,
-    "configs": {name: type(AutoConfig.for_model(name)).__name__ for name in ("mmt_ostrack", "mmt_seatrack")},
+    "configs": {n: type(AutoConfig.for_model(n)).__name__ for n in ("mmt_ostrack", "mmt_patrack", "mmt_seatrack")},
 }))
 """
 
@@ -45,7 +45,11 @@ def test_public_names_are_there(imported: dict) -> None:
 
 
 def test_import_registers_the_trackers_with_transformers(imported: dict) -> None:
-    assert imported["configs"] == {"mmt_ostrack": "OSTrackConfig", "mmt_seatrack": "SEATrackConfig"}
+    assert imported["configs"] == {
+        "mmt_ostrack": "OSTrackConfig",
+        "mmt_patrack": "PATrackConfig",
+        "mmt_seatrack": "SEATrackConfig",
+    }
 
 
 def test_version_is_the_one_of_the_project_file(imported: dict) -> None:

@@ -58,6 +58,7 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
     """
 
     container: type[nn.Module] = nn.ParameterDict
+    needs_all_rows = False  # as of a junction, see `ResidualJunction`
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: PeftConfig, dim: int | None = None, place: str = ""
