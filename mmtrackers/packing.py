@@ -1,11 +1,15 @@
 """`model.pack()`: a tracker rewritten for inference, with the same numbers.
 
 Low-rank maps are merged into their linear maps, queries, keys and values become one product, the attention scale moves
-into the query weights, batch norms into their convolutions, and linear maps are laid out for the CPU's matrix library,
-with GELU and residual sum fused. Where that library is missing (another device or build) plain linear maps remain.
+into the query weights, layer scales into the maps before them, batch norms into their convolutions, and linear maps
+are laid out for the CPU's matrix library, with GELU and residual sum fused. A mixture of experts beside a linear map,
+which cannot be merged, becomes one wider product with it. Where that library is missing (another device or build)
+plain linear maps remain.
 """
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,7 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .backbones.vit import ConvStem, ViTLayer, add_losses
 from .heads.center import ConvNormAct
+from .heads.mlp import MlpHead
 from .modeling import ResidualJunction, TokenLayout, TrackerPreTrainedModel
+from .tuners.tmoe.layer import TMoELinear, gated
 
 
 def merged(layer: nn.Module) -> nn.Module:
@@ -39,10 +45,40 @@ def merged(layer: nn.Module) -> nn.Module:
     return base
 
 
-def dense_weight(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear map with its active adapters merged in."""
-    linear = merged(linear)
-    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+@dataclass(frozen=True)
+class LinearMap:
+    """What a linear map computes with its active adapters: `W x + b`, and perhaps a mixture of experts beside it.
+
+    Args:
+        weight, bias: `[out, in]` and `[out]` or None, low-rank maps merged in.
+        down, router, up: a mixture's matrices, its scale in `up`; None without one.
+        r (`int`): rank of its experts.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None = None
+    router: Tensor | None = None
+    up: Tensor | None = None
+    r: int = 0
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "LinearMap":
+        """Reads a linear map, or a tuner's layer round one."""
+        name = layer.active_name if isinstance(layer, TMoELinear) else None
+        if name is None:
+            plain = merged(layer)
+            return cls(plain.weight.detach(), None if plain.bias is None else plain.bias.detach())
+        base = layer.get_base_layer()
+        up = layer.tmoe_up[name] * layer.tmoe_scaling[name]
+        parts = (part.detach().to(base.weight.dtype) for part in (layer.tmoe_down[name], layer.tmoe_router[name], up))
+        return cls(base.weight.detach(), None if base.bias is None else base.bias.detach(), *parts, layer.tmoe_r[name])
+
+    def scaled(self, factor: Tensor | float) -> "LinearMap":
+        """The map whose outputs are `factor` times this one's: a number, or one for each output."""
+        rows = factor[:, None] if isinstance(factor, Tensor) else factor
+        bias, up = (None if part is None else part * f for part, f in ((self.bias, factor), (self.up, rows)))
+        return replace(self, weight=self.weight * rows, bias=bias, up=up)
 
 
 class PackedLinear(nn.Module):
@@ -78,9 +114,65 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, self.bias, *activation)
 
 
-def _joined(*maps: tuple[Tensor, Tensor | None]) -> PackedLinear:
-    biases = [bias for _, bias in maps if bias is not None]
-    return PackedLinear(torch.cat([weight for weight, _ in maps]), torch.cat(biases) if biases else None)
+class PackedMixtures(nn.Module):
+    """Linear maps of one input, each with a mixture of experts beside it, for inference.
+
+    One product gives the router's logits and the down-projections of all maps; then `[W | U]` multiplies each map's
+    input and its experts' gated inputs side by side (see `TMoELinear`).
+    """
+
+    def __init__(self, maps: Sequence[LinearMap], gelu: bool = False):
+        super().__init__()
+        self.count, self.r = len(maps), maps[0].r
+        self.routed, self.width = maps[0].router.shape[0] * len(maps), maps[0].up.shape[1]
+        self.first = PackedLinear(torch.cat([m.router for m in maps] + [m.down for m in maps]), None)
+        self.second = nn.ModuleList(PackedLinear(torch.cat([m.weight, m.up], 1), m.bias, gelu) for m in maps)
+
+    def each(self, x: Tensor) -> list[Tensor]:
+        """The answers of all maps."""
+        wide = self._wide(x)
+        return [linear(torch.cat([x, wide[..., i, :]], -1)) for i, linear in enumerate(self.second)]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The answer of the only map, and `residual` added to it."""
+        return self.second[0](torch.cat([x, self._wide(x)[..., 0, :]], -1), residual)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        logits, hidden = self.first(x).tensor_split((self.routed,), -1)
+        gates = logits.unflatten(-1, (self.count, -1)).softmax(-1)
+        return gated(gates, hidden.unflatten(-1, (self.count, -1)), self.r, self.width)
+
+
+def packed_map(linear: LinearMap, gelu: bool = False) -> PackedLinear | PackedMixtures:
+    """A linear map for inference, with a GELU behind it where asked for."""
+    return PackedLinear(linear.weight, linear.bias, gelu) if linear.up is None else PackedMixtures([linear], gelu)
+
+
+class PackedMaps(nn.Module):
+    """Linear maps of one input and of one width, for inference: one product where no map has experts."""
+
+    def __init__(self, maps: Sequence[LinearMap]):
+        super().__init__()
+        self.count = len(maps)
+        shapes = {None if m.up is None else (m.up.shape, m.router.shape, m.down.shape) for m in maps}
+        self.mixtures = PackedMixtures(maps) if len(shapes) == 1 and None not in shapes else None
+        self.joined = self.apart = None
+        if shapes == {None}:
+            biases = [m.bias for m in maps if m.bias is not None]
+            self.joined = PackedLinear(torch.cat([m.weight for m in maps]), torch.cat(biases) if biases else None)
+        elif self.mixtures is None:
+            self.apart = nn.ModuleList(packed_map(m) for m in maps)
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        if self.joined is not None:
+            return self.joined(x).chunk(self.count, -1)
+        return self.mixtures.each(x) if self.mixtures is not None else [linear(x) for linear in self.apart]
+
+
+def _behind_scale(linear: LinearMap, sublayer: nn.Module) -> LinearMap:
+    """The last map of a sub-layer with the sub-layer's scale in it, if there is one."""
+    scale = getattr(sublayer, "scale", None)
+    return linear if scale is None else linear.scaled(scale.gamma.detach())
 
 
 class PackedLayer(nn.Module):
@@ -88,16 +180,20 @@ class PackedLayer(nn.Module):
 
     def __init__(self, layer: ViTLayer, last: bool):
         super().__init__()
-        attention = layer.attention
+        attention, mlp = layer.attention, layer.mlp
         self.head_dim, self.core = attention.head_dim, attention.core
-        query, key, value = (dense_weight(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
-        query = tuple(None if part is None else part * attention.scaling for part in query)
+        query, key, value, output = (
+            LinearMap.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        )
+        query = query.scaled(attention.scaling)
         # the last layer asks for the queries of some rows only, so its queries are a product of their own
-        self.q = PackedLinear(*query) if last else None
-        self.kv = _joined(key, value) if last else _joined(query, key, value)
-        self.o = PackedLinear(*dense_weight(attention.o_proj))
-        self.fc1 = PackedLinear(*dense_weight(layer.mlp.fc1), gelu=True)
-        self.fc2 = PackedLinear(*dense_weight(layer.mlp.fc2))
+        self.q = packed_map(query) if last else None
+        self.kv = PackedMaps([key, value] if last else [query, key, value])
+        self.o = packed_map(_behind_scale(output, attention))
+        self.gated_mlp = hasattr(mlp, "w12")
+        first, second = (mlp.w12, mlp.w3) if self.gated_mlp else (mlp.fc1, mlp.fc2)
+        self.fc1 = packed_map(LinearMap.of(first), gelu=not self.gated_mlp)
+        self.fc2 = packed_map(_behind_scale(LinearMap.of(second), mlp))
         self.norm1, self.norm2, self.elimination = layer.norm1, layer.norm2, layer.elimination
         self.attention_junction, self.mlp_junction = layer.attention_junction, layer.mlp_junction
 
@@ -106,7 +202,7 @@ class PackedLayer(nn.Module):
 
     @staticmethod
     def _add(
-        junction: nn.Module, linear: PackedLinear, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
+        junction: nn.Module, linear: nn.Module, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
         layout: TokenLayout,
     ) -> tuple[Tensor, Tensor | None]:
         if type(junction) is ResidualJunction:
@@ -120,9 +216,9 @@ class PackedLayer(nn.Module):
         h = self.norm1(x)
         if last:
             read = layout.drop_template(h)
-            query, (key, value) = self._heads(self.q(read)), map(self._heads, self.kv(h).chunk(2, -1))
+            query, (key, value) = self._heads(self.q(read)), map(self._heads, self.kv(h))
         else:
-            query, key, value = map(self._heads, self.kv(h).chunk(3, -1))
+            query, key, value = map(self._heads, self.kv(h))
         output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
         if last:
             x, h, layout = layout.drop_template(x), read, layout.without_template()
@@ -130,7 +226,11 @@ class PackedLayer(nn.Module):
         if self.elimination is not None and keep_rate < 1.0 and not last:
             x, kept, layout = self.elimination(x, kept, query, key, 1.0, layout, keep_rate)
         h = self.norm2(x)
-        x, loss2 = self._add(self.mlp_junction, self.fc2, self.fc1(h), x, h, self.norm2, layout)
+        inner = self.fc1(h)
+        if self.gated_mlp:
+            gate, inner = inner.chunk(2, -1)
+            inner = F.silu(gate).mul_(inner)
+        x, loss2 = self._add(self.mlp_junction, self.fc2, inner, x, h, self.norm2, layout)
         return x, weights, kept, add_losses(loss1, loss2), layout
 
 
@@ -169,6 +269,15 @@ def pack_model(model: TrackerPreTrainedModel) -> None:
     for index, layer in enumerate(trunk.layers):
         trunk.layers[index] = PackedLayer(layer, last=index == last)
     for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ModulesToSaveWrapper):
+                setattr(module, name, merged(child))
+    for module in list(model.modules()):
+        if isinstance(module, MlpHead):
+            module.score, module.box = (
+                nn.Sequential(*(packed_map(LinearMap.of(m), gelu=i < 4) for i, m in enumerate(branch) if i % 2 == 0))
+                for branch in (module.score, module.box)
+            )
         if isinstance(module, ConvStem):
             module.stages = nn.ModuleList(FoldedConv(conv, norm) for conv, norm, _ in module.stages)
         for name, child in list(module.named_children()):

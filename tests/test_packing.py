@@ -10,7 +10,7 @@ from model_rows import ROWS, Row, difference, inputs, labels, maps, scramble, ti
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 from torch import nn
 
-from mmtrackers import TrackerPreTrainedModel
+from mmtrackers import TMoEConfig, TrackerPreTrainedModel
 from mmtrackers.packing import FoldedConv, PackedLayer, PackedLinear
 from mmtrackers.tuners.amg_lora.hmoe import HMoE, token_groups
 from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, LowRankLinear
@@ -111,6 +111,7 @@ def test_packed_takes_the_active_of_two_adapters() -> None:
 
 
 LORA = partial(LoraConfig, r=2, init_lora_weights=False)
+TMOE = partial(TMoEConfig, r=4, alpha=6, num_experts=3)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,13 @@ LORA = partial(LoraConfig, r=2, init_lora_weights=False)
         IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"], init_ia3_weights=False),
         LoHaConfig(target_modules=["k_proj", "patch"], r=2, init_weights=False),
         tiny_adapter(modules_to_save=["head"]),
+        TMOE(),
+        TMOE(shared_low_rank_expert=True, modules_to_save=["head"]),
+        TMOE(routed_compression=True, use_rsexpert=True),
+        TMOE(target_modules=["k_proj", "v_proj"]),
+        TMOE(target_modules=["q_proj", "fc2"]),
     ],
-    ids=["lora", "dora", "head", "modules-to-save", "ia3", "loha", "amg-lora-head"],
+    ids=lambda adapter: adapter.peft_type.value,
 )
 def test_packed_with_other_adapters(adapter: PeftConfig) -> None:
     model = ROWS[-1].plain()

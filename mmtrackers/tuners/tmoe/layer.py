@@ -63,10 +63,10 @@ class TMoELinear(TrackerTunerLayer):
 
 
 def gated(gates: Tensor, hidden: Tensor, r: int, width: int) -> Tensor:
-    """The experts' inputs side by side: gates `[n, E]` times `D x` `[n, r]` (or `[n, E * r]`) to `[n, width]`.
+    """The experts' inputs side by side: gates `[..., E]` times `D x` `[..., r]` (or `[..., E * r]`) to `[..., width]`.
 
     An expert beyond the gates has weight one.
     """
-    if width > gates.shape[1] * r:
+    if width > gates.shape[-1] * r:
         gates = F.pad(gates, (0, 1), value=1.0)
-    return (gates.to(hidden.dtype).unsqueeze(2) * hidden.unflatten(1, (-1, r))).flatten(1)
+    return (gates.to(hidden.dtype).unsqueeze(-1) * hidden.unflatten(-1, (-1, r))).flatten(-2)
