@@ -5,11 +5,14 @@ the PATH.
 """
 
 import configparser
+import json
 import os
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,6 +21,8 @@ import pytest
 from tracking_stub import RedPatchModel, frame, processor
 
 from mmtrackers import Tracker
+from mmtrackers.evaluation.protocols import PROTOCOLS
+from mmtrackers.evaluation.scoring import RawResult, Truth, score
 from mmtrackers.evaluation.vot import read_trajectory, register, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,3 +167,130 @@ def test_trajectories_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("1\n1,2,3\n")
     with pytest.raises(ValueError, match=r"bad.txt, line 2: '1,2,3' is no region"):
         read_trajectory(tmp_path / "bad.txt")
+
+
+# ------------------------------------------------------------------------------------------------------- the toolkit
+
+VOT = os.environ.get("MMTRACKERS_VOT") or shutil.which("vot")
+BAG = ROOT.parent / "shared" / "data" / "rgb" / "VOT" / "bag"
+LOW, HIGH = 5, 20
+STACK = f"""title: tiny
+experiments:
+  multistart:
+    type: multistart
+    analyses:
+      - {{type: multistart_eao_score, name: eao, low: {LOW}, high: {HIGH}}}
+      - {{type: multistart_average_ar, name: ar}}
+  longterm:
+    type: unsupervised
+    repetitions: 1
+    analyses:
+      - {{type: average_tpr, name: tpr}}
+"""
+
+
+def workspace(folder: Path, sequences: list[Truth], **trackers: str) -> None:
+    (folder / "config.yaml").write_text("registry: [./trackers.ini]\nstack: ./stack.yaml\n")
+    (folder / "stack.yaml").write_text(STACK)
+    (folder / "sequences" / "list.txt").write_text("".join(f"{truth.name}\n" for truth in sequences))
+    for truth in sequences:
+        place, (width, height) = folder / "sequences" / truth.name, truth.image_size
+        rows = [",".join(f"{value:.4f}" for value in row) for row in truth.boxes_xywh]
+        (place / "groundtruth.txt").write_text("\n".join(rows) + "\n")
+        (place / "anchor.value").write_text("".join(f"{value}\n" for value in truth.anchors))
+        depth = "channels.depth=depth/%08d.png\n" if (place / "depth").is_dir() else ""
+        suffix = next((place / "color").iterdir()).suffix
+        (place / "sequence").write_text(
+            f"channels.color=color/%08d{suffix}\n{depth}fps=30\nformat=default\nname={truth.name}\n"
+            f"width={width}\nheight={height}\nlength={len(truth)}\n"
+        )
+    for name, model in trackers.items():
+        register(folder / "trackers.ini", name, model)
+
+
+def toolkit(folder: Path, *arguments: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([VOT, *arguments, "--workspace", str(folder)], capture_output=True, text=True, timeout=900,
+                          env=environment | {"OMP_NUM_THREADS": "1"}, cwd=folder)
+    logs = [log.read_text() for log in folder.glob("logs/*")]
+    assert done.returncode == 0 and not logs, (done.stdout + done.stderr + "".join(logs))[-3000:]
+
+
+def lose(folder: Path, source: str, target: str) -> None:
+    """A second tracker's results: the first one's, which jump away some frames after each start."""
+    for file in (folder / "results" / source).rglob("*.bin"):
+        boxes = read_trajectory(file).boxes_xywh
+        boxes[6:, :2] += 400
+        name = file.relative_to(folder / "results" / source).with_suffix(".txt")
+        out = folder / "results" / target / name
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("1\n" + "".join(",".join(f"{value:.3f}" for value in row) + "\n" for row in boxes[1:]))
+        confidence = "".join(f"{value}\n" for value in np.linspace(1, 0.2, len(boxes) - 1))
+        out.with_name(f"{out.stem}_confidence.value").write_text("\n" + confidence)
+
+
+def our_numbers(folder: Path, tracker: str, truths: list[Truth]) -> dict[str, float]:
+    multistart, longterm = [], []
+    for truth in truths:
+        place = folder / "results" / tracker / "multistart" / truth.name
+        runs = {int(file.stem.rsplit("_", 1)[1]): read_trajectory(file).boxes_xywh
+                for file in place.iterdir() if file.suffix in (".bin", ".txt")}  # fmt: skip
+        multistart.append(RawResult(runs=runs))
+        place = folder / "results" / tracker / "longterm" / truth.name
+        file = next(file for file in place.iterdir() if file.suffix in (".bin", ".txt"))
+        lines = (place / f"{truth.name}_001_confidence.value").read_text().splitlines()
+        confidence = np.array([float(line or 0) for line in lines])
+        longterm.append(RawResult(read_trajectory(file).boxes_xywh, confidence))
+    protocol = replace(PROTOCOLS["vot22rgbd"], low=LOW, high=HIGH)
+    return score(protocol, truths, multistart, tracker).scores | score("cdtb", truths, longterm, tracker).scores
+
+
+def toolkit_numbers(folder: Path) -> dict[str, dict[str, float]]:
+    report = json.loads((folder / "analysis" / "report.json").read_text())
+    eao, ar = report["results"]["multistart"]["results"]
+    (tpr,) = report["results"]["longterm"]["results"]
+    return {
+        tracker: {"EAO": eao[i][0], "A": ar[i][0], "R": ar[i][1], "Pr": tpr[i][0], "Re": tpr[i][1], "F": tpr[i][2]}
+        for i, tracker in enumerate(report["trackers"])
+    }
+
+
+def anchors(length: int, forward: tuple[int, ...], backward: tuple[int, ...]) -> np.ndarray:
+    values = np.zeros(length, dtype=int)
+    values[list(forward)], values[list(backward)] = 1, -1
+    return values
+
+
+def real_rgb(folder: Path) -> Truth:
+    """The first frames of VOT2018's `bag`, with the rectangles round its polygons."""
+    if not BAG.is_dir():
+        pytest.skip("the sample sequences (../shared/data) are not here")
+    place = folder / "sequences" / "bag"
+    place.mkdir(parents=True)
+    (place / "color").symlink_to(BAG / "color")
+    boxes = read_trajectory(BAG / "groundtruth.txt").boxes_xywh[:26]
+    return Truth("bag", boxes.round(4), image_size=(480, 360), anchors=anchors(26, (0, 12), (25,)))
+
+
+def generated_rgbd(folder: Path) -> Truth:
+    """A red patch that crosses the picture, with a stretch where nothing is annotated."""
+    boxes = np.array([(20 + 3.4 * i, 40 + 1.3 * i, 26, 22) for i in range(24)])
+    for i, box in enumerate(boxes):
+        write(folder / "sequences" / "patch", i + 1, frame(tuple(box.astype(int)), modality="depth"))
+    boxes[14:17] = np.nan
+    return Truth("patch", boxes.round(4), image_size=(160, 120), anchors=anchors(24, (0,), (23,)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(VOT is None, reason="the VOT toolkit is not installed (MMTRACKERS_VOT or `vot` on the PATH)")
+@pytest.mark.parametrize(("made", "model"), [(real_rgb, "ostrack-tiny"), (generated_rgbd, "seatrack-tiny-depth")])
+def test_the_toolkit_drives_a_tracker_and_reports_our_numbers(tmp_path: Path, made, model: str) -> None:
+    truths = [made(tmp_path)]
+    workspace(tmp_path, truths, ours=str(ROOT / "examples" / "checkpoints" / model), lost="results-only")
+    toolkit(tmp_path, "evaluate", "ours")
+    lose(tmp_path, "ours", "lost")
+    toolkit(tmp_path, "analysis", "ours", "lost", "--name", "report")
+    theirs = toolkit_numbers(tmp_path)
+    assert theirs["lost"]["R"] < theirs["ours"]["R"] and theirs["ours"]["A"] > 0.1
+    for tracker, numbers in theirs.items():
+        assert our_numbers(tmp_path, tracker, truths) == pytest.approx(numbers, abs=1e-6)
