@@ -22,6 +22,7 @@ from .backbones.vit import ConvStem, ViTLayer, add_losses
 from .heads.center import ConvNormAct
 from .heads.mlp import MlpHead
 from .modeling import ResidualJunction, TokenLayout, TrackerPreTrainedModel
+from .tuners.registration import TrackerTunerLayer
 from .tuners.tmoe.layer import TMoELinear, gated
 
 
@@ -272,6 +273,8 @@ def pack_model(model: TrackerPreTrainedModel) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, ModulesToSaveWrapper):
                 setattr(module, name, merged(child))
+            elif isinstance(child, TrackerTunerLayer):
+                setattr(module, name, child.packed(model.dtype))
     for module in list(model.modules()):
         if isinstance(module, MlpHead):
             module.score, module.box = (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from model_rows import TINY, difference, inputs, maps, scramble
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +16,7 @@ from mmtrackers import OSTrackConfig, OSTrackForTracking, SDMoEConfig
 from mmtrackers.tuners.sdmoe.fusion import GSAHF, HyperConv
 from mmtrackers.tuners.sdmoe.layer import HypergraphFusion, MixtureJunction, SDMoELayer
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
+from mmtrackers.tuners.sdmoe.packed import PackedMixtureJunction
 
 SMALL = {"adapter_dim": 4, "hyper_dim": 8}
 WIDTH = 32
@@ -395,3 +397,56 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert one.keys() == two.keys() and len(one) > 30
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# --------------------------------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"top_k": 2},
+        {"top_k": 3, "router_renormalise": True},
+        {"expert_gate": "serial"},
+        {"expert_gate": "none"},
+        {"dense_gate": "mean"},
+        {"dense_gate": "sum"},
+        {"adapter_prenorm": False, "adapter_scale": 0.5},
+        {"gather_experts": True},
+    ],
+    ids=str,
+)
+def test_packed_is_plain(changes: dict[str, Any]) -> None:
+    model = tracker(**changes)
+    feed = inputs(model.config)
+    expected = maps(model, feed)
+    model.pack()
+    junction = model.model.layers[0].mlp_junction
+    assert isinstance(junction, MixtureJunction if "gather_experts" in changes else PackedMixtureJunction)
+    assert difference(maps(model, feed), expected) <= 1e-5
+
+
+def test_packed_without_the_adapter_is_the_base() -> None:
+    model = tracker()
+    feed = inputs(model.config)
+    model.disable_adapters()
+    expected = maps(model, feed)
+    model.pack()
+    assert difference(maps(model, feed), expected) <= 1e-5
+
+
+def test_packed_in_bfloat16_chooses_in_float32() -> None:
+    plain, packed = tracker().to(torch.bfloat16), tracker().to(torch.bfloat16)
+    for model in (plain, packed):
+        cast_adapter_dtype(model, "default")
+    packed.pack()
+    routers = [layer.mlp_junction.routers for layer in packed.model.layers]
+    seen: list[torch.dtype] = []
+    for router in routers:
+        router.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    feed = {name: value.bfloat16() for name, value in inputs(plain.config).items()}
+    exact = maps(tracker(), inputs(plain.config))
+    errors = [difference(maps(model, feed).float(), exact) for model in (plain, packed)]
+    assert set(seen) == {torch.float32}
+    assert errors[1] <= 1.5 * errors[0] + 0.01

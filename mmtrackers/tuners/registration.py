@@ -3,6 +3,7 @@
 import re
 from enum import StrEnum
 
+import torch
 from peft import PeftConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -83,6 +84,10 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
 
     def make_parameters(self, adapter_name: str, config: PeftConfig) -> None:
         raise NotImplementedError
+
+    def packed(self, dtype: torch.dtype) -> nn.Module:
+        """What computes the same for inference, on tokens of `dtype`: this layer, unless its tuner knows better."""
+        return self
 
     @property
     def active_name(self) -> str | None:

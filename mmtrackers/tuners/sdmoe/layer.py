@@ -1,5 +1,6 @@
 """Layers of the SDMOE tuner: mixtures of experts on the MLP junctions, hypergraph fusion on the fusion seam."""
 
+import torch
 from torch import Tensor, nn
 
 from mmtrackers.backbones.vit import add_losses
@@ -9,6 +10,7 @@ from mmtrackers.tuners.registration import TrackerTunerLayer
 from .config import SDMoEConfig
 from .fusion import GSAHF
 from .mixture import SDMoE
+from .packed import PackedMixtureJunction
 
 
 class SDMoELayer(TrackerTunerLayer):
@@ -48,6 +50,12 @@ class MixtureJunction(SDMoELayer):
         added, balance = mixture(x.to(mixture.router.weight.dtype))
         x = x.add(added.to(x.dtype), alpha=self.sdmoe_scale[name])
         return x, loss if balance is None else add_losses(loss, self.sdmoe_balance[name] * balance)
+
+    def packed(self, dtype: torch.dtype) -> nn.Module:
+        name = self.active_name
+        if name is None or self.sdmoe_mixture[name].gather or type(self.base_layer) is not ResidualJunction:
+            return self
+        return PackedMixtureJunction(self.sdmoe_mixture[name], self.sdmoe_scale[name], dtype)
 
 
 class HypergraphFusion(SDMoELayer):
