@@ -6,6 +6,7 @@ from .auto import AutoTracker
 from .image_processing import TrackerImageProcessor
 from .modeling import TokenLayout, TrackerPreTrainedModel, TrackingOutput
 from .models.lorat import LoRATConfig, LoRATForTracking, LoRATModel
+from .models.odtrack import ODTrackConfig, ODTrackForTracking, ODTrackModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
 from .models.patrack import PATrackConfig, PATrackForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
@@ -17,10 +18,12 @@ from .tuners.tmoe import TMoEConfig, TMoEModel
 
 __version__ = "0.1.0"
 
-AutoModel.register(OSTrackConfig, OSTrackModel)
 AutoModel.register(LoRATConfig, LoRATModel)
+AutoModel.register(ODTrackConfig, ODTrackModel)
+AutoModel.register(OSTrackConfig, OSTrackModel)
 for _config, _tracker in (
     (LoRATConfig, LoRATForTracking),
+    (ODTrackConfig, ODTrackForTracking),
     (OSTrackConfig, OSTrackForTracking),
     (PATrackConfig, PATrackForTracking),
     (SEATrackConfig, SEATrackForTracking),
@@ -36,6 +39,9 @@ __all__ = [
     "LoRATConfig",
     "LoRATForTracking",
     "LoRATModel",
+    "ODTrackConfig",
+    "ODTrackForTracking",
+    "ODTrackModel",
     "OSTrackConfig",
     "OSTrackForTracking",
     "OSTrackModel",

@@ -10,6 +10,7 @@ from .adapters import shorten
 from .checkpoints import load_official
 from .conversion import ConversionJob, ConversionReport, all_or_nothing
 from .frames import MODALITIES
+from .models.odtrack.convert_odtrack import convert_odtrack
 from .models.ostrack.convert_ostrack import convert_ostrack
 from .models.seatrack.convert_seatrack import convert_seatrack, split_official
 
@@ -30,6 +31,7 @@ class Converter(NamedTuple):
 
 SYSTEMS = {
     "ostrack": Converter(convert_ostrack),
+    "odtrack": Converter(convert_odtrack),
     "seatrack": Converter(convert_seatrack, base=True, modality=True),
 }
 
@@ -44,12 +46,12 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert an official checkpoint file into a folder that `AutoTracker` and `Tracker` load.
 
-    The file is read without running anything in it. An OSTrack file becomes a full model. A SEATrack file becomes an
-    adapter folder, and without `base` also the base that the file holds, in `out/base`. The result is loaded back, and
-    compared with the file's numbers and, on one random input, with the model it was saved from.
+    The file is read without running anything in it. An OSTrack or ODTrack file becomes a full model. A SEATrack file
+    becomes an adapter folder, and without `base` also the base that the file holds, in `out/base`. The result is
+    loaded back, and compared with the file's numbers and, on one random input, with the model it was saved from.
 
     Args:
-        system: "ostrack" or "seatrack".
+        system: "ostrack", "odtrack" or "seatrack".
         file: `.pth`, `.pth.tar` or `.safetensors`.
         out: folder to make.
         base: seatrack: the OSTrack it was trained on, as folder or Hub id of this package's form. Used to tell whether

@@ -30,7 +30,7 @@ class TrackingOutput(ModelOutput):
         size_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: width and height as fractions of the search crop.
         offset_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: x and y offset of the centre in its cell, in cells.
         box_map (`Tensor`, shape `[B, 4, g, g]`): MLP heads: every cell's box, x1, y1, x2, y2 as fractions of the crop.
-        state (`Tensor`): what the next frame's forward takes as `state`, for trackers that carry one.
+        state (`Tensor`): what the next frame's forward takes as `state`, for trackers that carry one; detached.
         auxiliary_loss (`Tensor`, shape `()`): the tuners' own losses, summed over layers.
         hidden_states, attentions (`tuple[Tensor]`): on request, as in transformers.
     """
@@ -131,10 +131,11 @@ class ResidualJunction(nn.Module):
 
 
 class StreamFusion(nn.Module):
-    """Seam: fuses the streams' final search features, by their sum or mean.
+    """Seam: fuses the streams' final search features and prefix tokens, by their sum or mean.
 
     Called with the normed search features of all streams `[S*B, Nx, C]`, the search rows of every layer (only where
-    `needs_levels` is true, else None), a carried token or None, and the layout; returns `[B, Nx, C]` and the token.
+    `needs_levels` is true, else None), the normed prefix tokens `[S*B, P, C]` or None, and the layout; returns
+    `[B, Nx, C]` and `[B, P, C]`.
     """
 
     needs_levels = False
@@ -148,8 +149,11 @@ class StreamFusion(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if layout.streams == 1:
             return features, token
-        streams = features.view(layout.streams, -1, *features.shape[1:])
-        return (streams.sum(0) if self.how == "sum" else streams.mean(0)), token
+        return self._fused(features, layout), None if token is None else self._fused(token, layout)
+
+    def _fused(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        streams = tokens.view(layout.streams, -1, *tokens.shape[1:])
+        return streams.sum(0) if self.how == "sum" else streams.mean(0)
 
 
 class Neck(nn.Module):
@@ -157,6 +161,50 @@ class Neck(nn.Module):
 
     def forward(self, features: Tensor, layout: TokenLayout) -> Tensor:
         return features
+
+
+def forward_clip(
+    model: "TrackerPreTrainedModel", search: Tensor, template: Tensor, state: Any, labels: Tensor | None, **kwargs: Any
+) -> TrackingOutput:
+    """A model's `forward` on clips: frame after frame, the state carried, the templates embedded once.
+
+    Args:
+        model (`TrackerPreTrainedModel`): takes single frames.
+        search (`Tensor`, shape `[B, F, S, 3, H, W]`): F search crops in the order of time.
+        template (`Tensor`): of the whole clip, as `forward` takes it.
+        state: carried into the first frame; None at the beginning of a video.
+        labels (`Tensor`, shape `[B, F, 4]`): xywh as fractions of the crops.
+
+    Returns:
+        `TrackingOutput`: boxes `[B, F, 4]` and maps `[B, F, ...]`; the loss is the sum over frames, its auxiliary
+        part and the loss parts are means; the state is the last frame's.
+
+    Raises:
+        ValueError: other numbers of frames in `labels` than in `search`.
+    """
+    if labels is not None and labels.shape[:2] != search.shape[:2]:
+        raise ValueError(f"labels have shape {list(labels.shape)}, expected {[*search.shape[:2], 4]}: xywh each.")
+    template = model.embed_template(template) if template.ndim > 3 else template
+    frames: list[TrackingOutput] = []
+    for index in range(search.shape[1]):
+        labels_now = None if labels is None else labels[:, index]
+        output = model(search[:, index], template, state=state, labels=labels_now, return_dict=True, **kwargs)
+        frames.append(output)
+        state = output.state
+    auxiliary = loss = parts = None
+    if output.auxiliary_loss is not None:
+        auxiliary = torch.stack([frame.auxiliary_loss for frame in frames]).mean()
+    if labels is not None:
+        loss = torch.stack([frame.loss for frame in frames]).sum()
+        loss = loss if auxiliary is None else loss - (len(frames) - 1) * auxiliary
+        names = frames[0].loss_parts
+        parts = {name: torch.stack([frame.loss_parts[name] for frame in frames]).mean() for name in names}
+    stacked = {
+        name: torch.stack([frame[name] for frame in frames], 1)
+        for name in ("boxes", "score_map", "size_map", "offset_map")
+        if output.get(name) is not None
+    }
+    return TrackingOutput(loss=loss, loss_parts=parts, state=state, auxiliary_loss=auxiliary, **stacked)
 
 
 def _unless_packed(method: Callable) -> Callable:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mmtrackers import (
     AMGLoraConfig,
+    ODTrackConfig,
+    ODTrackForTracking,
     OSTrackConfig,
     OSTrackForTracking,
     PATrackConfig,
@@ -33,13 +35,18 @@ TINY = {
 
 @dataclass(frozen=True)
 class Row:
-    """A model: its name, class, config class, the fields that make it tiny, and its adapter."""
+    """A model: its name, class, config class, the fields that make it tiny, its adapter, a factor on the final norm.
+
+    The head of ODTrack reads features times their product with a token: without that factor, random weights would
+    saturate it.
+    """
 
     name: str
     model: type[TrackerPreTrainedModel]
     config: type[OSTrackConfig]
     fields: dict[str, Any]
     adapter: Callable[[], PeftConfig] | None = None
+    norm_scale: float = 1.0
 
     def make_config(self, **changes: Any) -> OSTrackConfig:
         return self.config(**(TINY | self.fields | changes))
@@ -49,6 +56,9 @@ class Row:
         torch.manual_seed(0)
         model = self.model(self.make_config(**changes)).eval()
         scramble(model, 0.1)
+        with torch.no_grad():
+            for parameter in model.model.norm.parameters():
+                parameter.mul_(self.norm_scale)
         return model
 
     def build(self, **changes: Any) -> TrackerPreTrainedModel:
@@ -76,6 +86,14 @@ ROWS = [
     Row("ostrack", OSTrackForTracking, OSTrackConfig, {"elimination_layers": [1]}),
     Row("ostrack-conv", OSTrackForTracking, OSTrackConfig, {"elimination_layers": [], "stem": "conv"}),
     Row("patrack", PATrackForTracking, PATrackConfig, {}, tiny_progressive),
+    Row("odtrack", ODTrackForTracking, ODTrackConfig, {"num_templates": 2}, norm_scale=0.2),
+    Row(
+        "odtrack-two-streams",
+        ODTrackForTracking,
+        ODTrackConfig,
+        {"num_templates": 2, "streams": 2, "modality": "depth"},
+        norm_scale=0.2,
+    ),
     Row("seatrack", SEATrackForTracking, SEATrackConfig, {}, tiny_adapter),
 ]
 
@@ -95,13 +113,18 @@ def scramble(model: nn.Module, scale: float, trainable_only: bool = False) -> No
 def inputs(config: OSTrackConfig, batch: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Search and template crops."""
     random = torch.Generator().manual_seed(1)
-    sizes = {"search": (batch,), "template": (batch, 1)}
+    sizes = {"search": (batch,), "template": (batch, getattr(config, "num_templates", 1))}
     return {
         role: torch.randn(
             *lead, config.streams, 3, *[getattr(config, f"{role}_size")] * 2, generator=random
         ).to(dtype)
         for role, lead in sizes.items()
     }
+
+
+def template_tokens(config: OSTrackConfig) -> int:
+    """Tokens of all templates of `inputs`."""
+    return getattr(config, "num_templates", 1) * config.template_grid**2
 
 
 def labels(batch: int = 2) -> Tensor:

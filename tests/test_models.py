@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_rows import ROWS, TINY, Row, difference, inputs, labels, maps, scramble
+from model_rows import ROWS, TINY, Row, difference, inputs, labels, maps, scramble, template_tokens
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import Tensor, nn
 
@@ -102,11 +102,13 @@ def test_tuple_output_states_and_attentions(row: Row) -> None:
     rows, search = config.streams * 2, config.search_grid**2
     layers = config.num_hidden_layers
     assert len(output.attentions) == layers and len(output.hidden_states) in (layers, layers + 1)
-    assert output.attentions[0].shape == (rows, 2, search + 4, search + 4)
+    prefix = 0 if output.state is None else output.state.shape[1]
+    template = template_tokens(config)
+    assert output.attentions[0].shape == (rows, 2, *[prefix + template + search] * 2)
     assert torch.allclose(output.attentions[0].sum(-1), torch.ones(()), atol=1e-5)
     kept = math.ceil(config.elimination_keep_rate * search) if config.elimination_layers else search
-    # the last layer has queries for the search rows only
-    assert output.attentions[-1].shape == (rows, 2, kept, kept + 4)
+    # the last layer has queries for the rows that are read only
+    assert output.attentions[-1].shape == (rows, 2, prefix + kept, prefix + template + kept)
     assert output.hidden_states[1].shape[0] == rows and output.hidden_states[1].shape[-1] == config.hidden_size
     plain = model(**feed)
     assert plain.hidden_states is None and plain.attentions is None and plain.loss is None
@@ -159,7 +161,7 @@ def test_samples_do_not_mix(row: Row) -> None:
     alone = [maps(model, {role: value[i : i + 1] for role, value in feed.items()}) for i in range(2)]
     assert difference(maps(model, feed), torch.cat(alone)) <= 1e-5
     tokens = model.embed_template(feed["template"])
-    assert tokens.shape == (2 * model.config.streams, 4, 32)
+    assert tokens.shape == (2 * model.config.streams, template_tokens(model.config), 32)
     assert difference(maps(model, feed | {"template": tokens}), maps(model, feed)) == 0
 
 
@@ -257,7 +259,7 @@ def test_initial_values(row: Row) -> None:
 def test_position_tables(row: Row) -> None:
     model = row.build()
     feed, embeddings = inputs(model.config), model.model.embeddings
-    feed["template"] = feed["template"].repeat(1, 2, 1, 1, 1, 1)
+    feed["template"] = feed["template"][:, :1].repeat(1, 2, 1, 1, 1, 1)
     before = model.embed_template(feed["template"]), embeddings.search(feed["search"])
     ramp = torch.arange(4.0)[:, None]
     embeddings.template_position.add_(ramp)

@@ -141,7 +141,7 @@ class CandidateElimination(nn.Module):
     """Keeps the search tokens that the template's centre attends to most (OSTrack, section 3.2 of arXiv 2203.11991).
 
     Args:
-        template_rows (`list[int]` or None): the template tokens that vote; None for all of them.
+        template_rows (`list[int]` or None): the tokens of each template that vote; None for all of them.
     """
 
     def __init__(self, template_rows: list[int] | None):
@@ -159,7 +159,8 @@ class CandidateElimination(nn.Module):
             return x, kept, layout
         voters = query[:, :, layout.template]
         if self.template_rows is not None:
-            voters = voters[:, :, self.template_rows]
+            rows, columns = layout.template_grid
+            voters = voters.unflatten(2, (-1, rows * columns))[:, :, :, self.template_rows].flatten(2, 3)
         scores = ((voters * scaling) @ key.transpose(-1, -2)).float().softmax(-1)[..., layout.search].mean((1, 2))
         best = scores.topk(count, dim=1, sorted=True).indices
         search = x[:, layout.search].gather(1, best.unsqueeze(2).expand(-1, -1, x.shape[2]))
@@ -210,11 +211,13 @@ def add_losses(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 @dataclass
 class TrunkOutput(ModelOutput):
-    """What a trunk returns: fused search features `[B, Nx, C]`, the auxiliary loss, the carried token, and on request
-    the states and attention weights of its layers."""
+    """What a trunk returns: fused search features `[B, Nx, C]`, the auxiliary loss, the prefix tokens of all streams
+    fused `[B, P, C]` and apart `[S*B, P, C]` (the state), and on request the states and attention weights of its
+    layers."""
 
     last_hidden_state: Tensor | None = None
     auxiliary_loss: Tensor | None = None
+    token: Tensor | None = None
     state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -261,6 +264,7 @@ class ViTTrunk(TrackerPreTrainedModel):
         self,
         search: Tensor,
         template: Tensor,
+        state: Tensor | None = None,
         elimination_keep_rate: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TrunkOutput:
@@ -268,9 +272,16 @@ class ViTTrunk(TrackerPreTrainedModel):
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
         template_tokens = template if template.ndim == 3 else self.embed_template(template)
         self.check_tokens(template_tokens, search)
-        x = torch.cat([template_tokens, self.embeddings.search(search)], 1)
+        parts = [template_tokens, self.embeddings.search(search)]
+        prefix = self.prefix_tokens(state, len(template_tokens))
+        x = torch.cat(parts if prefix is None else [prefix, *parts], 1)
         keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
-        return self.encode(x, self.layout(template_tokens.shape[1]), keep_rate, **kwargs)
+        layout = self.layout(template_tokens.shape[1], 0 if prefix is None else prefix.shape[1])
+        return self.encode(x, layout, keep_rate, **kwargs)
+
+    def prefix_tokens(self, state: Tensor | None, rows: int) -> Tensor | None:
+        """What stands before the template, `[rows, P, C]` with `rows` = S*B: nothing, where no model says more."""
+        return None
 
     def check_tokens(self, template_tokens: Tensor, search: Tensor) -> None:
         """Raises ValueError unless embedded templates `[S*B, T*Nz, C]` belong to as many search crops."""
@@ -285,7 +296,8 @@ class ViTTrunk(TrackerPreTrainedModel):
     def encode(self, x: Tensor, layout: TokenLayout, keep_rate: float = 1.0, **kwargs) -> TrunkOutput:
         """All tokens `[S*B, N, C]` through the layers, the final norm and the fusion of streams.
 
-        Where there are prefix tokens, `state` is what became of them, `[S*B, prefix, C]`.
+        Where there are prefix tokens, `state` is what became of them in each stream, `[S*B, P, C]`, and `token` their
+        fusion, `[B, P, C]`.
         """
         full, kept, loss = layout, None, None
         levels: list[Tensor] | None = [] if self.fusion.needs_levels else None
@@ -296,14 +308,13 @@ class ViTTrunk(TrackerPreTrainedModel):
             if levels is not None:
                 levels.append(x[:, layout.search])
         features = self.norm(layout.drop_template(x))
-        token, features = features[:, : layout.prefix], features[:, layout.prefix :]
+        state = features[:, : layout.prefix] if layout.prefix else None
+        features = features[:, layout.prefix :]
         if kept is not None:
             places = kept.unsqueeze(2).expand_as(features)
             features = features.new_zeros(x.shape[0], full.search_tokens, x.shape[2]).scatter(1, places, features)
-        fused, token = self.fusion(
-            features, None if levels is None else tuple(levels), token if layout.prefix else None, full.search_only()
-        )
-        return TrunkOutput(last_hidden_state=fused, auxiliary_loss=loss, state=token)
+        fused, token = self.fusion(features, None if levels is None else tuple(levels), state, full.search_only())
+        return TrunkOutput(last_hidden_state=fused, auxiliary_loss=loss, token=token, state=state)
 
 
 def check_pixels(name: str, pixels: Tensor, ndim: int, streams: int, side: int) -> None:

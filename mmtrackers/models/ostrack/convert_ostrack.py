@@ -7,6 +7,7 @@ token and a 197-row position table that no forward pass reads, and the head unde
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from .modeling_ostrack import OSTrackForTracking
 UNUSED = ("backbone.cls_token", "backbone.pos_embed")
 BRANCHES = {"ctr": "score", "offset": "offset", "size": "size"}
 HEAD_WIDTH = 64
-ELIMINATION_LAYERS = {12: [3, 6, 9]}
 # sizes and search factors of the two published OSTracks; other sizes get the first one's factor
 PUBLISHED = {(128, 256): ("256", 4.0), (192, 384): ("384", 5.0)}
 
@@ -75,6 +75,30 @@ def our_names(official: str) -> tuple[str, ...] | None:
     if match := _LAST.fullmatch(official):
         return (f"head.{BRANCHES[match[1]]}.4.{match[2]}",)
     return None
+
+
+@dataclass(frozen=True)
+class OfficialForm:
+    """What sets one base tracker of the family apart from the others, in its official files.
+
+    Args:
+        system (`str`): its name.
+        model (`type`): its class here.
+        names (`Callable`): as `our_names`.
+        extra (`tuple[str]`): official entries that OSTrack does not have, or does not read.
+        unused (`tuple[str]`): entries that no forward pass reads.
+        elimination_layers (`dict[int, list[int]]`): number of layers to the layers that drop tokens.
+    """
+
+    system: str = "ostrack"
+    model: type[OSTrackForTracking] = OSTrackForTracking
+    names: Callable[[str], tuple[str, ...] | None] = our_names
+    extra: tuple[str, ...] = ()
+    unused: tuple[str, ...] = UNUSED
+    elimination_layers: dict[int, list[int]] = field(default_factory=lambda: {12: [3, 6, 9]})
+
+
+OSTRACK = OfficialForm()
 
 
 def rename(net: Mapping[str, Tensor], names: Callable[[str], tuple[str, ...] | None]) -> dict[str, Tensor]:
@@ -139,13 +163,16 @@ def _official_entries(depth: int) -> Iterator[str]:
         yield from (f"box_head.conv5_{branch}.{leaf}" for leaf in ("weight", "bias"))
 
 
-def ostrack_to_official(state_dict: Mapping[str, Tensor], unused: bool = True) -> dict[str, Tensor]:
+def ostrack_to_official(
+    state_dict: Mapping[str, Tensor], unused: bool = True, form: OfficialForm = OSTRACK
+) -> dict[str, Tensor]:
     """A state dict of `OSTrackForTracking` under the official names, q, k and v joined.
 
     Args:
         state_dict: tensors by the names here.
         unused: add the class token and position table that the official class declares and never reads (zeros), so
             that its strict loading accepts the result.
+        form: which tracker of the family.
 
     Raises:
         ValueError: tensors are missing, or have no place there.
@@ -157,7 +184,7 @@ def ostrack_to_official(state_dict: Mapping[str, Tensor], unused: bool = True) -
         110
     """
     depth = 1 + max((int(name.split(".")[2]) for name in state_dict if name.startswith("model.layers.")), default=-1)
-    net = merge_names(state_dict, _official_entries(depth), our_names)
+    net = merge_names(state_dict, (*form.extra, *_official_entries(depth)), form.names)
     if not unused:
         return net
     width, patch = net["backbone.patch_embed.proj.weight"].shape[0], net["backbone.patch_embed.proj.weight"].shape[-1]
@@ -166,14 +193,15 @@ def ostrack_to_official(state_dict: Mapping[str, Tensor], unused: bool = True) -
         "backbone.cls_token": table.new_zeros(1, 1, width),
         "backbone.pos_embed": table.new_zeros(1, (224 // patch) ** 2 + 1, width),
     }
-    return empty | net
+    return {name: tensor for name, tensor in empty.items() if name in form.unused} | net
 
 
-def ostrack_config(net: Mapping[str, Tensor], **overrides: Any) -> OSTrackConfig:
+def ostrack_config(net: Mapping[str, Tensor], form: OfficialForm = OSTRACK, **overrides: Any) -> OSTrackConfig:
     """The configuration that an official OSTrack state dict has, read off its shapes.
 
     Args:
         net: tensors by official name.
+        form: which tracker of the family.
         overrides: fields of `OSTrackConfig` that shapes do not tell: `num_attention_heads` (else heads are 64 wide, as
             in all published files) and the elimination (else layers 3, 6, 9 of 12 at 0.7, none at other depths).
 
@@ -193,8 +221,9 @@ def ostrack_config(net: Mapping[str, Tensor], **overrides: Any) -> OSTrackConfig
         "box_head.conv1_ctr.0.weight",
     ]
     if missing := [name for name in needed if name not in net]:
+        kind = form.model.__name__.removesuffix("ForTracking")
         raise ValueError(
-            f"not an OSTrack state dict: {', '.join(missing)} missing; there are {len(net)} entries, such as "
+            f"not an {kind} state dict: {', '.join(missing)} missing; there are {len(net)} entries, such as "
             f"{', '.join(list(net)[:3])}. Is it the checkpoint of another tracker?"
         )
     patch, template, search, fc1, conv1 = (net[name] for name in needed)
@@ -213,9 +242,9 @@ def ostrack_config(net: Mapping[str, Tensor], **overrides: Any) -> OSTrackConfig
         "template_size": _side(template, "backbone.pos_embed_z") * patch.shape[-1],
         "search_size": _side(search, "backbone.pos_embed_x") * patch.shape[-1],
         "head_channels": conv1.shape[0],
-        "elimination_layers": ELIMINATION_LAYERS.get(depth, []),
+        "elimination_layers": form.elimination_layers.get(depth, []),
     }
-    return OSTrackConfig(**(sizes | overrides))
+    return form.model.config_class(**(sizes | overrides))
 
 
 def _side(table: Tensor, name: str) -> int:
@@ -225,11 +254,14 @@ def _side(table: Tensor, name: str) -> int:
     return side
 
 
-def ostrack_from_official(net: Mapping[str, Tensor], **overrides: Any) -> tuple[OSTrackConfig, dict[str, Tensor]]:
+def ostrack_from_official(
+    net: Mapping[str, Tensor], form: OfficialForm = OSTRACK, **overrides: Any
+) -> tuple[OSTrackConfig, dict[str, Tensor]]:
     """An official OSTrack state dict as configuration and state dict of `OSTrackForTracking`.
 
     Args:
         net: tensors by official name, exactly those of an OSTrack with centre head.
+        form: which tracker of the family.
         overrides: as in `ostrack_config`.
 
     Raises:
@@ -242,12 +274,12 @@ def ostrack_from_official(net: Mapping[str, Tensor], **overrides: Any) -> tuple[
         >>> OSTrackForTracking(config).load_state_dict(state_dict)
         <All keys matched successfully>
     """
-    config = ostrack_config(net, **overrides)
+    config = ostrack_config(net, form, **overrides)
     with torch.device("meta"):
-        expected = ostrack_to_official(OSTrackForTracking(config).state_dict(), unused=False)
-    found = {name: tensor for name, tensor in net.items() if name not in UNUSED}
+        expected = ostrack_to_official(form.model(config).state_dict(), unused=False, form=form)
+    found = {name: tensor for name, tensor in net.items() if name not in form.unused}
     check_tensors(expected, found, "the official state dict")
-    return config, rename_ostrack(net)
+    return config, rename(net, form.names)
 
 
 def variant(config: OSTrackConfig) -> tuple[str, float]:
@@ -263,10 +295,12 @@ def processor_of(config: OSTrackConfig) -> TrackerImageProcessor:
     )
 
 
-def save_ostrack(net: Mapping[str, Tensor], source: Path, out: Path, overrides: Mapping[str, Any]) -> OSTrackConfig:
+def save_ostrack(
+    net: Mapping[str, Tensor], source: Path, out: Path, overrides: Mapping[str, Any], form: OfficialForm = OSTRACK
+) -> OSTrackConfig:
     """Writes an official state dict as a full model with image processor and card; returns its config."""
-    config, state_dict = ostrack_from_official(net, **overrides)
-    model = OSTrackForTracking(config)
+    config, state_dict = ostrack_from_official(net, form, **overrides)
+    model = form.model(config)
     model.load_state_dict(state_dict)
     model.eval().save_pretrained(out)
     processor_of(config).save_pretrained(out)
@@ -277,21 +311,21 @@ def save_ostrack(net: Mapping[str, Tensor], source: Path, out: Path, overrides: 
     return config
 
 
-def convert_ostrack(job: ConversionJob) -> ConversionReport:
-    """An official OSTrack file to a full model in `job.out`; see `mmtrackers.convert.convert_checkpoint`."""
-    config = save_ostrack(job.net, job.file, job.out, job.overrides)
-    used = {name: tensor for name, tensor in job.net.items() if name not in UNUSED}
+def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> ConversionReport:
+    """An official file of the family to a full model in `job.out`; see `mmtrackers.convert.convert_checkpoint`."""
+    config = save_ostrack(job.net, job.file, job.out, job.overrides, form)
+    used = {name: tensor for name, tensor in job.net.items() if name not in form.unused}
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
-    report = ConversionReport("ostrack", variant(config)[0], {"model": job.out})
+    report = ConversionReport(form.system, variant(config)[0], {"model": job.out})
     report.facts += [
         f"read {count(used)}: {config.num_hidden_layers} layers of width {config.hidden_size}, template "
         f"{config.template_size}, search {config.search_size} pixels; {len(job.net) - len(used)} unused entries left "
         "out",
         _told_elimination(config),
     ]
-    check_numbers(report, used, ostrack_to_official(loaded.state_dict(), unused=False), tolerance=0.0)
-    memory = OSTrackForTracking(config)
-    memory.load_state_dict(ostrack_from_official(job.net, **job.overrides)[1])
+    check_numbers(report, used, ostrack_to_official(loaded.state_dict(), unused=False, form=form), tolerance=0.0)
+    memory = form.model(config)
+    memory.load_state_dict(ostrack_from_official(job.net, form, **job.overrides)[1])
     check_forward(report, memory, loaded)
     return report
 

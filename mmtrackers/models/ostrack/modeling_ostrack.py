@@ -9,7 +9,7 @@ from transformers.utils.generic import can_return_tuple
 from mmtrackers.backbones.vit import ViTTrunk, init_vit_weights
 from mmtrackers.heads.center import CenterHead, decode_center
 from mmtrackers.losses import center_loss
-from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput
+from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip
 
 from .configuration_ostrack import OSTrackConfig
 
@@ -64,9 +64,11 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
         (torch.Size([1, 1, 16, 16]), torch.Size([1, 4]))
     """
 
+    trunk_class: type[ViTTrunk] = OSTrackModel
+
     def __init__(self, config: OSTrackConfig):
         super().__init__(config)
-        self.model = OSTrackModel(config)
+        self.model = self.trunk_class(config)
         self.neck = Neck()
         self.head = CenterHead(config.hidden_size, config.head_channels)
         self.post_init()
@@ -88,11 +90,13 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
         """Search crops to boxes.
 
         Args:
-            search (`Tensor`, shape `[B, S, 3, H, W]`): normalised search crops of the S streams.
+            search (`Tensor`, shape `[B, S, 3, H, W]`): normalised search crops of the S streams; or clips
+                `[B, F, S, 3, H, W]`, see `forward_clip`.
             template (`Tensor`): normalised template crops `[B, T, S, 3, h, w]`, or the result of `embed_template`.
             template_mask: not used by this family.
-            state: not used by this family.
-            labels (`Tensor`, shape `[B, 4]`): true boxes xywh as fractions of the search crop; makes the loss.
+            state (`Tensor`): what the frame before returned as `state`, where the model carries one; else unused.
+            labels (`Tensor`, shape `[B, 4]`): true boxes xywh as fractions of the search crop; makes the loss. For
+                clips `[B, F, 4]`.
             elimination_keep_rate (`float`, keyword): replaces the config's rate, for base training's schedule.
 
         Returns:
@@ -101,8 +105,12 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
         Raises:
             ValueError: shapes that do not fit the config.
         """
-        trunk = self.model(search, template, **kwargs)
-        features = self.neck(trunk.last_hidden_state, self.model.layout(0))
+        if search.ndim == 6:
+            return forward_clip(self, search, template, state, labels, **kwargs)
+        trunk = self.model(search, template, state, **kwargs)
+        features = self.neck(trunk.last_hidden_state, self.model.layout(0).search_only())
+        if trunk.token is not None:
+            features = features * (features @ trunk.token.transpose(1, 2))
         grid = self.config.search_grid
         maps = self.head(features.transpose(1, 2).unflatten(2, (grid, grid)))
         boxes, _ = decode_center(*maps)
@@ -119,6 +127,7 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
             score_map=maps[0],
             size_map=maps[1],
             offset_map=maps[2],
+            state=None if trunk.state is None else trunk.state.detach(),
             auxiliary_loss=trunk.auxiliary_loss,
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,

@@ -1,0 +1,4 @@
+from .configuration_odtrack import ODTrackConfig
+from .modeling_odtrack import ODTrackForTracking, ODTrackModel
+
+__all__ = ["ODTrackConfig", "ODTrackForTracking", "ODTrackModel"]

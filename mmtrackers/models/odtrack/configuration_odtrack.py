@@ -1,0 +1,45 @@
+"""Configuration of ODTrack."""
+
+from huggingface_hub.dataclasses import strict
+
+from mmtrackers.models.ostrack.configuration_ostrack import OSTrackConfig
+
+
+@strict
+class ODTrackConfig(OSTrackConfig):
+    """Configuration of an ODTrack base tracker (arXiv 2401.01686); the defaults are ViT-B at 384 pixels.
+
+    Fields that are not named here are `OSTrackConfig`'s.
+
+    Args:
+        num_templates (`int`): templates of a training sample; while tracking up to one more serves, see
+            `SpreadTemplates`.
+        max_memory (`int` or None): past frames whose template crops a session keeps at most; None for all that the
+            published rule can ask for.
+        fusion (`str`): how two streams' features and track tokens are fused. The head reads the product of both, so
+            "sum" would make its input eight times as large as one stream's.
+
+    Example:
+        >>> ODTrackConfig().search_grid, ODTrackConfig(search_size=256, template_size=128).search_grid
+        (24, 16)
+    """
+
+    model_type = "mmt_odtrack"
+
+    template_size: int = 192
+    search_size: int = 384
+    elimination_layers: list[int] | tuple[int, ...] = ()
+    fusion: str = "mean"
+    num_templates: int = 3
+    max_memory: int | None = 1024
+
+    def validate_architecture(self) -> None:
+        """Checks fields against each other; called by the strict dataclass."""
+        super().validate_architecture()
+        if self.num_templates < 1:
+            raise ValueError(f"num_templates is {self.num_templates}, expected at least 1.")
+        if self.max_memory is not None and self.max_memory < 8 * self.num_templates:
+            raise ValueError(
+                f"max_memory is {self.max_memory}, expected at least {8 * self.num_templates} frames for "
+                f"{self.num_templates} templates, or None for no limit."
+            )
