@@ -118,10 +118,11 @@ class ModalityEntangledAdapter(nn.Module):
         query, value = (streams.flatten(1, 2) @ self.query_value.mT).view(*streams.shape[:3], -1).chunk(2, -1)
         attended = []
         for rows, grid in crops(layout):
-            # several templates: each attends inside itself
-            parts = [t[:, :, rows].unflatten(2, (-1, math.prod(grid))) for t in (query, guide, value)]
-            attended.append(F.scaled_dot_product_attention(*parts, scale=1.0).flatten(2, 3))
-        attended = torch.cat(attended, 2).flatten(0, 1)
+            # [2, crops, cells, width]: several templates each attend inside themselves
+            parts = [t[:, :, rows].unflatten(2, (-1, math.prod(grid))).flatten(1, 2) for t in (query, guide, value)]
+            answers = F.scaled_dot_product_attention(*parts, scale=1.0)
+            attended.append(answers.reshape(hidden.shape[0], -1, hidden.shape[2]))
+        attended = torch.cat(attended, 1)
         return swap_streams(attended) + hidden if self.swap_outputs else attended + swap_streams(hidden)
 
     def forward(self, x: Tensor, h: Tensor, norm: nn.Module, layout: TokenLayout) -> Tensor:
