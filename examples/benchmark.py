@@ -1,7 +1,7 @@
 """
 Time, launches and memory of the trackers at their real size, beside what the machine could do at best.
 
-    python examples/benchmark.py                       # OSTrack and SEATrack: plain, packed, packed in bf16
+    python examples/benchmark.py                       # every tracker: plain, packed, packed in bf16
     python examples/benchmark.py --reference ~/OSTrack --system ostrack
     python examples/benchmark.py --tiny --rounds 1     # a smoke run
 
@@ -11,14 +11,15 @@ say something: milliseconds drift with the machine and its load. The floor is 2 
 matrix product of the tracker's shapes reached in this run, stock or laid out beforehand, in the row's number format.
 
 Launches are dispatched operations that are not views (`count_launches`). Bytes saved for backward are those that a
-training step at batch 2 keeps, parameters not counted (`saved_bytes`); adapter training for SEATrack, the whole base
-for OSTrack, with the dropouts and the drop path of the recipe.
+training step at batch 2 keeps, parameters not counted (`saved_bytes`); adapter training for trackers that have one,
+the whole base for OSTrack, with the dropouts and the drop path of the recipe.
 
-`--reference` needs a checkout of the official code (github.com/botaoye/OSTrack or
-github.com/AutoLab-SAI-SJTU/SEATrack), with what it imports installed (timm, easydict, PyYAML and torchvision among
-others). Its builder is `lib.models.ostrack.build_ostrack`, or `lib.models.seatrack.build_seatrack`, run with the
-experiment file of `--reference-config`; another builder is named by `--reference-builder module:function`. It runs in
-this process, takes `template=` and `search=`, and its elimination is that of its own configuration.
+`--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/AutoLab-SAI-SJTU/SEATrack,
+or the folder PATrack of github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking, which must be
+made to run first), with what it imports installed (timm, easydict, PyYAML and torchvision among others). Its builder
+is that of `BUILDERS`, run with the experiment file of `--reference-config`; another builder is named by
+`--reference-builder module:function`. It runs in this process, takes `template=` and `search=`, and its elimination is
+that of its own configuration.
 """
 
 import argparse
@@ -32,19 +33,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmtrackers import AMGLoraConfig, OSTrackConfig, OSTrackForTracking, SEATrackConfig, SEATrackForTracking
+from mmtrackers import OSTrackForTracking, PATrackForTracking, SEATrackForTracking
 from mmtrackers.packing import PackedLinear
 
 BUILDERS = {
     "ostrack": ("lib.models.ostrack:build_ostrack", "experiments/ostrack/vitb_256_mae_ce_32x4_ep300.yaml"),
+    "patrack": ("lib.models.patrack.ostrack_adapter:build_patrack", "experiments/patrack/rgbt.yaml"),
     "seatrack": ("lib.models.seatrack:build_seatrack", "experiments/seatrack/rgbt.yaml"),
 }
+TRACKERS = {"ostrack": OSTrackForTracking, "patrack": PATrackForTracking, "seatrack": SEATrackForTracking}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_channels": 16}
 Frame = Callable[[], object]
 
@@ -118,13 +122,14 @@ def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return total
 
 
-def build(system: str, tiny: bool = False, adapter: AMGLoraConfig | None = None, **fields) -> OSTrackForTracking:
-    """A tracker of random weights: "ostrack" (without elimination unless `fields` say so) or "seatrack"."""
-    fields = (SMALL if tiny else {}) | fields
-    if system == "ostrack":
-        return OSTrackForTracking(OSTrackConfig(**({"elimination_layers": []} | fields))).eval()
-    model = SEATrackForTracking(SEATrackConfig(**fields)).requires_grad_(False)
-    model.add_adapter(adapter or AMGLoraConfig())
+def build(system: str, tiny: bool = False, adapter: PeftConfig | None = None, **fields) -> OSTrackForTracking:
+    """A tracker of random weights, with its published adapter or `adapter`; without elimination unless `fields` say
+    so."""
+    tracker = TRACKERS[system]
+    model = tracker(tracker.config_class(**({"elimination_layers": []} | (SMALL if tiny else {}) | fields))).eval()
+    if tracker.default_adapter is not None:
+        model.requires_grad_(False)
+        model.add_adapter(adapter or tracker.default_adapter())
     return model.eval()
 
 
@@ -219,10 +224,9 @@ def tracker_rows(system: str, tiny: bool) -> list[Row]:
     rows = [Row(system, "plain", frame, launches=count_launches(frame), macs=macs, saved=training_bytes(plain))]
     for variant, dtype in (("packed", torch.float32), ("packed bf16", torch.bfloat16)):
         model = build(system, tiny).to(dtype)
-        if system == "seatrack":  # adapters stay in float32, as loading with dtype= leaves them
-            for name, parameter in model.named_parameters():
-                if "amg_lora_" in name:
-                    parameter.data = parameter.data.float()
+        for parameter in model.parameters():
+            if model.has_adapter and parameter.requires_grad:  # these stay in float32, as loading with dtype= does
+                parameter.data = parameter.data.float()
         model.pack()
         frame = frame_of(model, dtype)
         rows.append(Row(system, variant, frame, dtype, count_launches(frame), macs))
