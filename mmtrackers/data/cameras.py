@@ -20,7 +20,14 @@ NOISE_SIDE = 512
 DEPTH_CLIP_MM = 10000
 # one fixed field, cut at random offsets: drawing fresh noise would cost more than the whole render
 _NOISE = (np.random.default_rng(20).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)) * 64).astype(np.int16)
-_JET = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_JET).reshape(256, 3)
+_RELIEF = 1 + 0.0004 * (np.arange(256, dtype=np.float64) - 110)
+# brightness as an event pixel measures it, and its answer: red for brighter, blue for darker, white for no change
+_LOG = np.log(np.arange(256, dtype=np.float32) + 12)
+_EVENT_STEPS = 31.75
+_CHANGE = (np.arange(256) - 128) / _EVENT_STEPS
+_SHADE = np.where(np.abs(_CHANGE) >= 1, 255 - 63.75 * np.minimum(np.abs(_CHANGE), 4), 255).astype(np.uint8)
+_EVENTS = np.stack([np.where(_CHANGE > 0, 255, _SHADE), _SHADE, np.where(_CHANGE > 0, _SHADE, 255)], axis=-1)
+_EVENTS = _EVENTS.astype(np.uint8)[None]
 
 
 def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
@@ -247,13 +254,13 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
         # what comes nearer grows, and its surface is not flat
         distance = layer.depth * math.exp(layer.log_size.base - layer.log_size(time))
         region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
-        solid = patch[..., 1] > 127
-        region[solid] = distance * (1 + 0.0004 * (patch[..., 0][solid].astype(np.float32) - 110))
+        surface = cv2.LUT(patch[..., 0], (distance * _RELIEF).astype(np.float32))
+        np.copyto(region, surface.reshape(region.shape), where=patch[..., 1] > 127)
     if holes:
         noise = noise_field(moment(scene, time + 0.25), *canvas.shape)
         canvas *= 1 + np.float32(0.00014) * noise
         canvas[noise > 160] = 0
-    depth = canvas.clip(0, 65535).astype(np.uint16)
+    depth = np.minimum(canvas, np.float32(65535)).astype(np.uint16)
     black_outside(scene, depth, view)
     return depth
 
@@ -274,8 +281,9 @@ def depth_picture(depth: np.ndarray, low: int, high: int) -> np.ndarray:
 
     The processor scales by a whole frame's smallest and largest distance; a crop needs them from ``depth_range``.
     """
-    scaled = (depth.clip(low, high).astype(np.float32) - low) * (255.0 / max(high - low, 1))
-    return _JET[np.rint(scaled).astype(np.uint8)]
+    scale = 255.0 / max(high - low, 1)
+    levels = cv2.convertScaleAbs(depth.clip(low, high), alpha=scale, beta=-low * scale)
+    return cv2.applyColorMap(levels, cv2.COLORMAP_JET)
 
 
 def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
@@ -285,17 +293,16 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
     """
     own = misaligned(scene, view)
     before, now = (
-        cv2.log(cv2.cvtColor(compose_rgb(scene, seen, own, events=True), cv2.COLOR_RGB2GRAY).astype(np.float32) + 12)
+        cv2.LUT(cv2.cvtColor(compose_rgb(scene, seen, own, events=True), cv2.COLOR_RGB2GRAY), _LOG)
         for seen in (time - scene.event_step, time)
     )
     noise = noise_field(moment(scene, time + 0.25), *now.shape)
     # in units of the sensor's threshold; the noise alone fires in one pixel of a hundred
-    change = (now - before) / scene.event_threshold + noise * np.float32(0.006)
-    strength = np.abs(change)
-    shade = np.where(strength >= 1, 255 - 63.75 * np.minimum(strength, 4), 255).astype(np.uint8)
-    full = np.full_like(shade, 255)
-    brighter = change > 0
-    picture = cv2.merge((np.where(brighter, full, shade), shade, np.where(brighter, shade, full)))
+    change = (now - before) * np.float32(_EVENT_STEPS / scene.event_threshold) + noise * np.float32(
+        0.006 * _EVENT_STEPS
+    )
+    levels = cv2.add(change, 128.5, dtype=cv2.CV_8U)
+    picture = cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), _EVENTS)
     black_outside(scene, picture, view)
     return picture
 
