@@ -1,9 +1,10 @@
-"""Losses of a tracker with a centre head: GIoU, L1 and the weighted focal loss on the score map.
+"""Losses of trackers: of a centre head (GIoU, L1 and the weighted focal loss), and of an MLP head with a box per cell.
 
 All sums are taken over the whole batch at once, on the tensors' own device, and no value is read back to the host.
 """
 
 import torch
+from torch.nn import functional as F
 
 from .boxes import cxcywh_to_xyxy, giou_xyxy, xywh_to_xyxy
 
@@ -141,3 +142,69 @@ def center_loss(
     loss = giou_weight * giou + l1_weight * l1 + focal_weight * focal
     parts = {"giou": giou, "l1": l1, "focal": focal, "iou": iou}
     return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def covered_cells(boxes_xyxy: torch.Tensor, grid: int) -> torch.Tensor:
+    """Cells of a square grid that boxes touch; a spill of less than a ten-thousandth of a cell does not count.
+
+    Args:
+        boxes_xyxy (`torch.Tensor` `[..., 4]`): boxes as fractions of the crop; clipped to it.
+        grid (`int`): cells per side.
+
+    Returns:
+        `torch.Tensor` bool `[..., grid, grid]`, rows first (LitingLin/LoRAT, `bbox_rasterize`).
+
+    Example:
+        >>> covered_cells(torch.tensor([0.0, 0.25, 0.3, 0.5]), 4).int().tolist()
+        [[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    """
+    first, second = (boxes_xyxy.clamp(0, 1) * grid).chunk(2, -1)
+    cells = torch.arange(grid, device=boxes_xyxy.device)
+    first, second = first.floor()[..., None], (second + (1 - 1e-4)).floor()[..., None]
+    inside = (cells >= first) & (cells < second)
+    return inside[..., 1, :, None] & inside[..., 0, None, :]
+
+
+def _mean_over_processes(count: torch.Tensor) -> torch.Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count /= torch.distributed.get_world_size()
+    return count
+
+
+def cell_loss(
+    logits: torch.Tensor, box_map: torch.Tensor, labels_xywh: torch.Tensor, box_weight: float = 1.0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Training loss of an MLP head (LitingLin/LoRAT, `box_with_score_map`): binary cross entropy and GIoU.
+
+    Positive are all cells that the true box touches. Their target score is the overlap of their own predicted box with
+    the truth, without a gradient through it; the others' is 0. GIoU counts positive cells only. Both sums are divided
+    by the number of positive cells in the batch, averaged over the processes of a run.
+
+    Args:
+        logits (`torch.Tensor` `[B, 1, g, g]`): scores before the sigmoid.
+        box_map (`torch.Tensor` `[B, 4, g, g]`): x1, y1, x2, y2 of every cell as fractions of the search crop.
+        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1.
+        box_weight (`float`): weight of the GIoU term.
+
+    Returns:
+        `(loss, parts)`: a scalar tensor with gradients; the unweighted terms "bce" and "giou" and the mean overlap
+        "iou" of the best cells' boxes, as detached scalars on the same device.
+
+    Example:
+        >>> box_map = torch.tensor([0.4, 0.4, 0.6, 0.6]).view(1, 4, 1, 1).repeat(1, 1, 8, 8)
+        >>> loss, parts = cell_loss(torch.zeros(1, 1, 8, 8), box_map, torch.tensor([[0.4, 0.4, 0.2, 0.2]]))
+        >>> round(float(parts["giou"]), 4), round(float(parts["iou"]), 4)
+        (0.0, 1.0)
+    """
+    truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
+    positive = covered_cells(truth, logits.shape[-1])
+    giou, iou = giou_xyxy(box_map.float().permute(0, 2, 3, 1), truth[:, None, None])
+    target = torch.where(positive, iou.detach(), 0.0)
+    count = _mean_over_processes(positive.sum().float()).clamp(min=1)
+    logits = logits.float().squeeze(1)
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count
+    giou_term = torch.where(positive, 1 - giou, 0.0).sum() / count
+    best = iou.detach().flatten(1).gather(1, logits.detach().flatten(1).argmax(1, keepdim=True))
+    parts = {"bce": bce.detach(), "giou": giou_term.detach(), "iou": best.mean()}
+    return bce + box_weight * giou_term, parts

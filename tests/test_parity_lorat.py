@@ -8,7 +8,8 @@ from peft import set_peft_model_state_dict
 from mmtrackers import LoRATConfig, LoRATForTracking
 from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, check_tensors
 from mmtrackers.backbones.dinov2 import resample_positions
-from mmtrackers.heads.mlp import decode_cells
+from mmtrackers.heads.mlp import _cells, decode_cells
+from mmtrackers.losses import cell_loss, covered_cells
 from mmtrackers.models.lorat import lora_config
 from mmtrackers.models.lorat.convert_lorat import our_names
 from mmtrackers.models.ostrack.convert_ostrack import rename
@@ -127,3 +128,27 @@ def test_parity_lorat_unmerged(name):
 def test_parity_lorat_base(name):
     case, golden = load_case(name)
     check(build(case), case, golden, inputs_of(case, golden))
+
+
+@pytest.mark.parametrize("name", cases(r"lorat-loss(-[0-9a-z]+)?"))
+def test_parity_lorat_loss_and_gradients(name):
+    case, golden = load_case(name)
+    logits = golden["score_map"].unsqueeze(1).requires_grad_()
+    distances = golden["ltrb_logits"].clone().requires_grad_()
+    centers, signs = _cells(8, torch.device("cpu"))
+    boxes = torch.addcmul(centers, distances.flatten(1, 2).sigmoid(), signs).view(-1, 8, 8, 4)
+    torch.testing.assert_close(boxes, golden["boxes"], atol=1e-6, rtol=0)
+    truth = golden["gt_pixels"].float() / 112
+    torch.testing.assert_close(truth, golden["gt_normalised"], atol=1e-7, rtol=0)
+    cells = covered_cells(truth, 8)
+    assert int(cells.sum()) == int(golden["num_positive"])
+    batch, cell = cells.flatten(1).nonzero(as_tuple=True)
+    assert torch.equal(batch, golden["positive_batch_index"]) and torch.equal(cell, golden["positive_cell_index"])
+    labels = torch.cat([truth[:, :2], truth[:, 2:] - truth[:, :2]], 1)
+    loss, parts = cell_loss(logits, boxes.permute(0, 3, 1, 2), labels)
+    torch.testing.assert_close(loss, golden["loss"].squeeze(), atol=1e-5, rtol=0)
+    assert parts["bce"].item() == pytest.approx(case["metrics"]["Loss/bce"], abs=1e-5)
+    assert parts["giou"].item() == pytest.approx(case["metrics"]["Loss/iou"], abs=1e-5)
+    loss.backward()
+    torch.testing.assert_close(logits.grad.squeeze(1), golden["grad_score_map"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(distances.grad, golden["grad_ltrb_logits"], atol=1e-6, rtol=0)

@@ -6,6 +6,7 @@ from transformers.utils.generic import can_return_tuple
 
 from mmtrackers.backbones.dinov2 import Dinov2Trunk, init_dinov2_weights
 from mmtrackers.heads.mlp import MlpHead, decode_cells
+from mmtrackers.losses import cell_loss
 from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput
 
 from .configuration_lorat import LoRATConfig
@@ -84,7 +85,15 @@ class LoRATForTracking(LoRATPreTrainedModel):
         logits, box_map = self.head(features)
         score_map = logits.sigmoid()
         boxes, _ = decode_cells(score_map, box_map)
+        loss = parts = None
+        if labels is not None:
+            if labels.shape != boxes.shape:
+                raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(boxes.shape)}: xywh each.")
+            loss, parts = cell_loss(logits, box_map, labels)
+            loss = loss if trunk.auxiliary_loss is None else loss + trunk.auxiliary_loss
         return TrackingOutput(
+            loss=loss,
+            loss_parts=parts,
             boxes=boxes,
             score_map=score_map,
             box_map=box_map,
