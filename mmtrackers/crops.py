@@ -1,10 +1,14 @@
-"""Square crops of a frame, and the window that weighs a score map."""
+"""Square crops of a frame by two conventions, and the window that weighs a score map."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
+from torch.nn import functional as F
+
+_SPILL = np.array([0, 0, 1 - 1e-4, 1 - 1e-4])
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,183 @@ class Crop:
         """Centre of the box it was taken round, `[2]`, pixels of the frame, not rounded."""
         return self.box_xywh[:2] + 0.5 * self.box_xywh[2:]
 
+    def box_to_crop(self, box_xywh: np.ndarray) -> np.ndarray:
+        """Boxes of the frame in pixels of the crop, xywh; the crop's centre is `(size - 1) / 2` (botaoye/OSTrack,
+        `transform_image_to_crop`)."""
+        extent = box_xywh[..., 2:] * self.resize_factor
+        center = (self.size - 1) / 2 + (box_xywh[..., :2] + 0.5 * box_xywh[..., 2:] - self.center) * self.resize_factor
+        return np.concatenate((center - 0.5 * extent, extent), axis=-1)
+
+    def box_from_crop(self, box_xywh: np.ndarray) -> np.ndarray:
+        """Boxes in pixels of the crop in the frame, xywh; the crop's centre is `size / 2` (botaoye/OSTrack,
+        `map_box_back`)."""
+        extent = box_xywh[..., 2:] / self.resize_factor
+        center = (box_xywh[..., :2] + 0.5 * box_xywh[..., 2:]) / self.resize_factor + self.center - 0.5 * self.side
+        return np.concatenate((center - 0.5 * extent, extent), axis=-1)
+
+
+@dataclass(frozen=True)
+class AlignedCrop:
+    """Where a crop of LoRAT's convention was taken: whole pixels of the frame on whole pixels of the crop.
+
+    Args:
+        source (4 `int`): x1, y1, x2, y2 of the part of the frame, in whole pixels.
+        target (4 `int`): where that part lies in the crop, in whole pixels; empty where the crop misses the frame.
+        size (`int`): side of the crop, in pixels.
+        scale, translation (`np.ndarray` float64 `[2]`): x and y of what really maps frame to crop, `in * scale +
+            translation`.
+        box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
+
+    Example:
+        >>> crop = aligned_crop(np.array([10.0, 10.0, 20.0, 20.0]), factor=2.0, size=80, height=60, width=90)
+        >>> crop.source, crop.target, crop.scale.tolist()
+        ((0, 0, 40, 40), (0, 0, 80, 80), [2.0, 2.0])
+    """
+
+    source: tuple[int, int, int, int]
+    target: tuple[int, int, int, int]
+    size: int
+    scale: np.ndarray
+    translation: np.ndarray
+    box_xywh: np.ndarray
+
+    def box_to_crop(self, box_xywh: np.ndarray) -> np.ndarray:
+        """Boxes of the frame in pixels of the crop, xywh."""
+        first = box_xywh[..., :2] * self.scale + self.translation
+        second = (box_xywh[..., :2] + box_xywh[..., 2:]) * self.scale + self.translation
+        return np.concatenate((first, second - first), axis=-1)
+
+    def box_from_crop(self, box_xywh: np.ndarray) -> np.ndarray:
+        """Boxes in pixels of the crop in the frame, xywh."""
+        first = (box_xywh[..., :2] - self.translation) / self.scale
+        return np.concatenate((first, box_xywh[..., 2:] / self.scale), axis=-1)
+
+
+def rasterized(box_xyxy: np.ndarray) -> np.ndarray:
+    """The cells that boxes touch, half-open; a spill of less than a ten-thousandth does not count.
+
+    As in LitingLin/LoRAT (`bbox_rasterize`); float64 `[..., 4]` to int64.
+
+    Example:
+        >>> rasterized(np.array([0.5, 1.0, 2.00001, 3.2])).tolist()
+        [0, 1, 2, 4]
+    """
+    return np.floor(box_xyxy + _SPILL).astype(np.int64)
+
+
+def aligned_scale(box_xywh: np.ndarray, factor: float, size: int) -> np.ndarray:
+    """Pixels of a crop per pixel of the frame, x and y, for a box with its surroundings (LitingLin/LoRAT).
+
+    The surroundings add `(factor - 1) (w + h) / 2` to each side of the box, and the crop has their area.
+
+    Example:
+        >>> aligned_scale(np.array([0.0, 0.0, 20.0, 20.0]), 4.0, 160).tolist()
+        [2.0, 2.0]
+    """
+    extent = box_xywh[2:] + (factor - 1) * (box_xywh[2:].sum() * 0.5)
+    return np.sqrt(size * size / extent.prod()).repeat(2)
+
+
+def aligned_crop(
+    box_xywh: np.ndarray,
+    factor: float,
+    size: int,
+    height: int,
+    width: int,
+    scale: np.ndarray | None = None,
+    shift: np.ndarray | None = None,
+) -> AlignedCrop:
+    """Where LoRAT crops round a box (LitingLin/LoRAT, `scale_and_translate`).
+
+    What the crop shows of the frame is widened to whole pixels on both sides, and boxes are mapped by what that makes
+    of scale and translation, in float32 as there: a template's cells depend on the last digit.
+
+    Args:
+        box_xywh (`np.ndarray` float64 `[4]`): pixels of the frame.
+        factor (`float`): size of the surroundings.
+        size (`int`): side of the crop in pixels.
+        height, width (`int`): of the frame.
+        scale (`np.ndarray` `[2]`): replaces `aligned_scale` (training's jitter).
+        shift (`np.ndarray` `[2]`): pixels of the crop by which it is moved (training's jitter).
+
+    Example:
+        >>> aligned_crop(np.array([40.0, 30.0, 30.0, 30.0]), 4.0, 112, 90, 120).scale.round(4).tolist()
+        [0.9391, 0.9333]
+    """
+    if scale is None:
+        scale = aligned_scale(box_xywh, factor, size)
+    translation = size / 2 - (box_xywh[:2] + 0.5 * box_xywh[2:]) * scale + (0 if shift is None else shift)
+    frame = np.array([0, 0, width, height], dtype=np.float64)
+    both, moved = np.tile(scale, 2), np.tile(translation, 2)
+    target = rasterized((frame * both + moved).clip(0, size))
+    source = rasterized(target * (1 / both) - moved / both).clip(0, [width, height, width, height])
+    extent = source[2:] - source[:2]
+    if (target[2:] > target[:2]).all() and (extent > 0).all():
+        real = (target[2:] - target[:2]).astype(np.float32) / extent.astype(np.float32)
+        translation = (target[:2].astype(np.float32) - source[:2].astype(np.float32) * real).astype(np.float64)
+        scale = real.astype(np.float64)
+    else:
+        target = np.zeros(4, dtype=np.int64)
+    return AlignedCrop(tuple(source.tolist()), tuple(target.tolist()), size, scale, translation, box_xywh)
+
+
+def cut_aligned(image: np.ndarray, where: AlignedCrop, fill: np.ndarray) -> np.ndarray:
+    """The part of a picture that an aligned crop names, resized bilinearly in float32, on a ground of one colour.
+
+    Args:
+        image (`np.ndarray` uint8 `[H, W, C]`).
+        where (`AlignedCrop`): of this picture's size.
+        fill (`np.ndarray` `[C]`): colour of what lies outside the picture.
+
+    Returns:
+        `np.ndarray` float32 `[size, size, C]`, 0 to 255.
+
+    Example:
+        >>> where = aligned_crop(np.array([0.0, 0.0, 2.0, 2.0]), 2.0, 4, 9, 9)
+        >>> cut_aligned(np.full((9, 9, 1), 7, np.uint8), where, np.array([1.0]))[..., 0].tolist()
+        [[1.0, 1.0, 1.0, 1.0], [1.0, 7.0, 7.0, 7.0], [1.0, 7.0, 7.0, 7.0], [1.0, 7.0, 7.0, 7.0]]
+    """
+    check_picture(image)
+    channels = image.shape[2]
+    picture = np.empty((where.size, where.size, channels), np.float32)
+    picture[:] = fill
+    left, top, right, bottom = where.target
+    if right > left:
+        x1, y1, x2, y2 = where.source
+        region = torch.from_numpy(image[y1:y2, x1:x2].astype(np.float32)).permute(2, 0, 1)[None]
+        # not OpenCV, whose coarser weights differ by up to 0.002 of 255 from the official pixels
+        resized = F.interpolate(region, (bottom - top, right - left), mode="bilinear", align_corners=False)
+        picture[top:bottom, left:right] = resized[0].permute(1, 2, 0).numpy()
+    return picture
+
+
+def mean_color(image: np.ndarray) -> np.ndarray:
+    """Mean of every channel of a picture `[H, W, C]`, float32 `[C]`.
+
+    Example:
+        >>> mean_color(np.full((4, 4, 6), 9, np.uint8)).tolist()
+        [9.0, 9.0, 9.0, 9.0, 9.0, 9.0]
+    """
+    # OpenCV's mean takes up to four channels, and a picture of one stream after the other
+    streams = np.split(image, range(3, image.shape[2], 3), axis=2)
+    means = [cv2.mean(np.ascontiguousarray(stream))[: stream.shape[2]] for stream in streams]
+    return np.concatenate(means).astype(np.float32)
+
 
 @lru_cache(maxsize=16)
-def _window(grid: int) -> np.ndarray:
-    row = 0.5 * (1 - np.cos(2 * np.pi * np.arange(1, grid + 1) / (grid + 1)))
+def _window(grid: int, zeros: bool) -> np.ndarray:
+    row = np.hanning(grid) if zeros else np.hanning(grid + 2)[1:-1]
     return np.outer(row, row).astype(np.float32)
 
 
-def hann_window(grid: int) -> np.ndarray:
-    """Weights that favour places near the last position: the outer product of two Hann windows without their zeros.
+def hann_window(grid: int, zeros: bool = False) -> np.ndarray:
+    """Weights that favour places near the last position: the outer product of two symmetric Hann windows.
 
-    As in botaoye/OSTrack (`hann2d`). Computed once per size.
+    Without zeros at the border in botaoye/OSTrack (`hann2d`), with them in LitingLin/LoRAT. Computed once per size.
 
     Args:
         grid (`int`): cells per side of the score map.
+        zeros (`bool`): whether the outermost cells are 0.
 
     Returns:
         `np.ndarray` float32 `[grid, grid]`, in 0..1; yours to change.
@@ -66,7 +233,7 @@ def hann_window(grid: int) -> np.ndarray:
     """
     if isinstance(grid, bool) or not isinstance(grid, (int, np.integer)) or grid < 1:
         raise ValueError(f"the window needs a positive whole number of cells per side, got {grid!r}")
-    return _window(int(grid)).copy()
+    return _window(int(grid), zeros).copy()
 
 
 def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
@@ -90,9 +257,7 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
         >>> cut_square(np.full((9, 9, 1), 7, np.uint8), where)[..., 0].tolist()
         [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 7, 7], [0, 0, 7, 7]]
     """
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:
-        shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"a crop needs a uint8 picture [H, W, C] as stack() gives it, got {shown}")
+    check_picture(image)
     height, width, channels = image.shape
     x1, y1, side = where.x1, where.y1, where.side
     x2, y2 = x1 + side, y1 + side
@@ -108,3 +273,10 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
         region = padded
     picture = cv2.resize(region, (where.size, where.size), interpolation=cv2.INTER_LINEAR)
     return picture.reshape(where.size, where.size, channels)
+
+
+def check_picture(image: np.ndarray) -> None:
+    """Raises ValueError unless `image` is a uint8 picture `[H, W, C]`."""
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:
+        shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"a crop needs a uint8 picture [H, W, C] as stack() gives it, got {shown}")

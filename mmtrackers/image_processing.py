@@ -11,13 +11,25 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .boxes import BoxLike
-from .crops import Crop, cut_square, hann_window
+from .boxes import BoxLike, clip_box_xywh
+from .crops import (
+    AlignedCrop,
+    Crop,
+    aligned_crop,
+    check_picture,
+    cut_aligned,
+    cut_square,
+    hann_window,
+    mean_color,
+    rasterized,
+)
 from .frames import Frame, choose_streams, join_streams, to_picture
 
-__all__ = ["Crop", "TrackerImageProcessor", "hann_window"]
+__all__ = ["AlignedCrop", "Crop", "TrackerImageProcessor", "hann_window"]
 
 Role = Literal["template", "search"]
+CROP_STYLES = ("ostrack", "lorat")
+SMALLEST_SEARCHED = 10.0  # pixels: LoRAT looks round a box of at least this size
 
 _SERVICE_KEYS = frozenset({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"})
 
@@ -49,11 +61,13 @@ def _normalisation(
 class TrackerImageProcessor(BaseImageProcessor):
     """Frames to crops, crops to tensors, boxes between frame and crop; saved as `preprocessor_config.json`.
 
-    The crop is OSTrack's (Ye et al., ECCV 2022; botaoye/OSTrack, `sample_target`): a square of side
-    `ceil(sqrt(w h) factor)` round the box, black where it leaves the picture, resized bilinearly.
+    There are two conventions. "ostrack" (Ye et al., ECCV 2022; botaoye/OSTrack, `sample_target`): a square of side
+    `ceil(sqrt(w h) factor)` round the box, black where it leaves the picture, resized bilinearly. "lorat" (Lin et al.,
+    ECCV 2024; LitingLin/LoRAT, also SPMTrack's): the box and `(factor - 1) (w + h) / 2` more on each axis, whole
+    pixels of the picture on whole pixels of the crop, the picture's mean colour round it, in float32.
 
     Args:
-        crop_style (`str`): the crop convention; "ostrack".
+        crop_style (`str`): the crop convention, "ostrack" or "lorat".
         template_size, search_size (`int`): sides of the two crops in pixels.
         template_factor, search_factor (`float`): side of the square in units of the box's mean side.
         image_mean, image_std (3 `float`): normalisation of every stream, for values in 0..1.
@@ -96,8 +110,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         self._said_missing: set[str] = set()
 
     def _check_settings(self) -> None:
-        if self.crop_style != "ostrack":
-            raise ValueError(f"crop_style is {self.crop_style!r}, known: 'ostrack'")
+        if self.crop_style not in CROP_STYLES:
+            raise ValueError(f"crop_style is {self.crop_style!r}, known: {', '.join(map(repr, CROP_STYLES))}")
         for name in ("template_size", "search_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -161,18 +175,24 @@ class TrackerImageProcessor(BaseImageProcessor):
 
     # -------------------------------------------------------------------------------------------------------- crops
 
-    def crop(self, image: np.ndarray, box_xywh: BoxLike, role: Role) -> tuple[np.ndarray, Crop]:
-        """Cut a square round a box and resize it.
+    def crop(
+        self, image: np.ndarray, box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Crop | AlignedCrop]:
+        """Cut round a box and resize.
 
-        The picture's last row and column count as outside once the square reaches them, as in the official code.
+        In the "ostrack" style the picture's last row and column count as outside once the square reaches them, as in
+        the official code.
 
         Args:
             image (`np.ndarray` uint8 `[H, W, C]`): as `stack` gives it.
-            box_xywh (4 numbers): pixels of the frame; may lie partly or wholly outside (then the crop is black).
+            box_xywh (4 numbers): pixels of the frame; may lie partly or wholly outside.
             role (`str`): "template" or "search": which size and factor.
+            fill (`np.ndarray` `[C]`): "lorat" style: the colour outside the picture, as `padding` gives it; this
+                picture's own by default. A session pads all search crops with the first frame's.
 
         Returns:
-            `(picture, crop)`: `np.ndarray` uint8 `[s, s, C]` and where it was taken.
+            `(picture, crop)`: `np.ndarray` `[s, s, C]` (uint8; "lorat" style float32, 0 to 255), and where it was
+            taken.
 
         Raises:
             ValueError: a picture of another form, a box that is not 4 finite numbers with positive sides, or an
@@ -184,11 +204,25 @@ class TrackerImageProcessor(BaseImageProcessor):
             >>> picture.shape, crop.x1, crop.y1, crop.side
             ((256, 256, 3), 5, 5, 40)
         """
-        where = self.locate(box_xywh, role)
-        return cut_square(image, where), where
+        if self.crop_style == "ostrack":
+            where = self.locate(box_xywh, role)
+            return cut_square(image, where), where
+        check_picture(image)
+        where = self.locate(box_xywh, role, image.shape[:2])
+        return cut_aligned(image, where, mean_color(image) if fill is None else fill), where
 
-    def locate(self, box_xywh: BoxLike, role: Role) -> Crop:
+    def padding(self, image: np.ndarray) -> np.ndarray | None:
+        """The colour `[C]` that this picture's crops and, in a session, those of later search regions are padded with;
+        None for black."""
+        return None if self.crop_style == "ostrack" else mean_color(image)
+
+    def locate(
+        self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None
+    ) -> Crop | AlignedCrop:
         """Where `crop` would cut, without a picture; arguments and errors as there.
+
+        Args:
+            frame_size (2 `int`): height and width of the frame; needed in the "lorat" style.
 
         Example:
             >>> TrackerImageProcessor().locate([60, 40, 30, 24], "template").side
@@ -206,17 +240,48 @@ class TrackerImageProcessor(BaseImageProcessor):
                 f"no crop can be taken round the box x={x:g}, y={y:g}, width={w:g}, height={h:g}: "
                 "the numbers must be finite and the sides positive"
             )
-        side = math.ceil(math.sqrt(w * h) * factor)
-        return Crop(round(x + 0.5 * w - 0.5 * side), round(y + 0.5 * h - 0.5 * side), side, size, box)
+        if self.crop_style == "ostrack":
+            side = math.ceil(math.sqrt(w * h) * factor)
+            return Crop(round(x + 0.5 * w - 0.5 * side), round(y + 0.5 * h - 0.5 * side), side, size, box)
+        if frame_size is None:
+            raise ValueError("a crop of the 'lorat' style depends on the frame: give frame_size=(height, width)")
+        if role == "search":
+            extent = np.maximum(box[2:], SMALLEST_SEARCHED)
+            box = np.concatenate((box[:2] + 0.5 * (box[2:] - extent), extent))
+        return aligned_crop(box, factor, size, *frame_size)
+
+    def template_mask(self, crops: Sequence[Crop | AlignedCrop], grid: int) -> torch.Tensor:
+        """Which cells of template crops show the target that they were taken round (LitingLin/LoRAT).
+
+        Args:
+            crops (list of `Crop`): as `crop` gives them.
+            grid (`int`): cells along a side, the model's `config.template_grid`.
+
+        Returns:
+            `torch.Tensor` int64 `[B, grid, grid]`: 1 where the box touches the cell, else 0.
+
+        Example:
+            >>> processor = TrackerImageProcessor(crop_style="lorat", template_size=112)
+            >>> crop = processor.locate([20, 20, 40, 20], "template", (80, 100))
+            >>> processor.template_mask([crop], 4)[0].tolist()
+            [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
+        """
+        mask = torch.zeros(len(crops), grid, grid, dtype=torch.int64)
+        for row, crop in zip(mask, crops, strict=True):
+            box = crop.box_to_crop(crop.box_xywh)
+            corners = np.concatenate((box[:2], box[:2] + box[2:])) / (crop.size / grid)
+            x1, y1, x2, y2 = rasterized(corners).clip(0, grid).tolist()
+            row[y1:y2, x1:x2] = 1
+        return mask
 
     def to_tensor(self, crops: Sequence[np.ndarray]) -> torch.Tensor:
         """Crops as one tensor with the streams apart.
 
         Args:
-            crops (list of `np.ndarray` uint8 `[s, s, 3 * S]`): of one size.
+            crops (list of `np.ndarray` `[s, s, 3 * S]`): of one size.
 
         Returns:
-            `torch.Tensor` uint8 `[B, S, 3, s, s]`.
+            `torch.Tensor` `[B, S, 3, s, s]` of the same type.
 
         Raises:
             ValueError: no crops, crops of several sizes, or channels that are no multiple of 3.
@@ -238,7 +303,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         """Pixels 0..255 to the values a tracker reads, on the tensor's device.
 
         Args:
-            pixels (`torch.Tensor` uint8 `[..., 3, h, w]`).
+            pixels (`torch.Tensor` uint8 or float32 `[..., 3, h, w]`).
 
         Returns:
             `torch.Tensor` float32 of the same shape: `(pixels / 255 - mean) / std`.
@@ -320,11 +385,11 @@ class TrackerImageProcessor(BaseImageProcessor):
     # -------------------------------------------------------------------------------------------------------- boxes
 
     @staticmethod
-    def box_to_crop(box_xywh: BoxLike, crop: Crop) -> np.ndarray:
-        """A box of the frame in a crop, as training labels need it (`transform_image_to_crop` of botaoye/OSTrack).
+    def box_to_crop(box_xywh: BoxLike, crop: Crop | AlignedCrop) -> np.ndarray:
+        """A box of the frame in a crop, as training labels need it.
 
-        The crop's centre is taken as `(size - 1) / 2`, half a pixel from where `box_from_crop` puts it; published
-        trackers were trained with the one and run with the other.
+        In the "ostrack" style the crop's centre is taken as `(size - 1) / 2`, half a pixel from where `box_from_crop`
+        puts it; published trackers were trained with the one and run with the other.
 
         Args:
             box_xywh (numbers `[..., 4]`): pixels of the frame.
@@ -338,14 +403,11 @@ class TrackerImageProcessor(BaseImageProcessor):
             >>> TrackerImageProcessor.box_to_crop([60, 40, 30, 24], crop).round(4).tolist()
             [0.3592, 0.3869, 0.2778, 0.2222]
         """
-        box = np.asarray(box_xywh, dtype=np.float64)
-        extent = box[..., 2:] * crop.resize_factor
-        center = (crop.size - 1) / 2 + (box[..., :2] + 0.5 * box[..., 2:] - crop.center) * crop.resize_factor
-        return np.concatenate((center - 0.5 * extent, extent), axis=-1) / crop.size
+        return crop.box_to_crop(np.asarray(box_xywh, dtype=np.float64)) / crop.size
 
     @staticmethod
-    def box_from_crop(box_cxcywh: BoxLike, crop: Crop) -> np.ndarray:
-        """A predicted box in the frame, as tracking needs it (`map_box_back` of botaoye/OSTrack).
+    def box_from_crop(box_cxcywh: BoxLike, crop: Crop | AlignedCrop) -> np.ndarray:
+        """A predicted box in the frame, as tracking needs it.
 
         Args:
             box_cxcywh (numbers `[..., 4]`, CPU tensors too): centre, width, height as fractions of the crop.
@@ -359,6 +421,29 @@ class TrackerImageProcessor(BaseImageProcessor):
             >>> TrackerImageProcessor.box_from_crop([0.5, 0.5, 0.25, 0.25], crop).tolist()
             [61.5, 38.5, 27.0, 27.0]
         """
-        box = np.asarray(box_cxcywh, dtype=np.float64) * crop.side
-        center = box[..., :2] + crop.center - 0.5 * crop.side
-        return np.concatenate((center - 0.5 * box[..., 2:], box[..., 2:]), axis=-1)
+        box = np.asarray(box_cxcywh, dtype=np.float64) * crop.size
+        return crop.box_from_crop(np.concatenate((box[..., :2] - 0.5 * box[..., 2:], box[..., 2:]), axis=-1))
+
+    def clip_box(self, box_xywh: np.ndarray, height: int, width: int) -> np.ndarray | None:
+        """A predicted box on its frame, by the rule of the crop style's tracking loop; None where the style has no
+        use for it.
+
+        "ostrack" keeps at least 10 pixels of any box on the frame. "lorat" cuts off what lies outside, and does not
+        move where nothing is left.
+
+        Args:
+            box_xywh (`np.ndarray` `[4]`): pixels of the frame.
+            height, width (`int`): of the frame.
+
+        Example:
+            >>> processor = TrackerImageProcessor(crop_style="lorat")
+            >>> processor.clip_box(np.array([-5.0, 4.0, 15.0, 8.0]), 60, 80).tolist()
+            [0.0, 4.0, 10.0, 8.0]
+            >>> processor.clip_box(np.array([-5.0, 4.0, 3.0, 8.0]), 60, 80) is None
+            True
+        """
+        if self.crop_style == "ostrack":
+            return clip_box_xywh(box_xywh, height, width)
+        first = np.clip(box_xywh[:2], 0, [width, height])
+        extent = np.clip(box_xywh[:2] + box_xywh[2:], 0, [width, height]) - first
+        return np.concatenate((first, extent)) if (extent > 0).all() else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .crops import hann_window
 from .memory import TemplatePolicy
 
 
@@ -236,6 +237,8 @@ class TrackerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     is_packed = False
+    # whether embed_template reads which cells of a template show the target
+    reads_template_mask = False
     default_adapter: type[PeftConfig] | None = None
 
     add_adapter = _unless_packed(PreTrainedModel.add_adapter)
@@ -308,6 +311,10 @@ class TrackerPreTrainedModel(PreTrainedModel):
         if modality != "rgb" and "elimination_layers" in values:
             values["elimination_layers"] = []
         return cls.config_class(**(values | overrides))
+
+    def window(self) -> torch.Tensor:
+        """What `decode` takes while tracking: weights `[g, g]` that favour places near the last position."""
+        return torch.from_numpy(hann_window(self.config.search_grid))
 
     @property
     def template_policy(self) -> TemplatePolicy:

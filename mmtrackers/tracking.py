@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .boxes import check_box_xywh, clip_box_xywh
-from .image_processing import TrackerImageProcessor, hann_window
+from .boxes import check_box_xywh
+from .image_processing import TrackerImageProcessor
 from .memory import TemplateMemory
 
 Frame = np.ndarray | dict[str, np.ndarray]
@@ -80,7 +80,7 @@ class Tracker:
         self.allow_missing = allow_missing
         self.device: torch.device = torch.device(model.device)
         self.dtype: torch.dtype = model.dtype
-        self.window = torch.from_numpy(hann_window(model.config.search_grid)).to(self.device)
+        self.window: torch.Tensor = model.window().to(self.device)
 
     @classmethod
     def from_pretrained(
@@ -203,20 +203,30 @@ class TrackingSession:
         crops = self._template_crops(image, boxes)
         memory.add(0, crops)
         memory.template(1)
+        self._padding = tracker.image_processor.padding(image)
         self._memory, self._newest, self._single = memory, crops, single
-        self._size, self._boxes = (height, width), boxes
+        self._size, self._boxes, self._moved = (height, width), boxes, [True] * len(boxes)
         self._state: Any = None
         self.frame_index = 0
 
-    def _template_crops(self, image: np.ndarray, boxes: np.ndarray) -> torch.Tensor:
-        """Template crops round the boxes, as they are kept: uint8 `[targets, S, 3, h, w]` on the host."""
-        processor = self.tracker.image_processor
-        return processor.to_tensor([processor.crop(image, box, "template")[0] for box in boxes])
+    def _template_crops(self, image: np.ndarray, boxes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Template crops round the boxes, as they are kept on the host: `[targets, S, 3, h, w]`, 0 to 255, and their
+        masks `[targets, g, g]` where the model reads them."""
+        processor, model = self.tracker.image_processor, self.tracker.model
+        cut = [processor.crop(image, box, "template") for box in boxes]
+        mask = None
+        if model.reads_template_mask:
+            mask = processor.template_mask([where for _, where in cut], model.config.template_grid)
+        return processor.to_tensor([picture for picture, _ in cut]), mask
 
-    def _embed(self, crops: torch.Tensor) -> torch.Tensor:
+    def _embed(self, crops: tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
         tracker = self.tracker
-        template = tracker.image_processor.normalize(crops.to(tracker.device, non_blocking=True))
-        return tracker.model.embed_template(template.to(tracker.dtype)[:, None])
+        pixels, mask = crops
+        template = tracker.image_processor.normalize(pixels.to(tracker.device, non_blocking=True))
+        template = template.to(tracker.dtype)[:, None]
+        if mask is None:
+            return tracker.model.embed_template(template)
+        return tracker.model.embed_template(template, mask.to(tracker.device)[:, None])
 
     @property
     def boxes_xywh(self) -> np.ndarray:
@@ -252,7 +262,7 @@ class TrackingSession:
         """
         tracker, processor = self.tracker, self.tracker.image_processor
         image = self._checked(tracker.stack(frame))
-        crops = [processor.crop(image, box, "search") for box in self._boxes]
+        crops = [processor.crop(image, box, "search", self._padding) for box in self._boxes]
         pixels = processor.to_tensor([picture for picture, _ in crops]).to(tracker.device, non_blocking=True)
         search = processor.normalize(pixels).to(tracker.dtype)
         output = tracker.model(search, self._memory.template(self.frame_index + 1), state=self._state)
@@ -267,11 +277,13 @@ class TrackingSession:
         return self._answer(predictions)
 
     def _remember(self, image: np.ndarray, predictions: list[Prediction]) -> None:
-        """Adds this frame's templates to the memory; a target that is not there keeps its newest one."""
+        """Adds this frame's templates to the memory; a target that was not found keeps its newest one."""
         crops = self._template_crops(image, self._boxes)
-        for target, prediction in enumerate(predictions):
-            if not prediction.present:
-                crops[target] = self._newest[target]
+        for target in range(len(predictions)):
+            if not self._moved[target]:
+                for new, old in zip(crops, self._newest, strict=True):
+                    if new is not None:
+                        new[target] = old[target]
         self._newest = crops
         self._memory.add(self.frame_index, crops)
 
@@ -283,12 +295,13 @@ class TrackingSession:
                 f"the model answered {row.tolist()} for frame {self.frame_index}: its weights or its precision are "
                 "broken; try dtype float32 or load the checkpoint again"
             )
-        absent_below = self.tracker.absent_below
-        if absent_below is not None and score < absent_below:
-            return Prediction(self._boxes[target].copy(), score, present=False)
-        box = self.tracker.image_processor.box_from_crop(row[:4], crop)
-        self._boxes[target] = clip_box_xywh(box, *self._size)
-        return Prediction(self._boxes[target].copy(), score)
+        absent_below, processor = self.tracker.absent_below, self.tracker.image_processor
+        present = absent_below is None or score >= absent_below
+        box = processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size) if present else None
+        self._moved[target] = box is not None
+        if box is not None:
+            self._boxes[target] = box
+        return Prediction(self._boxes[target].copy(), score, present)
 
     def _checked(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] != self._size:

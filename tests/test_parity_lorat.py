@@ -1,11 +1,12 @@
 """LoRAT against the official code's numbers: positions, the model unmerged and merged, crops, losses."""
 
+import numpy as np
 import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input, seeded_tensor
 from peft import set_peft_model_state_dict
 
-from mmtrackers import LoRATConfig, LoRATForTracking
+from mmtrackers import LoRATConfig, LoRATForTracking, TrackerImageProcessor
 from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, check_tensors
 from mmtrackers.backbones.dinov2 import resample_positions
 from mmtrackers.heads.mlp import _cells, decode_cells
@@ -152,3 +153,38 @@ def test_parity_lorat_loss_and_gradients(name):
     loss.backward()
     torch.testing.assert_close(logits.grad.squeeze(1), golden["grad_score_map"], atol=1e-6, rtol=0)
     torch.testing.assert_close(distances.grad, golden["grad_ltrb_logits"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", cases(r"lorat-crop(-[0-9a-z]+)?"))
+def test_parity_lorat_crops(name):
+    _, golden = load_case(name)
+    frame = golden["frame"].permute(1, 2, 0).numpy().astype(np.uint8)
+    assert np.array_equal(frame, golden["frame"].permute(1, 2, 0).numpy())
+    processor = TrackerImageProcessor(crop_style="lorat", template_size=56, search_size=112)
+    for i in range(3):
+        expected = {key[2:]: value.numpy() for key, value in golden.items() if key.startswith(f"{i}.")}
+        x1, y1, x2, y2 = expected["box"]
+        box = np.array([x1, y1, x2 - x1, y2 - y1])
+        np.testing.assert_allclose(processor.padding(frame), expected["image_mean"], rtol=0, atol=1e-4)
+        for role in ("template", "search"):
+            picture, crop = processor.crop(frame, box, role, processor.padding(frame))
+            np.testing.assert_allclose(picture.transpose(2, 0, 1), expected[role], rtol=0, atol=1e-3)
+            assert np.array_equal([crop.scale, crop.translation], expected[f"{role}_params_adjusted"])
+            if role == "template":
+                pixels = processor.normalize(processor.to_tensor([picture]))[0, 0]
+                np.testing.assert_allclose(pixels.numpy(), expected["template_normalised"], rtol=0, atol=1e-5)
+                assert np.array_equal(processor.template_mask([crop], 4)[0].numpy(), expected["template_mask"])
+        found = processor.box_to_crop(box, crop) * 112
+        corners = np.concatenate([found[:2], found[:2] + found[2:]])
+        np.testing.assert_allclose(corners, expected["box_in_search"], rtol=0, atol=1e-9)
+        center = np.concatenate([corners[:2] + corners[2:], 2 * found[2:]]) / 2 / 112
+        back = processor.box_from_crop(center, crop)
+        np.testing.assert_allclose(back[:2], expected["box_back"][:2], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(back[:2] + back[2:], expected["box_back"][2:], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL[:1])
+def test_parity_lorat_window(name):
+    case, golden = load_case(name)
+    model = LoRATForTracking(config_of(case["config"]))
+    torch.testing.assert_close(model.window().flatten(), golden["window"], atol=1e-7, rtol=0)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mmtrackers import TrackerImageProcessor
+from mmtrackers.image_processing import hann_window
 from mmtrackers.memory import TemplatePolicy
 
 SIZE = (120, 160)
@@ -18,12 +19,16 @@ class RedPatchModel:
     device = torch.device("cpu")
     dtype = torch.float32
     template_policy = TemplatePolicy()
+    reads_template_mask = False
 
     def __init__(self, streams: int = 1, modality: str = "rgb", score: float = 0.8):
         self.config = SimpleNamespace(
             streams=streams, modality=modality, search_grid=8, template_size=32, search_size=64, patch_size=8
         )
         self.score, self.embeddings, self.batches, self.states = score, 0, [], []
+
+    def window(self) -> torch.Tensor:
+        return torch.from_numpy(hann_window(8))
 
     def embed_template(self, template: torch.Tensor) -> torch.Tensor:
         self.embeddings += 1

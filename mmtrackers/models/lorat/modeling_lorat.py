@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
 from mmtrackers.backbones.dinov2 import Dinov2Trunk, init_dinov2_weights
+from mmtrackers.crops import hann_window
 from mmtrackers.heads.mlp import MlpHead, decode_cells
 from mmtrackers.losses import cell_loss
 from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput
@@ -41,6 +42,8 @@ class LoRATForTracking(LoRATPreTrainedModel):
         >>> output.score_map.shape, output.boxes.shape
         (torch.Size([1, 1, 16, 16]), torch.Size([1, 4]))
     """
+
+    reads_template_mask = True
 
     def __init__(self, config: LoRATConfig):
         super().__init__(config)
@@ -101,6 +104,10 @@ class LoRATForTracking(LoRATPreTrainedModel):
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,
         )
+
+    def window(self) -> Tensor:
+        """Weights of places `[g, g]` for `decode`: 0 at the border."""
+        return torch.from_numpy(hann_window(self.config.search_grid, zeros=True))
 
     def decode(self, output: TrackingOutput, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Boxes cxcywh `[B, 4]` (fractions of the crop) and scores `[B]` of an output, under a window `[g, g]`."""
