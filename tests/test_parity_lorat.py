@@ -187,4 +187,4 @@ def test_parity_lorat_crops(name):
 def test_parity_lorat_window(name):
     case, golden = load_case(name)
     model = LoRATForTracking(config_of(case["config"]))
-    torch.testing.assert_close(model.window().flatten(), golden["window"], atol=1e-7, rtol=0)
+    torch.testing.assert_close(model.window().flatten(), golden["window"], atol=2e-7, rtol=0)
