@@ -96,15 +96,15 @@ ROWS = {
                     | rgbt("trainingset/c"), ["b9", "b10"], "1111", (0, "v000001.jpg", [10, 20, 30, 40])),
     "lasher-train": ("lasher", "train", rgbt("testingset/b") | rgbt("trainingset/c", BOX + GONE + BOX * 2),
                      ["c"], "1011", (1, "v000002.jpg", [0, 0, 0, 0])),
-    "lasher-train882": ("lasher", "train882", rgbt("trainingset/c") | rgbt("trainingset/boywalkinginsnow3"),
+    "lasher-train_882": ("lasher", "train_882", rgbt("trainingset/c") | rgbt("trainingset/boywalkinginsnow3"),
                         ["c"], "1111", (0, "v000001.jpg", [10, 20, 30, 40])),
     "rgbt234": ("rgbt234", None, rgbt("child1"), ["child1"], "1111", (3, "v000004.jpg", [10, 20, 30, 40])),
     "rgbt210": ("rgbt210", "test", {"a/visible": numbered("%d.jpg", 11), "a/infrared": numbered("%d.jpg", 11, 5),
                                     "a/init.txt": BOX * 11}, ["a"], "1" * 11, (9, "10.jpg", [10, 20, 30, 40])),
     "gtot": ("gtot", None, GTOT, ["a"], "1111", (1, "00002.png", [10, 20, 30, 40])),
-    "vtuav-short": ("vtuav", "test-short", vtuav("test_ST_001/car_1") | vtuav("test_LT_001/car_2"), ["car_1"],
+    "vtuav-short": ("vtuav", "test_short", vtuav("test_ST_001/car_1") | vtuav("test_LT_001/car_2"), ["car_1"],
                     "100000000010000000000", (10, "000010.jpg", [5, 6, 7, 8])),
-    "vtuav-twice": ("vtuav", "train-short", vtuav("train_ST_004/pedestrian_042")
+    "vtuav-twice": ("vtuav", "train_short", vtuav("train_ST_004/pedestrian_042")
                     | vtuav("train_ST_006/pedestrian_042"), ["pedestrian_042"], "100000000010000000000",
                     (20, "000020.jpg", [0, 0, 0, 0])),
     "visevent": ("visevent", "test", visevent("test/b") | visevent("test/a") | visevent("train/c")
@@ -141,7 +141,7 @@ ROWS = {
     "got10k-val": ("got10k", "val", got10k("val/b") | got10k("val/a") | {"val/list.txt": "b\na\n"}, ["b", "a"],
                    "1001", (0, "00000001.jpg", [10, 20, 30, 40])),
     "got10k-test": ("got10k", "test", got10k("test/a", BOX), ["a"], "1000", (0, "00000001.jpg", [10, 20, 30, 40])),
-    "got10k-vottrain": ("got10k", "vottrain", got10k("train/GOT-10k_Train_000003") | got10k(
+    "got10k-train_vot": ("got10k", "train_vot", got10k("train/GOT-10k_Train_000003") | got10k(
         f"train/GOT-10k_Train_{packaged_list('got10k_val')[0]:0>6}") | got10k(
         f"train/GOT-10k_Train_{packaged_list('got10k_vot_exclude')[0]:0>6}"), ["GOT-10k_Train_000003"], "1001",
         (0, "00000001.jpg", [10, 20, 30, 40])),
@@ -157,7 +157,7 @@ ROWS = {
                       ["a"], "1111", (3, "00004.jpg", [10, 20, 30, 40])),
     "otb100": ("otb100", None, OTB, ["David", "Diving", "Jogging_1", "Jogging_2", "Tiger1"], "11",
                (1, "0301.jpg", [10, 20, 30, 40])),
-    "coco": ("coco", "train", COCO, ["000000000007_1"], "1", (0, "000000000007.jpg", [1.5, 2, 3, 4])),
+    "coco": ("coco", "train2017", COCO, ["000000000007_1"], "1", (0, "000000000007.jpg", [1.5, 2, 3, 4])),
 }
 
 
@@ -184,7 +184,11 @@ def test_what_else_a_sequence_carries(tmp_path):
     assert sequence.extras["anchor"].tolist() == [1, 0, 0, -1]
     sequence = open_dataset(grow(tmp_path / "c", ROWS["got10k-val"][2]), dataset="got10k", split="val")[0]
     assert sequence.extras["cover"].tolist() == [8, 0, 0, 1] and sequence.extras["absence"].tolist() == [0, 1, 0, 0]
+    assert sequence.visible.tolist() == [True, False, False, True] and sequence.rgb_only().visible is not None
+    sequence = open_dataset(grow(tmp_path / "g", visevent("test/a")), dataset="visevent", split="test")[0]
+    assert sequence.visible.tolist() == [True, False, True, True] and not sequence.present[1]
     sequence = open_dataset(grow(tmp_path / "d", GTOT), dataset="gtot")[0]
+    assert sequence.visible is None and sequence.extras == {}
     assert sequence.second_boxes_xywh[0].tolist() == [11, 21, 30, 40]
     otb = open_dataset(grow(tmp_path / "e", OTB), dataset="otb100")
     assert {s.name: (len(s), s.frames["rgb"][0].name, s.boxes_xywh[0, 0]) for s in otb} == {
@@ -197,7 +201,7 @@ def test_what_else_a_sequence_carries(tmp_path):
 FLAT = rgbt("c") | rgbt("10runone")
 FAULTS = {
     "unknown set": ("lash", None, {}, {}, "dataset 'lash': expected one of lasher, rgbt234"),
-    "split needed": ("lasher", None, {}, {}, "LasHeR has the splits train, test, train882, val; got split=None"),
+    "split needed": ("lasher", None, {}, {}, "LasHeR has the splits train, test, train_882, val; got split=None"),
     "unknown split": ("gtot", "train", {}, {}, "GTOT has the splits test; got split='train'"),
     "split without set": (None, "test", {}, {}, "split='test' needs dataset="),
     "empty": ("lasher", "test", {}, {}, r"no sequence of LasHeR below .*<sequence>/visible/ \+ <sequence>/infrared/"),
@@ -211,7 +215,7 @@ FAULTS = {
     "listed but not there": ("visevent", "test", visevent("test/a") | {"testlist.txt": "a\nb\n"}, {},
                              "1 listed sequences are not below .*: b"),
     "asked but not there": ("gtot", None, GTOT, {"names": ["x"]}, "1 listed sequences are not below .*: x"),
-    "no COCO": ("coco", "train", {}, {}, "COCO: expected .*instances_train2017.json and the pictures in"),
+    "no COCO": ("coco", "train2017", {}, {}, "COCO: expected .*instances_train2017.json and the pictures in"),
     "UAV123 folder lacks": ("uav123", None, {k: v for k, v in UAV.items() if k != "data_seq/UAV123/bike1"}, {},
                             "UAV123: the folder bike1/ of sequence 'bike1' is missing"),
 }

@@ -258,12 +258,11 @@ def _stream_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     return None
 
 
+_ENDINGS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
+
+
 def _images(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield name
+    return (name for name in os.listdir(folder) if name.rpartition(".")[2].lower() in _ENDINGS and name[0] != ".")
 
 
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -314,18 +313,21 @@ def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch) -> S
     boxes, annotated = _place(path, rows, count, layout)
     present = annotated & np.isfinite(boxes).all(1)
     present[present] = (boxes[present, 2:] > 0).all(1)
-    extras = {}
+    extras, visible = {}, None
     for name in (*layout.flags, *layout.numbers):
         if (folder / name).is_file():
             watch.add(folder / name)
             extras[Path(name).stem] = read_flags(folder / name, count).astype(np.float32)
             if name in layout.flags:
-                present &= np.isin(extras[Path(name).stem], layout.flags[name])
+                shown = np.isin(extras[Path(name).stem], layout.flags[name])
+                visible = shown if visible is None else visible & shown
+    if visible is not None:
+        present &= visible
     second = _first_file(folder, layout.second_boxes) if len(frames) > 1 else None
     second_boxes = _place(second, _rows(second, layout, entry, watch), count, layout)[0] if second else None
     files = {stream: FrameFiles.of(where, names) for stream, (where, names) in frames.items()}
     return Sequence(entry.name, files, boxes, present, annotated, second_boxes, layout.name, layout.min_side,
-                    extras=extras)
+                    visible=visible, extras=extras)
 
 
 def _frame_names(entry: Entry, folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # A set of fewer frames is listed as fast as its index would be opened.
 INDEXED_FROM = 20_000
 _MAGIC = b"mmtidx01"
-_ARRAYS = ("boxes_xywh", "present", "annotated", "second_boxes_xywh")
+_ARRAYS = ("boxes_xywh", "present", "annotated", "second_boxes_xywh", "visible")
 _PLAIN = ("name", "layout", "min_side", "dataset", "attributes")
 
 

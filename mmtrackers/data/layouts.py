@@ -156,22 +156,22 @@ DATASETS: Mapping[str, DatasetRow] = {
     "lasher": DatasetRow("LasHeR", (RGBT,), {
         "train": Split(("trainingset",), without=("lasher_test",)),
         "test": Split(("testingset",), names=("lasher_test",)),
-        "train882": Split(("trainingset",), without=("lasher_test", "lasher_val"), always=True),
+        "train_882": Split(("trainingset",), without=("lasher_test", "lasher_val"), always=True),
         "val": Split(("trainingset",), names=("lasher_val",), always=True),
     }, attributes="lasher_attributes"),
     "rgbt234": DatasetRow("RGBT234", (RGBT,), _ALL, attributes="rgbt234_attributes"),
     "rgbt210": DatasetRow("RGBT210", (RGBT,), _ALL),
     "gtot": DatasetRow("GTOT", (GTOT,), _ALL),
     "vtuav": DatasetRow("VTUAV", (VTUAV,), {
-        "train-short": Split(("train_ST*", "train*/train_ST*", "train/ST*"), drop=_VTUAV_TWICE,
+        "train_short": Split(("train_ST*", "train*/train_ST*", "train/ST*"), drop=_VTUAV_TWICE,
                              names=("vtuav_short_train", "vtuav_short_val")),
-        "train-long": Split(("train_LT*", "train*/train_LT*", "train/LT*"),
+        "train_long": Split(("train_LT*", "train*/train_LT*", "train/LT*"),
                             names=("vtuav_long_train", "vtuav_long_val")),
-        "test-short": Split(("test_ST*", "test*/test_ST*", "test/ST*")),
-        "test-long": Split(("test_LT*", "test*/test_LT*", "test/LT*")),
-        "val-short": Split(("train_ST*", "train*/train_ST*", "train/ST*"), drop=_VTUAV_TWICE,
+        "test_short": Split(("test_ST*", "test*/test_ST*", "test/ST*")),
+        "test_long": Split(("test_LT*", "test*/test_LT*", "test/LT*")),
+        "val_short": Split(("train_ST*", "train*/train_ST*", "train/ST*"), drop=_VTUAV_TWICE,
                            names=("vtuav_short_val",), always=True),
-        "val-long": Split(("train_LT*", "train*/train_LT*", "train/LT*"), names=("vtuav_long_val",), always=True),
+        "val_long": Split(("train_LT*", "train*/train_LT*", "train/LT*"), names=("vtuav_long_val",), always=True),
     }),
     "visevent": DatasetRow("VisEvent", (VISEVENT,), {
         "train": Split(("train",), lists=("trainlist.txt", "train/trainlist.txt")),
@@ -179,7 +179,7 @@ DATASETS: Mapping[str, DatasetRow] = {
     }),
     "coesot": DatasetRow("COESOT", (COESOT,), {
         "train": Split(("train",), lists=("train/list.txt",)),
-        "train800": Split(("train",), without=("coesot_val",), always=True),
+        "train_800": Split(("train",), without=("coesot_val",), always=True),
         "val": Split(("train",), names=("coesot_val",), always=True),
         # The set's own list has one name more than its toolkit evaluates.
         "test": Split(("test",), lists=("test/list.txt",), drop=("dvSave-2022_03_21_11_09_50",)),
@@ -190,7 +190,7 @@ DATASETS: Mapping[str, DatasetRow] = {
     }),
     "depthtrack": DatasetRow("DepthTrack", (RGBD,), {
         "train": Split(("train",), names=("depthtrack_train", "depthtrack_val")),
-        "train146": Split(("train",), names=("depthtrack_train",), always=True),
+        "train_146": Split(("train",), names=("depthtrack_train",), always=True),
         "val": Split(("train",), names=("depthtrack_val",), always=True),
         "test": Split(("test", "sequences"), lists=_VOT_LIST, names=("depthtrack_test",)),
     }),
@@ -203,16 +203,16 @@ DATASETS: Mapping[str, DatasetRow] = {
     "trackingnet": DatasetRow("TrackingNet", (TRACKINGNET,), {
         "train": Split(("TRAIN_*/frames",)), "test": Split(("TEST/frames",)),
         # What several trackers train on: the first four of the twelve parts.
-        "train4": Split(("TRAIN_[0-3]/frames",)),
+        "train_0_3": Split(("TRAIN_[0-3]/frames",)),
     }),
     "got10k": DatasetRow("GOT-10k", (GOT10K,), {
         "train": Split(("train",), lists=("train/list.txt",)),
         "val": Split(("val",), lists=("val/list.txt",)),
         "test": Split(("test",), lists=("test/list.txt",)),
-        "train7934": Split(without=("got10k_val",), **_GOT10K_TRAIN),
-        "train1401": Split(names=("got10k_val",), **_GOT10K_TRAIN),
-        "vottrain": Split(without=("got10k_val", "got10k_vot_exclude"), **_GOT10K_TRAIN),
-        "votval": Split(names=("got10k_val",), without=("got10k_vot_exclude",), **_GOT10K_TRAIN),
+        "train_7934": Split(without=("got10k_val",), **_GOT10K_TRAIN),
+        "train_1401": Split(names=("got10k_val",), **_GOT10K_TRAIN),
+        "train_vot": Split(without=("got10k_val", "got10k_vot_exclude"), **_GOT10K_TRAIN),
+        "val_vot": Split(names=("got10k_val",), without=("got10k_vot_exclude",), **_GOT10K_TRAIN),
     }),
     "tnl2k": DatasetRow("TNL2K", (TNL2K,), {
         "train": Split(("train", "TNL2K_train*", "*/TNL2K_train*")), "test": Split(("test", "TNL2K_test*")),
@@ -220,5 +220,5 @@ DATASETS: Mapping[str, DatasetRow] = {
     "uav123": DatasetRow("UAV123", (UAV123,), {"test": Split(("data_seq/UAV123",))}, entries=special.uav123_targets),
     "nfs": DatasetRow("NFS", (NFS, NFS_CONVERTED), {"test": Split(("sequences",))}),
     "otb100": DatasetRow("OTB100", (OTB,), _ALL, entries=special.otb_targets),
-    "coco": DatasetRow("COCO", (), {"train": Split(), "val": Split()}, build=special.coco_stills),
+    "coco": DatasetRow("COCO", (), {"train2017": Split(), "val2017": Split()}, build=special.coco_stills),
 }

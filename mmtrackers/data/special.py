@@ -70,8 +70,8 @@ def uav123_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
 
 def coco_stills(root: Path, split: str, watch: "Watch") -> Iterator[Sequence]:
     """COCO 2017: every annotation that is no crowd and has an area is a sequence of one frame (as in pytracking)."""
-    file = root / "annotations" / f"instances_{split}2017.json"
-    candidates = (root / "images" / f"{split}2017", root / f"{split}2017")
+    file = root / "annotations" / f"instances_{split}.json"
+    candidates = (root / "images" / split, root / split)
     folder = next((path for path in candidates if path.is_dir()), None)
     if not file.is_file() or folder is None:
         raise ValueError(f"COCO: expected {file} and the pictures in {candidates[0]}")
