@@ -41,16 +41,18 @@ class GrowingPolicy(TemplatePolicy):
     Args:
         max_memory (`int` or None): most frames whose crops are kept; None for all that can be asked for, exactly as
             published, with memory that grows with the video.
-        templates (`int`): templates beside the first frame's, at most.
+        templates (`int`): templates beside the first frame's, at most; 2 or more.
 
     Raises:
-        ValueError: `max_memory` is too small for the number of templates.
+        ValueError: fewer than 2 templates, or `max_memory` is too small for them.
     """
 
     max_memory: int | None = 1024
     templates: int = 3
 
     def __post_init__(self) -> None:
+        if self.templates < 2:
+            raise ValueError(f"templates is {self.templates}, expected 2 or more: TemplatePolicy keeps to one")
         if self.max_memory is not None and self.max_memory < 8 * self.templates:
             raise ValueError(
                 f"max_memory is {self.max_memory}, expected at least {8 * self.templates} frames for {self.templates} "

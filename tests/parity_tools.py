@@ -1,6 +1,7 @@
 """Reading of parity fixtures: `<system>-<case>.json` beside `.safetensors`, weights drawn by tensor name.
 
-The folder is `MMTRACKERS_FIXTURES`, else `../shared/parity` beside the checkout, else `tests/fixtures/parity`.
+The folder is `MMTRACKERS_FIXTURES`, else `../shared/parity` beside the checkout, else `tests/fixtures/parity`; what is
+only in the last is found there all the same.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 _HERE = Path(__file__).resolve().parent
+_OWN = _HERE / "fixtures" / "parity"
 
 
 def fixtures_folder() -> Path:
@@ -21,17 +23,18 @@ def fixtures_folder() -> Path:
     if folder := os.environ.get("MMTRACKERS_FIXTURES"):
         return Path(folder)
     shared = _HERE.parent.parent / "shared" / "parity"
-    return shared if shared.is_dir() else _HERE / "fixtures" / "parity"
+    return shared if shared.is_dir() else _OWN
 
 
 def cases(pattern: str) -> list[str]:
     """Names of the fixtures whose file name matches the regular expression `pattern` from its start to its end."""
-    return sorted(p.stem for p in fixtures_folder().glob("*.json") if re.fullmatch(pattern, p.stem))
+    names = {path.stem for folder in (fixtures_folder(), _OWN) for path in folder.glob("*.json")}
+    return sorted(name for name in names if re.fullmatch(pattern, name))
 
 
 def load_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """The JSON description of a fixture and its tensors."""
-    folder = fixtures_folder()
+    folder = fixtures_folder() if (fixtures_folder() / f"{name}.json").is_file() else _OWN
     description = json.loads((folder / f"{name}.json").read_text())
     return description, load_file(folder / f"{name}.safetensors")
 

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from mmtrackers import (
     AMGLoraConfig,
+    ODTrackConfig,
+    ODTrackForTracking,
     OSTrackConfig,
     OSTrackForTracking,
     PATrackConfig,
@@ -62,12 +64,23 @@ class Row:
     merge_error: str | None
 
 
-def tiny_ostrack() -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = OSTrackForTracking(OSTrackConfig(**TINY))
+def _shaken(model: PreTrainedModel) -> PreTrainedModel:
     with torch.no_grad():  # a fresh model's maps are nearly flat: differences would hide in rounding
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_ostrack() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return _shaken(OSTrackForTracking(OSTrackConfig(**TINY)))
+
+
+def tiny_odtrack() -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = _shaken(ODTrackForTracking(ODTrackConfig(**TINY)))
+    with torch.no_grad():  # the head reads features times their product with a token
+        model.model.norm.weight.mul_(0.3)
     return model
 
 
@@ -119,6 +132,7 @@ ROWS = [
         True,
         "every token",
     ),
+    Row("LORA", tiny_odtrack, ODTrackForTracking, lambda: ODTrackConfig(**TINY), _LORA, _LORA, False, None),
 ]
 
 

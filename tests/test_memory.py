@@ -17,7 +17,7 @@ POLICIES = [
     SpreadTemplates(max_memory=24),
     SpreadTemplates(max_memory=100),
     SpreadTemplates(max_memory=40, templates=5),
-    SpreadTemplates(max_memory=None, templates=1),
+    SpreadTemplates(max_memory=None, templates=2),
     QuarterReferences(max_memory=None),
     QuarterReferences(max_memory=30),
     ThirdReferences(max_memory=30),
@@ -77,6 +77,8 @@ def test_a_bounded_memory_is_exact_at_first_and_close_later():
         assert all(0 <= ours - theirs < stride for ours, theirs in pairs)
     with pytest.raises(ValueError, match="expected at least 24 frames for 3 templates, or None"):
         SpreadTemplates(max_memory=20)
+    with pytest.raises(ValueError, match="templates is 1, expected 2 or more"):
+        SpreadTemplates(templates=1)
 
 
 class Remembering(RedPatchModel):

@@ -1,4 +1,4 @@
-"""What every tuner must do, one row per tuner (`peft_rows.ROWS`)."""
+"""What every tuner must do, one row per tuner and base (`peft_rows.ROWS`)."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from mmtrackers import AutoTracker
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.peft_type)
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: f"{row.peft_type}-{row.tracker.config_class.model_type}")
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -252,6 +252,6 @@ known()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    names = sorted(row.peft_type for row in ROWS)
+    names = sorted({row.peft_type for row in ROWS})
     before = [f"{name} {name}" if name == "LORA" else f"{name} KeyError '{name}'" for name in names]
     assert done.stdout.splitlines() == before + [f"{name} {name}" for name in names]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from mmtrackers.backbones.vit import ViTTrunk
-from mmtrackers.memory import SpreadTemplates
+from mmtrackers.memory import SpreadTemplates, TemplatePolicy
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking, OSTrackPreTrainedModel
 
 from .configuration_odtrack import ODTrackConfig
@@ -79,6 +79,8 @@ class ODTrackForTracking(ODTrackPreTrainedModel, OSTrackForTracking):
     trunk_class = ODTrackModel
 
     @property
-    def template_policy(self) -> SpreadTemplates:
-        """ODTrack's memory rule, with the config's `num_templates` and `max_memory`."""
+    def template_policy(self) -> TemplatePolicy:
+        """ODTrack's memory rule, with the config's `num_templates` and `max_memory`; of one template, the first."""
+        if self.config.num_templates == 1:
+            return TemplatePolicy()
         return SpreadTemplates(max_memory=self.config.max_memory, templates=self.config.num_templates)
