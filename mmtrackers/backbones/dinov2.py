@@ -197,15 +197,16 @@ class Dinov2Trunk(ViTTrunk):
         search: Tensor,
         template: Tensor,
         template_mask: Tensor | None = None,
-        prefix: Tensor | None = None,
+        state: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TrunkOutput:
-        """Search crops `[B, S, 3, H, W]`, templates `[B, T, S, 3, h, w]` with their masks or embedded, and tokens
-        `[S*B, P, C]` to go in front, to `TrunkOutput`; its `state` is what became of those."""
+        """Search crops `[B, S, 3, H, W]`, templates `[B, T, S, 3, h, w]` with their masks or embedded, and what the
+        frame before returned as `state`, where the model carries one, to `TrunkOutput`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
         template_tokens = template if template.ndim == 3 else self.embed_template(template, template_mask)
         self.check_tokens(template_tokens, search)
         parts = [template_tokens, self.embeddings.search(search)]
+        prefix = self.prefix_tokens(state, len(template_tokens))
         x = torch.cat(parts if prefix is None else [prefix.to(parts[0].dtype), *parts], 1)
         layout = self.layout(template_tokens.shape[1], 0 if prefix is None else prefix.shape[1])
         return self.encode(x, layout, **kwargs)

@@ -8,7 +8,7 @@ from mmtrackers.backbones.dinov2 import Dinov2Trunk, init_dinov2_weights
 from mmtrackers.crops import hann_window
 from mmtrackers.heads.mlp import MlpHead, decode_cells
 from mmtrackers.losses import cell_loss
-from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput
+from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
 
 from .configuration_lorat import LoRATConfig
 
@@ -44,10 +44,11 @@ class LoRATForTracking(LoRATPreTrainedModel):
     """
 
     reads_template_mask = True
+    trunk_class: type[Dinov2Trunk] = LoRATModel
 
     def __init__(self, config: LoRATConfig):
         super().__init__(config)
-        self.model = LoRATModel(config)
+        self.model = self.trunk_class(config)
         self.neck = Neck()
         self.head = MlpHead(config.hidden_size, config.search_grid)
         self.post_init()
@@ -65,17 +66,21 @@ class LoRATForTracking(LoRATPreTrainedModel):
         template_mask: Tensor | None = None,
         state: Tensor | None = None,
         labels: Tensor | None = None,
+        box_weight: float = 1.0,
         **kwargs,
     ) -> TrackingOutput:
         """Search crops to boxes.
 
         Args:
-            search (`Tensor`, shape `[B, S, 3, H, W]`): normalised search crops of the S streams.
+            search (`Tensor`, shape `[B, S, 3, H, W]`): normalised search crops of the S streams; or clips
+                `[B, F, S, 3, H, W]`, see `forward_clip`.
             template (`Tensor`): normalised template crops `[B, T, S, 3, h, w]`, or the result of `embed_template`.
             template_mask (`Tensor`, shape `[B, T, g, g]`): which cells of a template show the target (nonzero); needed
                 with template crops.
-            state: not used by this family.
-            labels (`Tensor`, shape `[B, 4]`): true boxes xywh as fractions of the search crop; makes the loss.
+            state (`Tensor`): what the frame before returned as `state`, where the model carries one; else unused.
+            labels (`Tensor`, shape `[B, 4]`): true boxes xywh as fractions of the search crop; makes the loss. For
+                clips `[B, F, 4]`.
+            box_weight (`float`): weight of the loss's GIoU term, for schedules.
 
         Returns:
             `TrackingOutput` with a `box_map`.
@@ -83,8 +88,13 @@ class LoRATForTracking(LoRATPreTrainedModel):
         Raises:
             ValueError: shapes that do not fit the config.
         """
-        trunk = self.model(search, template, template_mask, **kwargs)
-        features = self.neck(trunk.last_hidden_state, self.model.layout(0))
+        if search.ndim == 6:
+            kwargs |= {"template_mask": template_mask, "box_weight": box_weight}
+            return forward_clip(self, search, template, state, labels, **kwargs)
+        trunk = self.model(search, template, template_mask, state, **kwargs)
+        features = self.neck(trunk.last_hidden_state, self.model.layout(0).search_only())
+        if trunk.token is not None:
+            features = weighed(features, trunk.token)
         logits, box_map = self.head(features)
         score_map = logits.sigmoid()
         boxes, _ = decode_cells(score_map, box_map)
@@ -92,7 +102,7 @@ class LoRATForTracking(LoRATPreTrainedModel):
         if labels is not None:
             if labels.shape != boxes.shape:
                 raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(boxes.shape)}: xywh each.")
-            loss, parts = cell_loss(logits, box_map, labels)
+            loss, parts = cell_loss(logits, box_map, labels, box_weight)
             loss = loss if trunk.auxiliary_loss is None else loss + trunk.auxiliary_loss
         return TrackingOutput(
             loss=loss,
@@ -100,6 +110,7 @@ class LoRATForTracking(LoRATPreTrainedModel):
             boxes=boxes,
             score_map=score_map,
             box_map=box_map,
+            state=None if trunk.state is None else trunk.state.detach(),
             auxiliary_loss=trunk.auxiliary_loss,
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,

@@ -9,7 +9,7 @@ from transformers.utils.generic import can_return_tuple
 from mmtrackers.backbones.vit import ViTTrunk, init_vit_weights
 from mmtrackers.heads.center import CenterHead, decode_center
 from mmtrackers.losses import center_loss
-from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip
+from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
 
 from .configuration_ostrack import OSTrackConfig
 
@@ -110,7 +110,7 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
         trunk = self.model(search, template, state, **kwargs)
         features = self.neck(trunk.last_hidden_state, self.model.layout(0).search_only())
         if trunk.token is not None:
-            features = features * (features @ trunk.token.transpose(1, 2))
+            features = weighed(features, trunk.token)
         grid = self.config.search_grid
         maps = self.head(features.transpose(1, 2).unflatten(2, (grid, grid)))
         boxes, _ = decode_center(*maps)

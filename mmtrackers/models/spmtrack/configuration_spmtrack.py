@@ -1,0 +1,56 @@
+"""Configuration of SPMTrack and of its TMoE adapter."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+from mmtrackers.models.lorat.configuration_lorat import LoRATConfig
+from mmtrackers.tuners.tmoe import TMoEConfig
+
+
+@strict
+class SPMTrackConfig(LoRATConfig):
+    """Configuration of an SPMTrack tracker (arXiv 2503.18338); the defaults are SPMTrack-B.
+
+    Sizes of the adapter are in `TMoEConfig`; fields of the trunk are `LoRATConfig`'s.
+
+    Args:
+        reference_rule (`str`): which frames the two later references are, "quarters" (about a quarter and three
+            quarters of the video so far) or "thirds" (the rule of SPMTrack-B's published LaSOT result).
+        max_memory (`int` or None): most frames whose crops are kept for it; None for all that it can reach.
+
+    Example:
+        >>> SPMTrackConfig.published("large").search_grid
+        27
+    """
+
+    model_type = "mmt_spmtrack"
+
+    template_size: int = 196
+    search_size: int = 378
+    reference_rule: str = "quarters"
+    max_memory: int | None = 1024
+
+    @classmethod
+    def published(cls, size: str, search_size: int = 378, **fields: Any) -> "SPMTrackConfig":
+        """The configuration of a published tracker: "base", "large" or "giant" at 378 pixels."""
+        return super().published(size, search_size, **fields)
+
+    def validate_architecture(self) -> None:
+        """Checks fields against each other; called by the strict dataclass."""
+        super().validate_architecture()
+        if self.reference_rule not in ("quarters", "thirds"):
+            raise ValueError(f"reference_rule is {self.reference_rule!r}, expected 'quarters' or 'thirds'.")
+
+
+def tmoe_config(**fields: Any) -> TMoEConfig:
+    """SPMTrack's adapter: experts beside every linear map of every layer; state token, token types and head in full.
+
+    Args:
+        fields: fields of `TMoEConfig`.
+
+    Example:
+        >>> sorted(tmoe_config().modules_to_save)
+        ['head', 'track_token', 'token_type']
+    """
+    return TMoEConfig(**({"modules_to_save": ["track_token", "token_type", "head"]} | fields))
