@@ -10,6 +10,7 @@ from .models.odtrack import ODTrackConfig, ODTrackForTracking, ODTrackModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
 from .models.patrack import PATrackConfig, PATrackForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
+from .models.spmtrack import SPMTrackConfig, SPMTrackForTracking, SPMTrackModel
 from .tracking import Prediction, Tracker, TrackingSession
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
 from .tuners.progressive import ProgressiveConfig, ProgressiveModel
@@ -21,12 +22,14 @@ __version__ = "0.1.0"
 AutoModel.register(LoRATConfig, LoRATModel)
 AutoModel.register(ODTrackConfig, ODTrackModel)
 AutoModel.register(OSTrackConfig, OSTrackModel)
+AutoModel.register(SPMTrackConfig, SPMTrackModel)
 for _config, _tracker in (
     (LoRATConfig, LoRATForTracking),
     (ODTrackConfig, ODTrackForTracking),
     (OSTrackConfig, OSTrackForTracking),
     (PATrackConfig, PATrackForTracking),
     (SEATrackConfig, SEATrackForTracking),
+    (SPMTrackConfig, SPMTrackForTracking),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoTracker.register(_config, _tracker)
@@ -54,6 +57,9 @@ __all__ = [
     "SDMoEModel",
     "SEATrackConfig",
     "SEATrackForTracking",
+    "SPMTrackConfig",
+    "SPMTrackForTracking",
+    "SPMTrackModel",
     "TMoEConfig",
     "TMoEModel",
     "TokenLayout",

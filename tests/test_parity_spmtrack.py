@@ -1,15 +1,21 @@
 """SPMTrack against the official code's numbers, on weights and inputs drawn by name."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input, seeded_tensor
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmtrackers import TMoEConfig
+from mmtrackers import SPMTrackConfig, SPMTrackForTracking, TMoEConfig, Tracker, TrackerImageProcessor
+from mmtrackers.backbones.dinov2 import SwiGLU, resample_positions
+from mmtrackers.crops import hann_window
+from mmtrackers.heads.mlp import decode_cells
+from mmtrackers.losses import covered_cells
 from mmtrackers.modeling import backward_clip
-from mmtrackers.models.spmtrack import SPMTrackConfig, SPMTrackForTracking, tmoe_config
+from mmtrackers.models.spmtrack import tmoe_config
 from mmtrackers.models.spmtrack.convert_spmtrack import our_name, renamed
 
 SMALL = cases(r"spmtrack-(small|swiglu).*")
@@ -207,3 +213,117 @@ def test_base_at_true_size(case: str) -> None:
             torch.testing.assert_close(output.state, tensors[f"{step}.out.state"], atol=5e-6, rtol=0)
             boxes = output.box_map.permute(0, 2, 3, 1)
             torch.testing.assert_close(boxes, tensors[f"{step}.out.boxes"], atol=5e-6, rtol=0)
+
+
+def followed(description: dict, tensors: dict[str, Tensor], rule: str) -> Iterator[tuple]:
+    """Each frame's fixture entry, what the session predicted, and what model and memory saw of it."""
+    run = next(run for run in description["runs"] if run["rule"] == rule)
+    model = official_model(description, reference_rule="thirds" if rule == "lasot_base" else "quarters")
+    processor = TrackerImageProcessor(
+        crop_style="lorat",
+        template_size=model.config.template_size,
+        search_size=model.config.search_size,
+        template_factor=description["settings"]["template_area_factor"],
+        search_factor=description["settings"]["search_area_factor"],
+    )
+    pictures = tensors["frames_u8"].numpy()
+    x1, y1, x2, y2 = description["video"]["first_box_xyxy"]
+    session = Tracker(model, processor).start(pictures[0], [x1, y1, x2 - x1, y2 - y1])
+    seen = {}
+    model.register_forward_pre_hook(lambda _m, args, kwargs: seen.update(search=args[0]), with_kwargs=True)
+    model.register_forward_hook(lambda _m, _args, out: seen.update(output=out))
+    for step in run["steps"]:
+        seen["references"] = [session._memory._crops[index] for index in step["reference_frames"]]
+        assert list(session._memory.policy.indices(step["frame"])) == step["reference_frames"]
+        prediction = session.update(pictures[step["frame"]])
+        yield step, prediction, seen
+
+
+@pytest.mark.parametrize("rule", ["general", "lasot_base"])
+@pytest.mark.parametrize("case", TRACK)
+def test_the_whole_loop_on_a_video(case: str, rule: str) -> None:
+    description, tensors = load_case(case)
+    dataset = {"general": "GOT-10k", "lasot_base": "LaSOT"}[rule]
+    for step, prediction, seen in followed(description, tensors, rule):
+        prefix, box = f"{dataset}.f{step['frame']}", step["box_xyxy"]
+        for (pixels, mask), mean, (x1, y1, x2, y2) in zip(
+            seen["references"], step["z_mean"], step["foreground_cells"], strict=True
+        ):
+            assert TrackerImageProcessor().normalize(pixels).mean().item() == pytest.approx(mean, abs=1e-5)
+            cells = torch.zeros(14, 14, dtype=torch.int64)
+            cells[y1:y2, x1:x2] = 1
+            assert torch.equal(mask[0], cells)
+        x, y, width, height = prediction.box.tolist()
+        assert [x, y, x + width, y + height] == pytest.approx(box, abs=1e-4)
+        assert prediction.score == pytest.approx(step["confidence"], abs=1e-5)
+        search = seen["search"][0, 0]
+        assert search.mean().item() == pytest.approx(step["x_crop_mean"], abs=1e-4)
+        assert search.std().item() == pytest.approx(step["x_crop_std"], abs=1e-4)
+        for name, found in {
+            "score_map": logits_of(seen["output"])[0],
+            "boxes": seen["output"].box_map[0].permute(1, 2, 0),
+            "state": seen["output"].state[0],
+            "x_row100": search[:, 100],
+            "x_crop_8x8": F.avg_pool2d(search, 42),
+        }.items():
+            expected = tensors.get(f"{prefix}.{name}", found)  # not every frame has all of them
+            torch.testing.assert_close(found, expected, atol=5e-6, rtol=0, msg=f"{prefix}.{name}")
+
+
+@pytest.mark.parametrize("case", MODULES)
+@torch.no_grad()
+def test_swiglu(case: str) -> None:
+    description, tensors = load_case(case)
+    shapes = description["parts"]["swiglu"]["state_dict"]
+    mlp = SwiGLU(SPMTrackConfig(hidden_size=24, num_attention_heads=2, use_swiglu_ffn=True))
+    weights = {name: seeded_tensor(name, tuple(shape), description["seed"]) for name, shape in shapes.items()}
+    weights = {name.removeprefix(f"{case}.swiglu."): weight for name, weight in weights.items()}
+    mlp.load_state_dict(weights | {"scale.gamma": torch.ones(24)})
+    torch.testing.assert_close(mlp(tensors["swiglu.x"]), tensors["swiglu.y"], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_positions(case: str) -> None:
+    description, tensors = load_case(case)
+    facts = description["parts"]["pos"]["input"]
+    table = seeded_input(facts["name"], facts["shape"], description["seed"])
+    for side in (16, 27):
+        torch.testing.assert_close(resample_positions(table, side), tensors[f"pos.out{side}"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_crops(case: str) -> None:
+    description, tensors = load_case(case)
+    facts, image = description["parts"]["crop"], tensors["crop.image_u8"].permute(1, 2, 0).numpy()
+    for entry in facts["cases"]:
+        x1, y1, x2, y2 = facts["boxes"][entry["box"]]
+        box, size = [x1, y1, x2 - x1, y2 - y1], entry["size"]
+        processor = TrackerImageProcessor(
+            crop_style="lorat", template_size=size, template_factor=entry["area_factor"], search_size=size
+        )
+        picture, where = processor.crop(image, box, "template")
+        expected = tensors[f"crop.{entry['box']}.{size}.out"].permute(1, 2, 0).numpy()
+        assert picture == pytest.approx(expected, abs=1e-3)
+        assert where.scale.tolist() == entry["adjusted_scale"]
+        assert where.translation.tolist() == entry["adjusted_translation"]
+        left, top, right, bottom = entry["foreground_cells_xyxy"]
+        cells = torch.zeros(size // 14, size // 14, dtype=torch.int64)
+        cells[top:bottom, left:right] = 1
+        assert torch.equal(processor.template_mask([where], size // 14)[0], cells)
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_positive_cells_and_best_cell(case: str) -> None:
+    description, tensors = load_case(case)
+    facts = description["parts"]["positive_cells"]
+    for entry in facts["cases"]:
+        cells = covered_cells(torch.tensor(entry["box"]) / facts["search"][0], facts["map"][0])
+        assert cells.flatten().nonzero().flatten().tolist() == entry["cells"]
+    facts = description["parts"]["post_process"]
+    scores, boxes = (seeded_input(part["name"], part["shape"], description["seed"]) for part in facts["inputs"])
+    window = torch.from_numpy(hann_window(6, zeros=True))
+    torch.testing.assert_close(window, tensors["pp.window"], atol=1e-7, rtol=0)
+    found, confidence = decode_cells(scores.sigmoid()[:, None], boxes.permute(0, 3, 1, 2), window)
+    torch.testing.assert_close(confidence, tensors["pp.confidence"], atol=1e-6, rtol=0)
+    corners = torch.cat([found[:, :2] - found[:, 2:] / 2, found[:, :2] + found[:, 2:] / 2], 1)
+    torch.testing.assert_close(corners * facts["search"][0], tensors["pp.box"], atol=1e-4, rtol=0)
