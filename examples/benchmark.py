@@ -14,12 +14,12 @@ Launches are dispatched operations that are not views (`count_launches`). Bytes 
 training step at batch 2 keeps, parameters not counted (`saved_bytes`); adapter training for trackers that have one,
 the whole base for OSTrack, with the dropouts and the drop path of the recipe.
 
-`--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/AutoLab-SAI-SJTU/SEATrack,
-or the folder PATrack of github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking, which must be
-made to run first), with what it imports installed (timm, easydict, PyYAML and torchvision among others). Its builder
-is that of `BUILDERS`, run with the experiment file of `--reference-config`; another builder is named by
-`--reference-builder module:function`. It runs in this process, takes `template=` and `search=`, and its elimination is
-that of its own configuration.
+`--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/GXNU-ZhongLab/ODTrack,
+github.com/AutoLab-SAI-SJTU/SEATrack, or the folder PATrack of
+github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking, which must be made to run first), with
+what it imports installed (timm, easydict, PyYAML and torchvision among others). Its builder is that of `BUILDERS`, run
+with the experiment file of `--reference-config`; another builder is named by `--reference-builder module:function`. It
+runs in this process, takes `template=` and `search=`, and its elimination is that of its own configuration.
 """
 
 import argparse
@@ -40,15 +40,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmtrackers import OSTrackForTracking, PATrackForTracking, SEATrackForTracking
+from mmtrackers import ODTrackForTracking, OSTrackForTracking, PATrackForTracking, SEATrackForTracking
 from mmtrackers.packing import PackedLinear
 
 BUILDERS = {
+    "odtrack": ("lib.models.odtrack:build_odtrack", "experiments/odtrack/baseline.yaml"),
     "ostrack": ("lib.models.ostrack:build_ostrack", "experiments/ostrack/vitb_256_mae_ce_32x4_ep300.yaml"),
     "patrack": ("lib.models.patrack.ostrack_adapter:build_patrack", "experiments/patrack/rgbt.yaml"),
     "seatrack": ("lib.models.seatrack:build_seatrack", "experiments/seatrack/rgbt.yaml"),
 }
-TRACKERS = {"ostrack": OSTrackForTracking, "patrack": PATrackForTracking, "seatrack": SEATrackForTracking}
+TRACKERS = {
+    "odtrack": ODTrackForTracking,
+    "ostrack": OSTrackForTracking,
+    "patrack": PATrackForTracking,
+    "seatrack": SEATrackForTracking,
+}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_channels": 16}
 Frame = Callable[[], object]
 
@@ -134,20 +140,21 @@ def build(system: str, tiny: bool = False, adapter: PeftConfig | None = None, **
 
 
 def crops(model: OSTrackForTracking, batch: int = 1, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Random search `[B, S, 3, H, W]` and template `[B, 1, S, 3, h, w]` crops for a model."""
-    c = model.config
+    """Random search `[B, S, 3, H, W]` and template `[B, T, S, 3, h, w]` crops for a model."""
+    c, templates = model.config, getattr(model.config, "num_templates", 1)
     search = torch.randn(batch, c.streams, 3, c.search_size, c.search_size, dtype=dtype)
-    return search, torch.randn(batch, 1, c.streams, 3, c.template_size, c.template_size, dtype=dtype)
+    return search, torch.randn(batch, templates, c.streams, 3, c.template_size, c.template_size, dtype=dtype)
 
 
 def frame_of(model: OSTrackForTracking, dtype: torch.dtype | None = None, **kwargs) -> Frame:
-    """One frame of tracking: forward (`kwargs` go there) with the template's embedding at hand, then decoding under a
-    window."""
+    """One frame of tracking: forward (`kwargs` go there) with the templates' embedding and the state of the frame
+    before at hand, then decoding under a window."""
     search, template = crops(model, dtype=dtype)
     window = torch.rand(model.config.search_grid, model.config.search_grid)
     with torch.no_grad():
         embedded = model.embed_template(template)
-    return lambda: model.decode(model(search, embedded, **kwargs), window)
+        state = model(search, embedded, **kwargs).state
+    return lambda: model.decode(model(search, embedded, state=state, **kwargs), window)
 
 
 def training_bytes(model: OSTrackForTracking, batch: int = 2) -> int:
@@ -207,10 +214,11 @@ def reference_frame(path: Path, system: str, builder: str | None, config: str | 
         model = make(settings.cfg, training=False).eval()
     except Exception as error:
         raise SystemExit(f"{module_name}:{function} of {path} failed: {type(error).__name__}: {error}") from error
-    channels = 3 if system == "ostrack" else 6
-    test = settings.cfg.TEST
+    channels, test = 3 * TRACKERS[system].config_class().streams, settings.cfg.TEST
     template = torch.randn(1, channels, test.TEMPLATE_SIZE, test.TEMPLATE_SIZE)
     search = torch.randn(1, channels, test.SEARCH_SIZE, test.SEARCH_SIZE)
+    if system == "odtrack":  # takes lists of templates and of frames
+        return lambda: model(template=[template] * test.TEMPLATE_NUMBER, search=[search])
     return lambda: model(template=template, search=search)
 
 

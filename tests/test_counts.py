@@ -93,6 +93,21 @@ def test_launches_per_frame_seatrack(seatrack):
 
 
 @pytest.mark.slow
+def test_launches_per_frame_odtrack():
+    odtrack = benchmark.build("odtrack", search_size=256, template_size=128)
+    assert odtrack.config.num_templates == 3
+    frame = benchmark.frame_of(odtrack)
+    assert benchmark.count_launches(frame) <= 210
+    # the published code has 43.8e9; its last layer makes template rows that nobody reads
+    assert benchmark.count_macs(frame) == pytest.approx(42.4e9, rel=0.01)
+    odtrack.pack()
+    assert benchmark.count_launches(frame) <= 140
+    two_streams = benchmark.build("odtrack", search_size=256, template_size=128, streams=2, modality="thermal")
+    two_streams.pack()
+    assert benchmark.count_launches(benchmark.frame_of(two_streams)) <= 142
+
+
+@pytest.mark.slow
 def test_launches_per_frame_patrack():
     patrack = benchmark.build("patrack")
     frame = benchmark.frame_of(patrack)
