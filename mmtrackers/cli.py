@@ -277,7 +277,7 @@ def push(
 @app.command()
 @_user_errors
 def convert(
-    system: Annotated[str, typer.Argument(help="ostrack or seatrack.")],
+    system: Annotated[str, typer.Argument(help="Whose file it is: ostrack, odtrack, patrack or seatrack.")],
     file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth), or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,

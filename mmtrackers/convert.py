@@ -12,6 +12,7 @@ from .conversion import ConversionJob, ConversionReport, all_or_nothing
 from .frames import MODALITIES
 from .models.odtrack.convert_odtrack import convert_odtrack
 from .models.ostrack.convert_ostrack import convert_ostrack
+from .models.patrack.convert_patrack import convert_patrack
 from .models.seatrack.convert_seatrack import convert_seatrack, split_official
 
 
@@ -32,6 +33,7 @@ class Converter(NamedTuple):
 SYSTEMS = {
     "ostrack": Converter(convert_ostrack),
     "odtrack": Converter(convert_odtrack),
+    "patrack": Converter(convert_patrack, base=True, modality=True),
     "seatrack": Converter(convert_seatrack, base=True, modality=True),
 }
 
@@ -46,17 +48,18 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert an official checkpoint file into a folder that `AutoTracker` and `Tracker` load.
 
-    The file is read without running anything in it. An OSTrack or ODTrack file becomes a full model. A SEATrack file
-    becomes an adapter folder, and without `base` also the base that the file holds, in `out/base`. The result is
-    loaded back, and compared with the file's numbers and, on one random input, with the model it was saved from.
+    The file is read without running anything in it. An OSTrack or ODTrack file becomes a full model. A SEATrack or
+    PATrack file becomes an adapter folder, and without `base` also the base that the file holds, in `out/base`. The
+    result is loaded back, and compared with the file's numbers and, on one random input, with the model it was saved
+    from.
 
     Args:
-        system: "ostrack", "odtrack" or "seatrack".
+        system: "ostrack", "odtrack", "patrack" or "seatrack".
         file: `.pth`, `.pth.tar` or `.safetensors`.
         out: folder to make.
-        base: seatrack: the OSTrack it was trained on, as folder or Hub id of this package's form. Used to tell whether
-            the file's weights are merged, and named in the adapter.
-        modality: seatrack: "thermal", "depth" or "event".
+        base: seatrack, patrack: the OSTrack it was trained on, as folder or Hub id of this package's form. Compared
+            with the file's own (seatrack: to tell whether its weights are merged), and named in the adapter.
+        modality: seatrack, patrack: "thermal", "depth" or "event".
         overwrite: write into `out` although it holds files already.
         overrides: fields of `OSTrackConfig` that a file does not tell, such as `num_attention_heads` where heads are
             not 64 wide.

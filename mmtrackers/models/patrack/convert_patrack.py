@@ -156,8 +156,8 @@ def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = N
         raise ValueError(f"the official state dict is incomplete: missing {', '.join(missing)}")
     settings: dict[str, Any] = {field: own[name].shape[0] for field, name in names.items()}
     settings["cea_layers"] = cea_layers
-    norms = [t - (name.endswith("weight")) for name, t in _live_norms(own, ProgressiveConfig(**settings)).items()]
-    settings["cea_train_norm"] = any(bool(t.any()) for t in norms)
+    norms = _live_norms(own, ProgressiveConfig(**settings))
+    settings["cea_train_norm"] = any(bool((t != name.endswith("weight")).any()) for name, t in norms.items())
     return settings
 
 
@@ -225,16 +225,26 @@ def _told(own: Mapping[str, Tensor], ours: Mapping[str, Tensor], depth: int, con
     facts = [
         f"read {count({name: own[name] for name in live})} of the adapter (here {len(ours)} tensors), CEA in layers "
         f"{with_cea}",
-        f"left out {len(left_out)} entries that the model never reads: {shorten(left_out)}",
+        f"left out {len(left_out)} entries that the model never reads: {_summary(left_out)}",
     ]
     if norms:
         facts.append(f"left out {len(norms)} entries of CEA's norms, plain normalisations (scale 1, shift 0)")
     if config.cea_train_norm:
         facts.append("CEA's norms are trained, which the adapters' recipe does not do: kept with the adapter")
     if missing:
-        facts.append(f"{len(missing)} entries that the model never reads are not in the file: {shorten(missing)}")
+        facts.append(f"{len(missing)} entries that the model never reads are not in the file: {_summary(missing)}")
     # their bias starts at zero and moves with the first step
     untrained = [i for i in range(depth) if not own.get(f"backbone.blocks.{i}.adap_t.D_fc1.bias", torch.ones(1)).any()]
     if untrained not in ([], with_cea):
         facts.append(f"check the file: the MDA of layers {untrained} is untrained, expected were those with CEA")
     return facts
+
+
+def _summary(names: list[str]) -> str:
+    """Entries by their part of the model and its layers, such as "adap_t of layers [3, 6, 9], norm1"."""
+    layers: dict[str, set[int]] = {}
+    for name in names:
+        match = re.match(r"backbone\.blocks\.(\d+)\.(\w+)\.(?:obj_fuse\.(gamma\d))?", name)
+        part = name.split(".")[0] if match is None else ".".join(filter(None, match.groups()[1:]))
+        layers.setdefault(part, set()).update([] if match is None else [int(match[1])])
+    return ", ".join(f"{part} of layers {sorted(found)}" if found else part for part, found in layers.items())

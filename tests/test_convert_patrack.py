@@ -1,0 +1,163 @@
+"""Official PATrack files: names, sizes, dead entries, and the way to a folder that tracks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from official_names import meta_net, save_official, seeded_net
+from parity_tools import cases, load_case, seeded_input
+from safetensors.torch import load_file
+
+from mmtrackers import AutoTracker, ProgressiveConfig
+from mmtrackers.convert import convert_checkpoint
+from mmtrackers.models.ostrack.convert_ostrack import UNUSED
+from mmtrackers.models.patrack.convert_patrack import (
+    dead_entries,
+    patrack_entries,
+    patrack_settings,
+    rename_patrack_adapter,
+    split_official,
+)
+
+NEEDED = {"patrack-small", "patrack-base"}
+pytestmark = pytest.mark.skipif(bool(NEEDED - set(cases(".*"))), reason=f"fixtures {sorted(NEEDED)} are not here")
+
+Net = dict[str, torch.Tensor]
+SMALL = {"num_attention_heads": 4, "cea_layers": [1, 3]}
+
+
+@pytest.fixture(scope="module")
+def patrack() -> Net:
+    return seeded_net(load_case("patrack-small")[0])
+
+
+def untouched_norms(net: Net) -> Net:
+    """The file as the adapters' recipe leaves it: CEA's norms at their initial values."""
+    values = {"weight": torch.ones_like, "bias": torch.zeros_like}
+    return {n: values[n.rsplit(".")[-1]](t) if ".norml" in n else t for n, t in net.items()}
+
+
+def test_names_and_counts_at_the_real_size() -> None:
+    net = meta_net(load_case("patrack-base")[0])
+    base, own = split_official(net)
+    assert (len(net), len(base), len(own)) == (730, 242, 488)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert sum(t.numel() for name, t in net.items() if not name.endswith(statistics)) == 105_667_413
+    config = ProgressiveConfig(cea_train_norm=True)
+    live = [name for names in patrack_entries(12, config).values() for name in names]
+    assert len(live) == len(set(live)) == 222 and sum(own[name].numel() for name in live) == 3_732_120
+    dead = dead_entries(12, config)
+    assert set(live) | dead == set(own) and not set(live) & dead
+    ours = rename_patrack_adapter(net, 12, config)
+    assert (len(ours), sum(t.numel() for t in ours.values())) == (204, 3_732_120)
+    ours = rename_patrack_adapter(net, 12, ProgressiveConfig())
+    assert (len(ours), sum(t.numel() for t in ours.values())) == (192, 3_722_904)
+
+
+def test_settings(patrack: Net) -> None:
+    sizes = {"mda_width": 8, "cea_width": 24, "head_width": 16}
+    assert patrack_settings(patrack, [1, 3]) == sizes | {"cea_layers": [1, 3], "cea_train_norm": True}
+    plain = patrack_settings(untouched_norms(patrack))
+    assert plain == sizes | {"cea_layers": None, "cea_train_norm": False}
+
+
+def assert_parity(folder: Path) -> None:
+    """The loaded folder gives the fixture's maps."""
+    _, golden = load_case("patrack-small")
+    model = AutoTracker.from_pretrained(folder)
+    assert type(model).__name__ == "PATrackForTracking"
+    search, template = seeded_input("search", (2, 6, 128, 128)), seeded_input("template", (2, 6, 64, 64))
+    with torch.no_grad():
+        output = model(search.unflatten(1, (2, 3)), template.unflatten(1, (2, 3))[:, None])
+    for name in ("score_map", "size_map", "offset_map"):
+        assert (output[name] - golden[f"output.{name}"]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_parity_patrack_converted_without_base(patrack: Net, tmp_path: Path, legacy: bool) -> None:
+    file, out = save_official(tmp_path / "PATrack_ep0060.pth.tar", patrack, legacy=legacy), tmp_path / "out"
+    report = convert_checkpoint("patrack", file, out, modality="event", **SMALL)
+    assert set(report.folders) == {"adapter", "base"}
+    assert report.differences == {"numbers": 0.0, "forward": 0.0}
+    assert len(load_file(out / "adapter_model.safetensors")) == 4 * 9 + 4 * 6 + 6
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "./base"
+    assert AutoTracker.from_pretrained(out).config.modality == "event"
+    assert_parity(out)
+    text = str(report)
+    for said in (
+        "CEA in layers [1, 3]",
+        "CEA's norms are trained",
+        "left out 90 entries",
+        "adap2_t of layers [1, 3]",
+        "highfuseadapter1 of layers [0, 2]",
+        "highfuseadapter2.gamma1 of layers [0, 1, 2, 3]",
+        "norml2 of layers [0, 2], ",
+        ", norm1\n",
+    ):
+        assert said in text, said
+
+
+def test_parity_patrack_converted_on_a_base(patrack: Net, tmp_path: Path) -> None:
+    base, out = tmp_path / "ostrack", tmp_path / "out"
+    net = split_official(patrack)[0]
+    heads = {"num_attention_heads": 4}
+    convert_checkpoint("ostrack", save_official(tmp_path / "base.pth", net), base, **heads)
+    file = save_official(tmp_path / "a.pth", patrack)
+    report = convert_checkpoint("patrack", file, out, base, "depth", **SMALL)
+    assert set(report.folders) == {"adapter"} and not (out / "base").exists()
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "../ostrack"
+    assert_parity(out)
+    tuned = {**patrack, "backbone.blocks.0.mlp.fc1.bias": patrack["backbone.blocks.0.mlp.fc1.bias"] + 1}
+    file = save_official(tmp_path / "tuned.pth", tuned)
+    with pytest.raises(ValueError, match=r"1 of \d+ shared .* differ: .*fc1.bias \(by up to 1\).* trained in full"):
+        convert_checkpoint("patrack", file, tmp_path / "tuned", base, "depth", **SMALL)
+    convert_checkpoint("patrack", file, tmp_path / "tuned", None, "depth", **SMALL)
+    kept = AutoTracker.from_pretrained(tmp_path / "tuned" / "base").get_parameter("model.layers.0.mlp.fc1.bias")
+    assert torch.equal(kept, tuned["backbone.blocks.0.mlp.fc1.bias"])
+
+
+def test_untouched_norms_and_dead_entries_are_left_out(patrack: Net, tmp_path: Path) -> None:
+    net = untouched_norms(patrack)
+    for layer in (1, 3):  # as a trained file has it: what never ran keeps its bias of zero
+        net[f"backbone.blocks.{layer}.adap_t.D_fc1.bias"] = torch.zeros(8)
+    del net["norm1.weight"], net["backbone.blocks.1.highfuseadapter1.obj_fuse.gamma2"]
+    file = save_official(tmp_path / "a.pth", net)
+    report = str(convert_checkpoint("patrack", file, tmp_path / "out", None, "thermal", **SMALL))
+    assert len(load_file(tmp_path / "out" / "adapter_model.safetensors")) == 4 * 9 + 4 * 4 + 6
+    assert "left out 8 entries of CEA's norms, plain normalisations" in report
+    assert "not in the file: highfuseadapter1.gamma2 of layers [1], norm1" in report
+    assert "check the file" not in report
+    report = str(convert_checkpoint("patrack", file, tmp_path / "other", None, "thermal", num_attention_heads=4))
+    assert "check the file: the MDA of layers [1, 3] is untrained" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.pop("backbone.blocks.0.adap_t.proj.bias"), "1 missing: backbone.blocks.0.adap_t.proj.bias"),
+        (lambda net: net.pop("adapter_head.adapter_down.weight"), "missing adapter_head.adapter_down.weight"),
+        (lambda net: net.update({"adapter_head.gate": torch.ones(1)}), "no entries of these names: adapter_head.gate"),
+        (lambda net: net.update({"extra": torch.ones(1)}), "1 unexpected: extra"),
+        (lambda net: net.update({"adapter_head.adapter_up.bias": torch.ones(3)}), r"up.bias \[3\] .*\[64\]"),
+        (
+            lambda net: net.update({"backbone.blocks.1.highfuseadapter1.obj_fuse.linear2.weight": torch.ones(3, 24)}),
+            r"linear2.weight \[3, 24\] \(expected \[24, 24, 1, 1\]\)",
+        ),
+        (lambda net: [net.pop(name) for name in split_official(net)[1]], "is it a plain OSTrack file"),
+    ],
+)
+def test_bad_files_are_refused_and_leave_nothing(patrack: Net, tmp_path: Path, change, message: str) -> None:
+    net, out = dict(patrack), tmp_path / "out"
+    change(net)
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint("patrack", save_official(tmp_path / "a.pth", net), out, modality="depth", **SMALL)
+    assert not out.exists()
+
+
+def test_as_an_ostrack_file_it_is_refused(patrack: Net, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"168 unexpected: adapter_head.adapter_down.bias"):
+        convert_checkpoint(
+            "ostrack", save_official(tmp_path / "a.pth", patrack), tmp_path / "out", num_attention_heads=4
+        )
+    assert set(UNUSED) < set(split_official(patrack)[0])
