@@ -9,6 +9,7 @@ from .models.lorat import LoRATConfig, LoRATForTracking, LoRATModel
 from .models.odtrack import ODTrackConfig, ODTrackForTracking, ODTrackModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
 from .models.patrack import PATrackConfig, PATrackForTracking
+from .models.sdmoea import SDMoEAConfig, SDMoEAForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .models.spmtrack import SPMTrackConfig, SPMTrackForTracking, SPMTrackModel
 from .tracking import Prediction, Tracker, TrackingSession
@@ -28,6 +29,7 @@ for _config, _tracker in (
     (ODTrackConfig, ODTrackForTracking),
     (OSTrackConfig, OSTrackForTracking),
     (PATrackConfig, PATrackForTracking),
+    (SDMoEAConfig, SDMoEAForTracking),
     (SEATrackConfig, SEATrackForTracking),
     (SPMTrackConfig, SPMTrackForTracking),
 ):
@@ -53,6 +55,8 @@ __all__ = [
     "Prediction",
     "ProgressiveConfig",
     "ProgressiveModel",
+    "SDMoEAConfig",
+    "SDMoEAForTracking",
     "SDMoEConfig",
     "SDMoEModel",
     "SEATrackConfig",

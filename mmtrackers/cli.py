@@ -124,14 +124,16 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
     wanted, there = tracker.modality, source.modality
     if tracker.streams == 1 and there != "rgb":
         typer.echo(f"{repo} reads RGB alone: the {there} frames are not used", err=True)
-    elif tracker.streams == 2 and there != wanted:
+    elif tracker.streams == 2 and there != wanted and (wanted != "any" or there == "rgb"):
+        kinds = ["thermal", "depth", "event"] if wanted == "any" else [wanted]
         if not tracker.allow_missing:
             has = "only rgb" if there == "rgb" else f"rgb and {there}"
             raise ValueError(
-                f"{repo} reads rgb and {wanted}, and {source.name} has {has}: give --{wanted} FOLDER, choose "
-                "another --model, or --allow-missing to feed the RGB stream alone"
+                f"{repo} reads rgb and {' or '.join(kinds)}, and {source.name} has {has}: give "
+                f"--{' or --'.join(kinds)} FOLDER, choose another --model, or --allow-missing to feed the RGB stream "
+                "alone"
             )
-        typer.echo(f"no {wanted} stream: the RGB stream alone is fed (--allow-missing)", err=True)
+        typer.echo(f"no {' or '.join(kinds)} stream: the RGB stream alone is fed (--allow-missing)", err=True)
 
 
 def _report(result: "RunResult", files: list[Path]) -> None:

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 
 MODALITIES = ("rgb", "thermal", "depth", "event")
+# The second stream of a tracker that serves every modality: what the video has
+ANY = "any"
 
 Frame = np.ndarray | Mapping[str, np.ndarray]
 
@@ -128,7 +130,8 @@ def choose_streams(
     Args:
         frame: a mapping from modality to picture, or one picture (then "rgb"). Pictures the tracker does not read are
             left alone; one that is None counts as missing.
-        modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one.
+        modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one; with two
+            streams also "any", see `second_stream`.
         streams (`int`): 1 or 2.
         allow_missing (`bool`): let the RGB picture stand in for a second stream that is missing.
 
@@ -143,8 +146,8 @@ def choose_streams(
         >>> {stream: source for stream, (source, _) in chosen.items()}
         {'rgb': 'rgb', 'thermal': 'rgb'}
     """
-    wanted = _wanted(modality, streams)
     frame = frame if isinstance(frame, Mapping) else {"rgb": frame}
+    wanted = _wanted(second_stream(frame) if modality == ANY and streams == 2 else modality, streams)
     unknown = [str(key) for key in frame if key not in MODALITIES]
     if unknown:
         raise ValueError(f"the frame has an unknown stream {', '.join(unknown)}; known: {', '.join(MODALITIES)}")
@@ -157,6 +160,23 @@ def choose_streams(
         source = stream if stream in present else "rgb"
         chosen[stream] = (source, frame[source])
     return chosen
+
+
+def second_stream(frame: Frame) -> str:
+    """The modality of a frame's only picture beside RGB; "thermal" where there is none, to be named as missing.
+
+    Raises:
+        ValueError: the frame has several.
+
+    Example:
+        >>> second_stream({"rgb": np.zeros((2, 2, 3), np.uint8), "depth": np.zeros((2, 2), np.uint16)})
+        'depth'
+    """
+    frame = frame if isinstance(frame, Mapping) else {}
+    others = [key for key in MODALITIES[1:] if frame.get(key) is not None]
+    if len(others) > 1:
+        raise ValueError(f"the frame has {' and '.join(others)} beside rgb: say which to read, with modality=")
+    return others[0] if others else MODALITIES[1]
 
 
 def _wanted(modality: str, streams: int) -> tuple[str, ...]:

@@ -141,7 +141,8 @@ class TrackerImageProcessor(BaseImageProcessor):
             frame: a mapping from "rgb", "thermal", "depth", "event" to pictures, or one picture (then "rgb"). RGB and
                 event pictures are `[H, W, 3]` RGB or `[H, W]` grey, uint8; thermal also uint16 (its minimum and
                 maximum become 0 and 255); depth `[H, W]` uint16 millimetres.
-            modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one.
+            modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one; "any"
+                takes the only picture beside RGB.
             streams (`int`): 1 or 2; other pictures in the frame are left alone.
             allow_missing (`bool`): feed the RGB picture in the place of a second stream that is not there, and warn
                 once.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .boxes import check_box_xywh
+from .frames import ANY, second_stream
 from .image_processing import TrackerImageProcessor
 from .memory import TemplateMemory
 
@@ -43,7 +44,8 @@ class Tracker:
     Args:
         model (`TrackerPreTrainedModel`): in evaluation mode, on the device and in the precision to track with.
         image_processor (`TrackerImageProcessor`): the crops and the normalisation that the model was trained with.
-        modality (`str`, *optional*): the second stream's modality; the model's own by default.
+        modality (`str`, *optional*): the second stream's modality; the model's own by default. "any" takes what a
+            video's first frame has beside RGB.
         absent_below (`float`, *optional*): scores below it report the target as absent and leave the box where it
             was. Off by default, as in the published trackers.
         allow_missing (`bool`): frames without the second stream feed the RGB stream alone instead of an error.
@@ -130,7 +132,9 @@ class Tracker:
             tracker.model.pack()
         return tracker
 
-    def start(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> "TrackingSession":
+    def start(
+        self, frame: Frame, box_xywh: Box | Sequence[Box], modality: str | None = None
+    ) -> "TrackingSession":
         """Begins a video.
 
         Args:
@@ -138,14 +142,17 @@ class Tracker:
                 millimetres), or the RGB picture alone.
             box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target. Several targets share
                 each frame's forward pass.
+            modality (`str`, *optional*): the second stream of this video, in place of the tracker's.
 
         Raises:
             ValueError: a box that is empty, NaN or outside the frame; a stream that is missing.
         """
-        return TrackingSession(self, frame, box_xywh)
+        return TrackingSession(self, frame, box_xywh, modality)
 
-    def track(self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box]) -> Iterator[Any]:
-        """Tracks through an iterable of frames, given the box(es) in its first one.
+    def track(
+        self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box], modality: str | None = None
+    ) -> Iterator[Any]:
+        """Tracks through an iterable of frames, given the box(es) in its first one; arguments as for `start`.
 
         Yields one `Prediction` per frame (one list of them where a list of boxes was given); the first is the given
         box with score 1.
@@ -159,17 +166,17 @@ class Tracker:
         session: TrackingSession | None = None
         for frame in frames:
             if session is None:
-                session = self.start(frame, box_xywh)
+                session = self.start(frame, box_xywh, modality)
                 yield session.given()
             else:
                 yield session.update(frame)
         if session is None:
             raise ValueError("there is no frame to track in: `frames` is empty")
 
-    def stack(self, frame: Frame) -> np.ndarray:
+    def stack(self, frame: Frame, modality: str | None = None) -> np.ndarray:
         """All streams of a frame that the model reads, as one uint8 array `[height, width, 3 * streams]`."""
         return self.image_processor.stack(
-            frame, modality=self.modality, streams=self.streams, allow_missing=self.allow_missing
+            frame, modality=modality or self.modality, streams=self.streams, allow_missing=self.allow_missing
         )
 
 
@@ -177,13 +184,19 @@ class TrackingSession:
     """The state of one video: made by `Tracker.start`, moved on by `update`, begun anew by `reset`.
 
     Attributes:
+        modality (`str`): the second stream of this video (of the RGB trackers, "rgb").
         frame_index (`int`): 0 at the start and after a reset, then the number of frames seen since.
         boxes_xywh (`np.ndarray` of shape `(targets, 4)`, float64): the last boxes; settable, when something else
             (a detector, a person) knows better where the targets are.
     """
 
-    def __init__(self, tracker: Tracker, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
+    def __init__(
+        self, tracker: Tracker, frame: Frame, box_xywh: Box | Sequence[Box], modality: str | None = None
+    ) -> None:
         self.tracker = tracker
+        self.modality = modality or tracker.modality
+        if self.modality == ANY and tracker.streams == 2:
+            self.modality = second_stream(frame)
         self.reset(frame, box_xywh)
 
     @torch.inference_mode()
@@ -196,7 +209,7 @@ class TrackingSession:
         tracker = self.tracker
         if getattr(tracker.model, "training", False):
             raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
-        image = tracker.stack(frame)
+        image = tracker.stack(frame, self.modality)
         height, width = image.shape[:2]
         boxes, single = _boxes_of(box_xywh, height, width)
         memory = TemplateMemory(tracker.model.template_policy, self._embed)
@@ -261,7 +274,7 @@ class TrackingSession:
             ValueError: the frame has another size than the first one, or lacks a stream.
         """
         tracker, processor = self.tracker, self.tracker.image_processor
-        image = self._checked(tracker.stack(frame))
+        image = self._checked(tracker.stack(frame, self.modality))
         crops = [processor.crop(image, box, "search", self._padding) for box in self._boxes]
         pixels = processor.to_tensor([picture for picture, _ in crops]).to(tracker.device, non_blocking=True)
         search = processor.normalize(pixels).to(tracker.dtype)

@@ -17,6 +17,9 @@ from mmtrackers import (
     PATrackConfig,
     PATrackForTracking,
     ProgressiveConfig,
+    SDMoEAConfig,
+    SDMoEAForTracking,
+    SDMoEConfig,
     SEATrackConfig,
     SEATrackForTracking,
     TrackerPreTrainedModel,
@@ -82,6 +85,11 @@ def tiny_progressive(**changes: Any) -> ProgressiveConfig:
     return ProgressiveConfig(**(sizes | changes))
 
 
+def tiny_sdmoe(**changes: Any) -> SDMoEConfig:
+    """A tiny adapter of SDMoEA."""
+    return SDMoEConfig(**({"adapter_dim": 4, "hyper_dim": 8} | changes))
+
+
 ROWS = [
     Row("ostrack", OSTrackForTracking, OSTrackConfig, {"elimination_layers": [1]}),
     Row("ostrack-conv", OSTrackForTracking, OSTrackConfig, {"elimination_layers": [], "stem": "conv"}),
@@ -94,6 +102,7 @@ ROWS = [
         {"num_templates": 2, "streams": 2, "modality": "depth"},
         norm_scale=0.2,
     ),
+    Row("sdmoea", SDMoEAForTracking, SDMoEAConfig, {"num_templates": 2}, tiny_sdmoe, norm_scale=0.2),
     Row("seatrack", SEATrackForTracking, SEATrackConfig, {}, tiny_adapter),
 ]
 

@@ -208,7 +208,8 @@ def test_loss_and_gradients_of_the_trainable(row: Row) -> None:
     output = model(**inputs(model.config), labels=labels())
     assert set(output.loss_parts) == {"giou", "l1", "focal", "iou"}
     parts = output.loss_parts
-    assert torch.allclose(output.loss, 2 * parts["giou"] + 5 * parts["l1"] + parts["focal"])
+    own = 0 if output.auxiliary_loss is None else output.auxiliary_loss
+    assert torch.allclose(output.loss, 2 * parts["giou"] + 5 * parts["l1"] + parts["focal"] + own)
     output.loss.backward()
     prefix = "" if row.adapter is None else PEFT_TYPE_TO_PREFIX_MAPPING[row.adapter().peft_type]
     for name, parameter in model.named_parameters():

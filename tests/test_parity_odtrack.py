@@ -25,11 +25,11 @@ def weights_of(description: dict) -> dict[str, Tensor]:
     return net
 
 
-def config_of(c: dict, **changes) -> ODTrackConfig:
+def config_of(c: dict, config_class: type[ODTrackConfig] = ODTrackConfig, **changes) -> ODTrackConfig:
     elimination = c["candidate_elimination"]
     if isinstance(elimination, dict):  # else a sentence that says it is off
         changes = {"elimination_layers": elimination["layers"], **changes}
-    return ODTrackConfig(
+    return config_class(
         hidden_size=c["embed_dim"],
         num_hidden_layers=c["depth"],
         num_attention_heads=c["heads"],

@@ -5,7 +5,11 @@ from typing import Any
 import pytest
 import torch
 from parity_tools import cases, load_case
+from test_parity_odtrack import CASES as BASES
+from test_parity_odtrack import MAPS, Case, close, config_of
 
+from mmtrackers import SDMoEAConfig, SDMoEAForTracking
+from mmtrackers.models.odtrack.convert_odtrack import rename_odtrack
 from mmtrackers.tuners.sdmoe import SDMoEConfig
 from mmtrackers.tuners.sdmoe.fusion import GSAHF
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
@@ -145,3 +149,33 @@ def test_parity_sdmoea_fused(case, variant):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             near(mean + module(levels), tensors[f"{variant}.fused"])
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("vitb" in n)) for n in BASES])
+@torch.no_grad()
+def test_parity_sdmoea_fresh_adapter_is_odtrack_on_equal_streams(name):
+    """A fresh adapter on two equal streams gives the official base's numbers, over frames with carried tokens."""
+    case, state = Case(name), None
+    model = SDMoEAForTracking(config_of(case.c, SDMoEAConfig))
+    model.load_state_dict(rename_odtrack(case.net))
+    model.add_adapter(SDMoEConfig())
+    template = case.template.repeat(1, 1, 2, 1, 1, 1)
+    for search, golden in zip(case.search, case.golden, strict=True):
+        output = model.eval()(search.repeat(1, 2, 1, 1, 1), template, state=state)
+        for part in MAPS:
+            close(output[part], golden[part], part)
+        close(output.boxes, golden["pred_boxes"].flatten(0, 1), "boxes")
+        state = output.state
+        for stream in state.chunk(2):
+            close(stream, golden["track_query"], "track token", rtol=1e-3)
+
+
+@torch.no_grad()
+def test_parity_sdmoea_head_input(case):
+    """What the head reads: fused features times their product with the mean of both streams' track tokens."""
+    sizes, tensors = case
+    module = fusion(sizes, tensors)
+    final, query = (stacked(tensors, name).unflatten(0, (2, -1)).mean(0) for name in ("final", "query"))
+    fused = final + module(tuple(stacked(tensors, "levels")))
+    weighted = (fused * (fused @ query.mT)).mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(weighted, tensors["out.gsahf.head_input"], atol=2e-4, rtol=1e-5)

@@ -295,6 +295,8 @@ def test_saved_and_loaded_adapter_is_the_same(tmp_path: Path) -> None:
     feed = inputs(config)
     expected = maps(model.eval(), feed)
     model.save_pretrained(tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "**unofficial reconstruction**" in card and "`hyper_epsilon`" in card
     again = OSTrackForTracking.from_pretrained(tmp_path / "adapter")
     assert torch.equal(maps(again, feed), expected)
 

@@ -218,6 +218,27 @@ def test_streams_missing_and_replaced():
     assert torch.equal(tracker.model.search[:, 0], tracker.model.search[:, 1])
 
 
+@pytest.mark.parametrize("modality", ["thermal", "depth", "event"])
+def test_one_tracker_for_every_second_stream(modality: str):
+    boxes = (20, 30, 20, 16)
+    given, rgb = frame(boxes, modality=modality), frame(boxes)
+    stream = make(streams=2, modality=modality).start(given, boxes)
+    tracker = make(streams=2, modality="any")
+    for session in (tracker.start(given, boxes), tracker.start(given, boxes, modality=modality)):
+        assert session.modality == modality
+        for one in (stream, session):
+            one.update(given)
+        assert torch.equal(stream.tracker.model.search, tracker.model.search)
+        with pytest.raises(ValueError, match=f"no {modality} stream"):
+            session.update(rgb)
+    both = {"event" if modality == "thermal" else "thermal": rgb["rgb"]} | given
+    with pytest.raises(ValueError, match="say which to read, with modality="):
+        tracker.start(both, boxes)
+    assert next(tracker.track([both], boxes, modality=modality)).score == 1
+    fixed = make(streams=2, modality="thermal" if modality != "thermal" else "depth")
+    assert fixed.start(given, boxes, modality=modality).modality == modality
+
+
 def test_what_a_tracker_refuses():
     with pytest.raises(ValueError, match="absent_below is a score from 0 to 1, not 3"):
         make(absent_below=3)

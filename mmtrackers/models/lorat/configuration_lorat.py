@@ -26,7 +26,8 @@ class LoRATConfig(PreTrainedConfig):
         patch_size (`int`): side of a patch in pixels.
         template_size, search_size (`int`): sides of the crops in pixels.
         streams (`int`): 1 (RGB) or 2 (RGB and a second modality), stacked on the batch axis.
-        modality (`str`): "rgb", or the second stream's "thermal", "depth" or "event".
+        modality (`str`): "rgb", or the second stream's "thermal", "depth" or "event"; "any" for one adapter that
+            serves all of them.
         fusion (`str`): how streams' features are fused, "sum" or "mean".
         drop_path_rate (`float`): stochastic depth, the same in every layer; above 0.1 a part of the batch is drawn
             before each sub-layer.
@@ -106,7 +107,8 @@ class LoRATConfig(PreTrainedConfig):
                 "positions are a corner of the search crop's."
             )
         choices = {
-            "streams": (1, 2), "modality": ("rgb", "thermal", "depth", "event"), "fusion": ("sum", "mean")
+            "streams": (1, 2), "modality": ("rgb", "thermal", "depth", "event", "any"),
+            "fusion": ("sum", "mean")
         }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

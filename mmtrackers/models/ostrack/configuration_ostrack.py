@@ -16,7 +16,8 @@ class OSTrackConfig(PreTrainedConfig):
         patch_size (`int`): side of a patch in pixels.
         template_size, search_size (`int`): sides of the crops in pixels.
         streams (`int`): 1 (RGB) or 2 (RGB and a second modality), stacked on the batch axis.
-        modality (`str`): "rgb", or the second stream's "thermal", "depth" or "event".
+        modality (`str`): "rgb", or the second stream's "thermal", "depth" or "event"; "any" for one adapter that
+            serves all of them, where each video says which it is.
         fusion (`str`): how streams' features are fused, "sum" or "mean".
         stem (`str`): "patch" (one convolution) or "conv" (a small convolutional stem, for tiny models).
         head_channels (`int`): width of the head's first convolution.
@@ -85,7 +86,7 @@ class OSTrackConfig(PreTrainedConfig):
                 raise ValueError(f"{name} {getattr(self, name)} is no multiple of patch_size {self.patch_size}.")
         choices = {
             "streams": (1, 2),
-            "modality": ("rgb", "thermal", "depth", "event"),
+            "modality": ("rgb", "thermal", "depth", "event", "any"),
             "fusion": ("sum", "mean"),
             "stem": ("patch", "conv"),
             "elimination_mask": ("center", "all"),

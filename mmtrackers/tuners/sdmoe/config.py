@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from peft import PeftConfig
 
@@ -57,6 +58,21 @@ class SDMoEConfig(PeftConfig):
         >>> SDMoEConfig(num_experts=8, top_k=2).peft_type
         <TrackerPeftType.SDMOE: 'SDMOE'>
     """
+
+    inferred: ClassVar[tuple[str, ...]] = (
+        "the form of the experts' gate (`expert_gate`), the weights of the shared sub-networks (`dense_gate`) and "
+        "their activation",
+        "a layer norm before router and experts (`adapter_prenorm`), no biases, the scale, the initial values",
+        "chosen experts weighted by their raw probabilities, without noise and without a limit of tokens per expert",
+        "form and weight of the balance loss (`balance_loss_coef`), summed over the blocks",
+        "the blocks that are fused (`hyper_levels`), the width inside (`hyper_dim`), search tokens only",
+        "form and temperature of the Gram alignment (`gram_mode`, `gram_temperature`)",
+        "rule and reach of the hyperedges, one graph over levels and streams, the form of its convolution and of the "
+        "weights of the levels (`hyperedge_rule`, `hyper_epsilon`, `hyper_scope`, `hyper_conv`, `hyper_layers`)",
+        "how the streams meet: the mean of their features and of their track tokens, plus the fusion; each stream "
+        "carries its own track token; the head stays frozen",
+        "the crop sizes, the mix of training data and the recipe",
+    )
 
     num_experts: int = field(default=4, metadata={"help": "Sparse experts per block."})
     top_k: int = field(default=1, metadata={"help": "Experts that a token uses."})

@@ -57,7 +57,8 @@ class HyperConv(nn.Module):
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         """Vertices `[.., V, d]` and hyperedges `[.., E, V]` to new vertices."""
-        return F.silu(self.norm(x + self.propagate(self.theta(x), edges)))
+        moved = self.propagate(self.theta(x).to(edges.dtype), edges)
+        return F.silu(self.norm(x + moved.to(x.dtype)))
 
 
 class GSAHF(nn.Module):

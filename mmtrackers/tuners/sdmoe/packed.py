@@ -1,5 +1,7 @@
 """The mixture's junction rewritten for inference: fewer and larger products, the same numbers."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ class PackedMixtureJunction(nn.Module):
 
     def __init__(self, mixture: SDMoE, scale: float, dtype: torch.dtype):
         super().__init__()
-        self.norm, self.experts, self.top_k = mixture.norm, mixture.experts, mixture.top_k
+        self.norm, self.experts, self.top_k = copy.deepcopy(mixture.norm).float(), mixture.experts, mixture.top_k
         self.renormalise, self.expert_gate, self.dense_gate = (
             mixture.renormalise, mixture.expert_gate, mixture.dense_gate
         )  # fmt: skip
@@ -36,7 +38,7 @@ class PackedMixtureJunction(nn.Module):
             return torch.cat([linear.weight.detach() for linear in maps], dim)
 
         shared_router = [mixture.shared_router] if mixture.dense_gate == "softmax" else []
-        self.routers = PackedLinear(joined(mixture.router, *shared_router), None)
+        self.routers = PackedLinear(joined(mixture.router, *shared_router).float(), None)
         gates = [mixture.gate] if mixture.expert_gate == "parallel" else []
         self.inputs = PackedLinear(joined(*gates, mixture.down, mixture.shared_down).to(dtype), None)
         self.widths = [*([self.experts * rank] * (1 + len(gates))), rank]

@@ -1,0 +1,4 @@
+from .configuration_sdmoea import SDMoEAConfig
+from .modeling_sdmoea import SDMoEAForTracking
+
+__all__ = ["SDMoEAConfig", "SDMoEAForTracking"]
