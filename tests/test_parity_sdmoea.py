@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from parity_tools import cases, load_case
-from test_parity_odtrack import CASES as BASES
 from test_parity_odtrack import MAPS, Case, close, config_of
 
 from mmtrackers import SDMoEAConfig, SDMoEAForTracking
@@ -15,6 +14,7 @@ from mmtrackers.tuners.sdmoe.fusion import GSAHF
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
 
 CASES = cases(r"sdmoea-modules.*") or [pytest.param(None, marks=pytest.mark.skip("no SDMoEA fixtures"))]
+BASES = [pytest.param(n, marks=[pytest.mark.slow] * ("vitb" in n)) for n in cases(r"sdmoea-base-odtrack-.*")]
 ATOL = 2e-5
 
 
@@ -151,7 +151,7 @@ def test_parity_sdmoea_fused(case, variant):
             near(mean + module(levels), tensors[f"{variant}.fused"])
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("vitb" in n)) for n in BASES])
+@pytest.mark.parametrize("name", BASES)
 @torch.no_grad()
 def test_parity_sdmoea_fresh_adapter_is_odtrack_on_equal_streams(name):
     """A fresh adapter on two equal streams gives the official base's numbers, over frames with carried tokens."""
