@@ -106,8 +106,11 @@ def base_fingerprint(model: nn.Module) -> dict[str, dict[str, list]]:
 
     Values instead of a hash, so that the same base in bfloat16, float16 or float32 is still the same base.
     """
-    state = base_state_dict(model)
-    names = sorted(name for name, t in state.items() if t.ndim >= 2 and t.is_floating_point() and not t.is_meta)
+    state, new = base_state_dict(model), getattr(inner_model(model), "new_tensors", ())
+    names = sorted(
+        name for name, t in state.items()
+        if t.ndim >= 2 and t.is_floating_point() and not t.is_meta and name not in new
+    )  # fmt: skip
     chosen = names[:: max(1, math.ceil(len(names) / FINGERPRINT_TENSORS))]
     return {name: {"shape": list(state[name].shape), "values": _samples(state[name])} for name in chosen}
 
@@ -182,6 +185,22 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
             f"{source} does not fit the model ({len(expected)} tensors expected, {len(found)} in the file): "
             + "; ".join(problems)
             + ". Nothing was loaded: the file is incomplete, or made for another base or another configuration."
+        )
+
+
+def check_new_tensors(model: nn.Module, base: str) -> None:
+    """Refuse an adapter that leaves tensors random which its base, a plain backbone, does not hold.
+
+    Raises:
+        ValueError: some of `model.new_tensors` are not among the adapter's modules-to-save; they are named.
+    """
+    replaced = tuple(f"{n}." for n, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
+    left = sorted(name for name in getattr(model, "new_tensors", ()) if not name.startswith(replaced))
+    if left:
+        modules = sorted({name.rpartition(".")[0] for name in left})
+        raise ValueError(
+            f"{base} is a plain backbone without {shorten(modules)}, and the adapter does not hold them: they would "
+            "stay random. Name them in the adapter's modules_to_save, or use a whole tracker as base."
         )
 
 

@@ -29,6 +29,7 @@ from .adapters import (
     adapter_names,
     adapter_state_dict,
     check_adapter_name,
+    check_new_tensors,
     check_tensors,
     fingerprint_difference,
     is_relative_base,
@@ -330,6 +331,7 @@ def _load_adapter(
     model.add_adapter(recorded, adapter_name)
     cast_adapter_dtype(model, adapter_name)  # float32 whatever the base is in, as get_peft_model does
     recorded.base_model_name_or_path = base if isinstance(base, str) else model.name_or_path
+    check_new_tensors(model, model.name_or_path)
     check_tensors(adapter_state_dict(model, adapter_name), tensors, f"{source}/{ADAPTER_WEIGHTS}")
     # without peft's prefix, as the model is no PeftModel: modules-to-save are looked up by their bare names
     tensors = {key.removeprefix(KEY_PREFIX): value for key, value in tensors.items()}

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def save_adapter(
     save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     write_json(folder / ADAPTER_CONFIG, config.to_dict() | {"auto_mapping": _auto_mapping(tracker)})
     write_json(folder / TRACKER_CONFIG, _tracker_record(tracker, tensors))
-    _save_processor(image_processor, loaded_from, folder)
+    _save_processor(image_processor, loaded_from, folder, getattr(tracker, "image_processor", None))
     if card is not None or not is_own_text(folder):
         write_card(folder, card)
     return folder
@@ -179,8 +180,14 @@ def _checked_id(name: str, problem: str) -> str:
     return name
 
 
-def _save_processor(processor: BaseImageProcessor | None, base: str | None, folder: Path) -> None:
-    """The given processor; else keep what lies there; else a copy of the one that lies beside the base."""
+def _save_processor(
+    processor: BaseImageProcessor | None,
+    base: str | None,
+    folder: Path,
+    maker: Callable[[], BaseImageProcessor] | None,
+) -> None:
+    """The given processor; else keep what lies there; else a copy of the one that lies beside the base; else, where
+    the base is a plain backbone, the one that the tracker was published with."""
     if processor is not None:
         processor.save_pretrained(folder)
     elif base and not (folder / PREPROCESSOR_CONFIG).exists():
@@ -192,8 +199,11 @@ def _save_processor(processor: BaseImageProcessor | None, base: str | None, fold
             except HFValidationError:
                 cached = None
             source = Path(cached) if isinstance(cached, str) else None
-        if source is not None and source.is_file():
+        own = source is not None and source.is_file() and "crop_style" in read_json(source)
+        if own:
             shutil.copyfile(source, folder / PREPROCESSOR_CONFIG)
+        elif maker is not None:
+            maker().save_pretrained(folder)
 
 
 def check_folder(folder: str | Path, base_model: str | None = None) -> str | None:

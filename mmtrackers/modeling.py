@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .adapters import check_new_tensors
 from .crops import hann_window
 from .memory import TemplatePolicy
 
@@ -299,6 +300,8 @@ class TrackerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     is_packed = False
+    # tensors that loading did not find in a foreign backbone: random until they are trained or come with an adapter
+    new_tensors: frozenset[str] = frozenset()
     # whether embed_template reads which cells of a template show the target
     reads_template_mask = False
     default_adapter: type[PeftConfig] | None = None
@@ -355,6 +358,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
             )
         model.requires_grad_(False)
         model.add_adapter(adapter_config or cls.default_adapter(), adapter_name=adapter_name)
+        check_new_tensors(model, str(base))
         return model.train()
 
     @classmethod

@@ -1,4 +1,4 @@
 from .configuration_lorat import LoRATConfig, lora_config
-from .modeling_lorat import LoRATForTracking, LoRATModel
+from .modeling_lorat import LoRATForTracking, LoRATModel, start_lora
 
-__all__ = ["LoRATConfig", "LoRATForTracking", "LoRATModel", "lora_config"]
+__all__ = ["LoRATConfig", "LoRATForTracking", "LoRATModel", "lora_config", "start_lora"]

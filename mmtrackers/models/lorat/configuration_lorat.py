@@ -14,6 +14,7 @@ SIZES = {
     "giant": (1536, 40, 24, True, 0.4),
 }
 TEMPLATE_SIZES = {224: 112, 378: 196}
+SEARCH_FACTORS = {224: 4.0, 378: 5.0}
 
 
 @strict
@@ -121,6 +122,9 @@ class LoRATConfig(PreTrainedConfig):
 def lora_config(r: int = 64, lora_alpha: float = 64, **kwargs: Any) -> LoraConfig:
     """LoRAT's adapter: low-rank maps on every linear map of every layer; token types and head trained in full.
 
+    Given to `add_adapter` or `from_base` of a LoRAT tracker, both matrices of each pair start from a truncated normal
+    distribution, neither at zero; after `peft.get_peft_model` call `start_lora`.
+
     Args:
         r, lora_alpha: rank and scale; the published ones by default (a factor of 1).
         kwargs: other fields of `peft.LoraConfig`.
@@ -134,5 +138,6 @@ def lora_config(r: int = 64, lora_alpha: float = 64, **kwargs: Any) -> LoraConfi
         "modules_to_save": ["token_type", "head"],
         "lora_dropout": 0.0,
         "bias": "none",
+        "init_lora_weights": False,
     }
     return LoraConfig(r=r, lora_alpha=lora_alpha, **(fields | kwargs))

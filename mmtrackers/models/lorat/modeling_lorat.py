@@ -1,27 +1,151 @@
 """LoRAT: one-stream tracking with a frozen DINOv2 and low-rank adapters (Lin et al., arXiv 2403.05231)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from logging import LogRecord
+from pathlib import Path
+from typing import Any
+
 import torch
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
+from mmtrackers.adapters import shorten
 from mmtrackers.backbones.dinov2 import Dinov2Trunk, init_dinov2_weights
+from mmtrackers.backbones.dinov2_weights import HUB_OPTIONS, dinov2_fields, find_dinov2_config, trunk_from_dinov2
 from mmtrackers.crops import hann_window
 from mmtrackers.heads.mlp import MlpHead, decode_cells
+from mmtrackers.image_processing import TrackerImageProcessor
 from mmtrackers.losses import cell_loss
 from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
 
-from .configuration_lorat import LoRATConfig
+from .configuration_lorat import SEARCH_FACTORS, SIZES, LoRATConfig, lora_config
+
+logger = logging.get_logger(__name__)
+TRUNK = ("model.embeddings.", "model.layers.", "model.norm.")
 
 
 class LoRATPreTrainedModel(TrackerPreTrainedModel):
     """Weights' initial values of the family."""
 
     config: LoRATConfig
+    default_adapter = staticmethod(lora_config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_dinov2_weights(module, self.config.initializer_range)
+
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
+        """As in transformers; a LoRA with `init_lora_weights=False` starts as LoRAT's does: `start_lora`."""
+        super().add_adapter(adapter_config, adapter_name)
+        if isinstance(adapter_config, LoraConfig) and adapter_config.init_lora_weights is False:
+            start_lora(self, adapter_name or "default")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "LoRATPreTrainedModel":
+        """As in transformers; a plain DINOv2 (Hub id or folder) fills the trunk.
+
+        Head and token types are new then: a warning names them, or, with `output_loading_info=True`, the model's
+        `new_tensors` does.
+
+        Args:
+            pretrained_model_name_or_path: a tracker, an adapter of one, or DINOv2.
+            kwargs: as in transformers; with a DINOv2 also fields of the config, such as `search_size`.
+
+        Raises:
+            ValueError: tensors of a DINOv2 are missing or unknown.
+
+        Example:
+            >>> model = LoRATForTracking.from_pretrained("facebook/dinov2-base", search_size=378,
+            ...     template_size=196)  # doctest: +SKIP
+        """
+        source = pretrained_model_name_or_path
+        found = None if source is None else find_dinov2_config(str(source), kwargs)
+        if found is None:
+            return super().from_pretrained(source, *args, **kwargs)
+        config = kwargs.pop("config", None)
+        if config is None:
+            own = {field.name for field in fields(cls.config_class)} - {f.name for f in fields(PreTrainedConfig)}
+            changes = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+            config = cls._config_on(source, None, changes, kwargs)
+        with_info = kwargs.pop("output_loading_info", False)
+        trunk = trunk_from_dinov2(str(source), config.search_grid, kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+        with quiet_loading():
+            options |= {"config": config, "state_dict": trunk, "output_loading_info": True}
+            model, info = super().from_pretrained(None, *args, **options)
+        model.name_or_path = model.config.name_or_path = str(source)
+        new = {name for name in info["missing_keys"] if not name.startswith(TRUNK) or ".token_type." in name}
+        info["missing_keys"] = set(info["missing_keys"]) - new
+        if info["missing_keys"] or info["mismatched_keys"]:
+            raise ValueError(
+                f"{source} does not fit {cls.__name__}: missing {shorten(sorted(info['missing_keys']))}, of another "
+                f"shape {shorten(sorted(str(key) for key in info['mismatched_keys']))}."
+            )
+        model.new_tensors = frozenset(new)
+        if with_info:
+            return model, info
+        names = shorten(sorted(new), 20)
+        logger.warning(f"{source} fills the trunk of {cls.__name__}; new and to be trained: {names}")
+        return model
+
+    @classmethod
+    def _config_on(
+        cls, base: str | Path, modality: str | None, overrides: dict[str, Any], loading: dict[str, Any]
+    ) -> PreTrainedConfig:
+        found = find_dinov2_config(str(base), loading)
+        if found is None:
+            return super()._config_on(base, modality, overrides, loading)
+        values = dinov2_fields(found)
+        published = {sizes[:2]: sizes[-1] for sizes in SIZES.values()}
+        values["drop_path_rate"] = published.get((found.hidden_size, found.num_hidden_layers), 0.0)
+        modality = modality or overrides.get("modality") or cls.config_class().modality
+        values |= {"modality": modality, "streams": 1 if modality == "rgb" else 2}
+        return cls.config_class(**(values | overrides))
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' report of missing tensors, where the caller says what they mean."""
+    report = logging.get_logger("transformers.modeling_utils")
+
+    def unsaid(record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    report.addFilter(unsaid)
+    try:
+        yield
+    finally:
+        report.removeFilter(unsaid)
+
+
+@torch.no_grad()
+def start_lora(model: nn.Module, adapter_name: str = "default", std: float = 0.02) -> None:
+    """Draws both matrices of every low-rank pair from a truncated normal distribution, as LoRAT starts.
+
+    Neither is zero, so that the start is not the frozen model; peft's own initial values set B to zero.
+
+    Args:
+        model (`nn.Module`): with a LoRA adapter.
+        adapter_name (`str`): which.
+        std (`float`): of A and B.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> model = get_peft_model(model, lora_config())  # doctest: +SKIP
+        >>> start_lora(model)  # doctest: +SKIP
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for pairs in (module.lora_A, module.lora_B):
+                if adapter_name in pairs and not pairs[adapter_name].weight.is_meta:
+                    nn.init.trunc_normal_(pairs[adapter_name].weight, std=std)
 
 
 class LoRATModel(LoRATPreTrainedModel, Dinov2Trunk):
@@ -114,6 +238,16 @@ class LoRATForTracking(LoRATPreTrainedModel):
             auxiliary_loss=trunk.auxiliary_loss,
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,
+        )
+
+    def image_processor(self) -> TrackerImageProcessor:
+        """The crops that the published trackers of these sizes were trained with."""
+        config = self.config
+        return TrackerImageProcessor(
+            crop_style="lorat",
+            template_size=config.template_size,
+            search_size=config.search_size,
+            search_factor=SEARCH_FACTORS.get(config.search_size, 4.0),
         )
 
     def window(self) -> Tensor:
