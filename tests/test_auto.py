@@ -52,7 +52,7 @@ def test_the_private_names_still_are_what_we_use() -> None:
     assert known["mmt_ostrack"] == (OSTrackConfig, OSTrackForTracking)
     assert known["mmt_seatrack"] == (SEATrackConfig, SEATrackForTracking)
     assert not [name for name in known if not name.startswith("mmt_")]
-    with pytest.raises(ValueError, match="Model type should be one of .*OSTrackConfig"):
+    with pytest.raises(ValueError, match=r"Model type should be one of .*OSTrackConfig"):
         AutoTracker.from_config(ViTConfig())
 
 
