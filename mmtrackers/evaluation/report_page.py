@@ -1,0 +1,190 @@
+"""The report's page: SVG plots, bars, the table of sequences and the pictures, filled into `report.html.jinja`."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+import mmtrackers
+from mmtrackers.data.sequence import Sequence as VideoSequence
+
+from .report import (
+    STAGES,
+    SetReport,
+    attribute_names,
+    comparison_note,
+    extent,
+    partial_warnings,
+    percent,
+    sources_of,
+    speeds,
+)
+from .report_pictures import worst_sequences
+from .results import Curve
+
+# Line and bar styles in the page's style sheet; further trackers begin again with the first.
+STYLES = 8
+CURVES = {
+    "success": "Success",
+    "precision": "Precision",
+    "normalized_precision": "Normalised precision",
+    "precision_recall": "Precision and recall",
+    "expected_overlap": "Expected average overlap",
+}
+# Which figure of a protocol belongs to which plot, for the legends.
+FIGURES = {
+    "success": ("SR", "MSR", "AUC", "RSR", "AO"),
+    "precision": ("PR", "MPR", "P", "RPR"),
+    "normalized_precision": ("NPR", "Pnorm"),
+    "precision_recall": ("F",),
+    "expected_overlap": ("EAO",),
+}
+
+
+def page(sets: Sequence[SetReport], sequences: Mapping[str, Iterable[VideoSequence]], worst: int = 4) -> str:
+    """The whole page as text: no file, font or script from elsewhere.
+
+    Args:
+        sets (list of [`SetReport`]): what to show.
+        sequences (`dict[str, list[Sequence]]`): dataset -> its sequences, for the pictures.
+        worst (`int`): sequences per set that are shown in pictures.
+    """
+    trackers = list(dict.fromkeys(result.tracker for part in sets for result in part.results))
+    styles = {name: k % STYLES for k, name in enumerate(trackers)}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["percent"] = percent
+    return environment.get_template("report.html.jinja").render(
+        sets=[_section(part, styles, sequences.get(part.title, ()), worst) for part in sets],
+        trackers=styles,
+        partial=any(result.partial for part in sets for result in part.results),
+        speeds=_speed_rows(sets, styles),
+        stages=STAGES,
+        settings=[(part.title, result) for part in sets for result in part.results if result.settings or result.notes],
+        version=mmtrackers.__version__,
+    )
+
+
+def _section(
+    part: SetReport, styles: dict[str, int], sequences: Iterable[VideoSequence], worst: int
+) -> dict[str, Any]:
+    """What the template shows of one set."""
+    return {
+        "part": part,
+        "key": part.key,
+        "title": part.title,
+        "extent": extent(part),
+        "warnings": partial_warnings(part),
+        "note": comparison_note(part),
+        "sources": sources_of(part),
+        "charts": _charts(part, styles),
+        "attributes": _attributes(part, styles),
+        "rows": _sequence_rows(part),
+        "worst": worst_sequences(part, styles, sequences, worst),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- plots
+
+
+def _charts(part: SetReport, styles: dict[str, int]) -> list[dict[str, Any]]:
+    found = []
+    for name, title in CURVES.items():
+        shown = [(result, result.curves[name]) for result in part.results if name in result.curves]
+        if not shown:
+            continue
+        legend = []
+        for result, _ in shown:
+            figure = next((metric for metric in FIGURES[name] if metric in result.scores), None)
+            legend.append((result.tracker, styles[result.tracker], figure and result.scores[figure]))
+        legend.sort(key=lambda row: -(row[2] or 0))
+        curves = {result.tracker: curve for result, curve in shown}
+        figure = next((metric for metric in FIGURES[name] if metric in part.metrics), "")
+        chart = {"title": title, "figure": figure, "svg": line_chart(curves, styles, f"{title} on {part.title}")}
+        found.append(chart | {"legend": legend, "name": name})
+    return found
+
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 270, 40, 12, 10, 40
+
+
+def line_chart(curves: Mapping[str, Curve], styles: Mapping[str, int], label: str) -> Markup:
+    """Curves of trackers as an SVG; y runs from 0 to 1, x over what the curves have.
+
+    Args:
+        curves (`dict[str, Curve]`): tracker -> curve.
+        styles (`dict[str, int]`): tracker -> number of its style.
+        label (`str`): read out in the place of the picture.
+
+    Example:
+        >>> svg = line_chart({"a": Curve((0.0, 1.0), (1.0, 0.0), "overlap", "success")}, {"a": 0}, "Success")
+        >>> svg.count("<polyline"), "overlap" in svg
+        (1, True)
+    """
+    first = next(iter(curves.values()))
+    right = max(max(curve.x) for curve in curves.values()) or 1.0
+
+    def x(value: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * value / right
+
+    def y(value: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - value)
+
+    parts = []
+    for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        at = f"{y(share):.1f}"
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>')
+        parts.append(f'<text class="tick end" x="{_LEFT - 7}" y="{y(share) + 4:.1f}">{100 * share:.0f}</text>')
+        parts.append(f'<text class="tick mid" x="{x(share * right):.1f}" y="{_HEIGHT - _BOTTOM + 17}">'
+                     f"{share * right:.4g}</text>")  # fmt: skip
+    parts.append(f'<text class="axis mid" x="{x(right / 2):.1f}" y="{_HEIGHT - 5}">{escape(first.x_label)}</text>')
+    parts.append(f'<line class="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" x1="0" x2="0"/>')
+    # Drawn from the last to the first, so that the best lies on top
+    for name, curve in reversed(curves.items()):
+        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(curve.x, curve.y, strict=True))
+        parts.append(f'<polyline class="line s{styles[name]}" data-tracker="{escape(name)}" points="{points}"/>')
+    data = {name: [curve.x, [round(v, 4) for v in curve.y]] for name, curve in curves.items()}
+    place = {"left": _LEFT, "width": _WIDTH - _LEFT - _RIGHT, "right": right}
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}" '
+        f'data-curves="{escape(json.dumps(data))}" data-place="{escape(json.dumps(place))}">{"".join(parts)}</svg>'
+    )
+
+
+def _attributes(part: SetReport, styles: dict[str, int]) -> list[dict[str, Any]]:
+    rows = []
+    for name, count in attribute_names(part).items():
+        bars = []
+        for result in part.results:
+            score = result.attributes[name].scores.get(part.headline) if name in result.attributes else None
+            bars.append({"tracker": result.tracker, "style": styles[result.tracker], "score": score})
+        rows.append({"name": name, "count": count, "bars": bars})
+    return rows
+
+
+def _sequence_rows(part: SetReport) -> list[dict[str, Any]]:
+    """One row per sequence: its scores by tracker and metric, and what was noted."""
+    rows: dict[str, dict[str, Any]] = {}
+    for k, result in enumerate(part.results):
+        for score in result.sequences:
+            row = rows.setdefault(score.name, {"name": score.name, "frames": score.frames, "scores": {}, "notes": []})
+            row["scores"][k] = score.scores
+            several = f"{result.tracker}: " if len(part.results) > 1 else ""
+            notes = [*score.notes, *([] if score.counted else ["hits nothing: left out of the set's mean"])]
+            notes += ["partial"] if score.partial and not score.notes else []
+            row["notes"] += [several + note for note in notes]
+    return list(rows.values())
+
+
+def _speed_rows(sets: Sequence[SetReport], styles: dict[str, int]) -> list[dict[str, Any]]:
+    rows = []
+    for tracker, title, speed in speeds(sets):
+        total = sum(speed.stages[name].median for name in STAGES if name in speed.stages)
+        rows.append({"tracker": tracker, "style": styles[tracker], "title": title, "speed": speed, "total": total})
+    longest = max((row["total"] for row in rows), default=0) or 1
+    return [row | {"share": 100 * row["total"] / longest} for row in rows]

@@ -1,0 +1,222 @@
+"""The worst sequences of a set in pictures: frames with every tracker's box and the ground truth, and the overlaps."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from markupsafe import Markup, escape
+
+from mmtrackers.boxes import iou_xywh
+from mmtrackers.data.datasets import read_boxes
+from mmtrackers.data.sequence import Sequence as VideoSequence
+from mmtrackers.drawing import visible
+
+from .protocols import PROTOCOLS
+from .report import SetReport
+from .vot import read_trajectory
+
+FRAMES = 6
+PICTURE_WIDTH = 380
+JPEG_QUALITY = 78
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One sequence as the page shows it.
+
+    Args:
+        name (`str`): the sequence.
+        scores (`list`): tracker, its style and its headline score (or None).
+        frames (`list[Markup]`): one SVG per frame and stream.
+        captions (`list[str]`): of the frames.
+        timeline (`Markup`): overlap over the frames, all trackers.
+    """
+
+    name: str
+    scores: list[tuple[str, int, float | None]]
+    frames: list[list[Markup]]
+    captions: list[str]
+    timeline: Markup
+
+
+def worst_sequences(
+    part: SetReport, styles: Mapping[str, int], sequences: Iterable[VideoSequence], count: int
+) -> list[Strip]:
+    """The sequences with the lowest headline score, as the mean over the trackers, in pictures.
+
+    Sequences without images or without raw results are passed over: pictures are an addition to the tables.
+    """
+    by_name = {sequence.name: sequence for sequence in sequences}
+    scores: dict[str, list[float]] = {}
+    for result in part.results:
+        for row in result.sequences:
+            if part.headline in row.scores and row.name in by_name:
+                scores.setdefault(row.name, []).append(row.scores[part.headline])
+    strips = []
+    for name in sorted(scores, key=lambda name: float(np.mean(scores[name]))):
+        boxes = _boxes(part, by_name[name])
+        if boxes and len(strips) < count:
+            strips.append(_strip(part, styles, by_name[name], boxes))
+    return strips
+
+
+def _boxes(part: SetReport, sequence: VideoSequence) -> dict[str, np.ndarray]:
+    """Tracker -> boxes `[N, 4]`, NaN where its result has none; of the trackers whose result can be read."""
+    files = PROTOCOLS[part.protocol].files if part.protocol in PROTOCOLS else "lines"
+    found: dict[str, np.ndarray] = {}
+    for result in part.results:
+        file = next((row.file for row in result.sequences if row.name == sequence.name), None)
+        if file is None or files == "anchors" or not Path(file).is_file():
+            continue
+        rows = read_trajectory(file).boxes_xywh if files == "vot" else _as_xywh(read_boxes(file), sequence)
+        boxes = np.full((len(sequence), 4), np.nan)
+        count = min(len(rows), len(boxes))
+        # A result that begins with the first visible frame is shorter by the frames before it
+        shift = int(np.argmax(sequence.present)) if 0 < len(boxes) - len(rows) == np.argmax(sequence.present) else 0
+        boxes[shift : shift + count] = rows[:count]
+        found[result.tracker] = boxes
+    return found
+
+
+def _as_xywh(rows: np.ndarray, sequence: VideoSequence) -> np.ndarray:
+    """The rows as they are, or turned from two corners: a result does not say which, but its first box does."""
+    corners = np.concatenate([rows[:, :2], rows[:, 2:] - rows[:, :2]], axis=1)
+    if len(rows) and sequence.present[0]:
+        truth = sequence.boxes_xywh[0]
+        if iou_xywh(rows[0], truth) < 0.5 and iou_xywh(corners[0], truth) > 0.9:
+            return corners
+    return rows
+
+
+def _strip(
+    part: SetReport, styles: Mapping[str, int], sequence: VideoSequence, boxes: dict[str, np.ndarray]
+) -> Strip:
+    overlaps = {name: _overlaps(rows, sequence) for name, rows in boxes.items()}
+    scores = []
+    for result in part.results:
+        row = next((row for row in result.sequences if row.name == sequence.name), None)
+        scores.append((result.tracker, styles[result.tracker], row and row.scores.get(part.headline)))
+    pictures, captions = [], []
+    for index in _chosen(sequence):
+        pictures.append(_pictures(sequence, index, boxes, styles))
+        captions.append(f"frame {index}" + ("" if sequence.present[index] else " · target absent"))
+    return Strip(sequence.name, scores, pictures, captions, _timeline(overlaps, styles, sequence.name))
+
+
+def _chosen(sequence: VideoSequence) -> list[int]:
+    """Frames spread evenly over the annotated ones, without the given first one where there are others."""
+    known = np.flatnonzero(sequence.annotated)
+    known = known[1:] if len(known) > 1 else np.arange(len(sequence))
+    return sorted({int(known[round(k)]) for k in np.linspace(0, len(known) - 1, FRAMES)})
+
+
+def _overlaps(boxes: np.ndarray, sequence: VideoSequence) -> np.ndarray:
+    overlaps = np.full(len(sequence), np.nan)
+    with np.errstate(invalid="ignore"):
+        known = sequence.present & np.isfinite(boxes).all(1)
+        overlaps[known] = iou_xywh(boxes[known], sequence.boxes_xywh[known])
+    return overlaps
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def _pictures(
+    sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray], styles: Mapping[str, int]
+) -> list[Markup]:
+    """The frame in each of its streams, cut to the part that holds the boxes, with the boxes over it."""
+    frame = sequence.read(index)
+    truth = sequence.boxes_xywh[index] if sequence.present[index] else None
+    shown = {name: rows[index] for name, rows in boxes.items() if np.isfinite(rows[index]).all()}
+    height, width = next(iter(frame.values())).shape[:2]
+    window = window_round([*shown.values(), *([] if truth is None else [truth])], width, height)
+    pictures = []
+    for modality, image in frame.items():
+        other = sequence.second_boxes_xywh if modality != "rgb" else None
+        here = truth if other is None or truth is None else other[index]
+        pictures.append(_svg(visible(image, modality), window, here, shown, styles, f"{modality}, frame {index}"))
+    return pictures
+
+
+def window_round(boxes: list[np.ndarray], width: int, height: int) -> tuple[int, int, int, int]:
+    """The part of a picture, in its own shape, that shows all boxes with some room; small targets are enlarged.
+
+    Returns:
+        left, top, width, height in whole pixels, inside the picture.
+
+    Example:
+        >>> window_round([np.array([400.0, 300, 40, 30])], 1920, 1080)
+        (180, 180, 480, 270)
+        >>> window_round([], 640, 480)
+        (0, 0, 640, 480)
+    """
+    if not boxes:
+        return 0, 0, width, height
+    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes])
+    x1, y1 = np.clip(corners[:, :2].min(0), 0, (width, height))
+    x2, y2 = np.clip(corners[:, 2:].max(0), 0, (width, height))
+    share = float(np.clip(1.6 * max((x2 - x1) / width, (y2 - y1) / height), 0.25, 1))
+    w, h = round(share * width), round(share * height)
+    left = int(np.clip(round((x1 + x2 - w) / 2), 0, width - w))
+    top = int(np.clip(round((y1 + y2 - h) / 2), 0, height - h))
+    return left, top, w, h
+
+
+def _svg(
+    picture: np.ndarray,
+    window: tuple[int, int, int, int],
+    truth: np.ndarray | None,
+    boxes: dict[str, np.ndarray],
+    styles: Mapping[str, int],
+    label: str,
+) -> Markup:
+    left, top, width, height = window
+    scale = PICTURE_WIDTH / width
+    size = (PICTURE_WIDTH, max(1, round(scale * height)))
+    part = cv2.resize(picture[top : top + height, left : left + width], size,
+                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # fmt: skip
+    _, data = cv2.imencode(".jpg", part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
+    image = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+    def rectangle(box: np.ndarray, style: str, more: str = "") -> str:
+        x, y, w, h = (box - (left, top, 0, 0)) * scale
+        place = f'x="{x:.1f}" y="{y:.1f}" width="{max(w, 0):.1f}" height="{max(h, 0):.1f}"'
+        return f'<g{more}><rect class="halo" {place}/><rect class="box {style}" {place}/></g>'
+
+    shapes = [rectangle(truth, "truth")] if truth is not None and np.isfinite(truth).all() else []
+    shapes += [rectangle(box, f"s{styles[name]}", f' data-tracker="{escape(name)}"') for name, box in boxes.items()]
+    return Markup(
+        f'<svg class="frame" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
+        f'<image href="{image}" width="{size[0]}" height="{size[1]}"/>{"".join(shapes)}</svg>'
+    )
+
+
+def _timeline(overlaps: dict[str, np.ndarray], styles: Mapping[str, int], name: str) -> Markup:
+    """Overlap over the frames; a line breaks off where the target is away longer than annotations are apart."""
+    last = max(max(len(values) for values in overlaps.values()) - 1, 1)
+    parts = [f'<line class="grid" x1="0" x2="1000" y1="{y}" y2="{y}"/>' for y in (0, 50, 100)]
+    for tracker, values in overlaps.items():
+        known = np.flatnonzero(np.isfinite(values))
+        if not len(known):
+            continue
+        step = int(np.median(np.diff(known))) if len(known) > 1 else 1
+        for run in np.split(known, np.flatnonzero(np.diff(known) > step) + 1):
+            points = " ".join(f"{1000 * frame / last:.1f},{100 - 100 * values[frame]:.1f}" for frame in run)
+            parts.append(f'<polyline class="line thin s{styles[tracker]}" data-tracker="{escape(tracker)}" '
+                         f'points="{points}"/>')  # fmt: skip
+    ticks = "".join(f'<span style="left:{100 * frame / last:.2f}%">{frame}</span>' for frame in _round_frames(last))
+    # The drawing is stretched to the page's width; its labels are not, and so stand beside it.
+    return Markup(
+        '<div class="timeline"><div class="values-axis"><span>100</span><span>50</span><span>0</span></div>'
+        f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="Overlap over the frames of '
+        f'{escape(name)}">{"".join(parts)}</svg><div class="frames-axis">{ticks}</div></div>'
+    )
+
+
+def _round_frames(last: int) -> range:
+    """At most seven round frame numbers from 0 to the last."""
+    step = next(s for k in range(9) for s in (10**k, 2 * 10**k, 5 * 10**k) if last / s <= 6)
+    return range(0, last + 1, step)
