@@ -33,12 +33,13 @@ from transformers import HfArgumentParser
 
 import mmtrackers
 from mmtrackers import training
+from mmtrackers.data import Augmentation, DeiTAugmentation, Sequence, TrainingAugmentation
 from mmtrackers.hub import TrainingFacts, push, write_card
 from mmtrackers.model_card import is_own_text
-from mmtrackers.recipes import RECIPES, Recipe, option
+from mmtrackers.recipes import RECIPES, Recipe, listed, option
 
 # systems with an adapter of their own
-TRACKERS = {"seatrack": mmtrackers.SEATrackForTracking}
+TRACKERS = {"patrack": mmtrackers.PATrackForTracking, "seatrack": mmtrackers.SEATrackForTracking}
 
 
 @dataclass
@@ -51,7 +52,10 @@ class Options(Recipe):
     new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
 
-    data: str | None = option(None, "Folder with sequences in a known dataset's layout.")
+    data: list[str] = listed(  # noqa: RUF009
+        "Folders to train on: FOLDER with sequences of any known layout, or SET/SPLIT=FOLDER, such as "
+        "lasher/train=/data/LasHeR; --weights says how often each is drawn."
+    )
     synthetic: str | None = option(None, "Folder of pictures to compose sequences from.")
     workers: int = option(4, "Processes that prepare data, per training process.")
     gradient_accumulation: int = option(1, "Passes that an optimiser step is split into.")
@@ -74,8 +78,11 @@ class Options(Recipe):
             raise ValueError("Say where the result goes: --output FOLDER.")
         if (self.model is None) == (self.new_base is None):
             raise ValueError("Give either --model (a base or an adapter) or --new-base (a folder with a config.json).")
-        if (self.data is None) == (self.synthetic is None):
-            raise ValueError("Give either --data (a folder of sequences) or --synthetic (a folder of pictures).")
+        if bool(self.data) == (self.synthetic is not None):
+            sets = f" The preset was trained on {', '.join(self.sets)}." if self.sets else ""
+            raise ValueError(f"Give either --data (sequences) or --synthetic (a folder of pictures).{sets}")
+        if self.weights and len(self.weights) != len(self.data):
+            raise ValueError(f"{len(self.weights)} --weights for {len(self.data)} --data: expected one each.")
         if self.system not in ("none", *TRACKERS):
             raise ValueError(f"--system {self.system} cannot be trained yet; there is {', '.join(TRACKERS)}.")
         if self.system != "none" and (self.train_base or self.new_base):
@@ -139,20 +146,40 @@ def build_processor(options: Options, model: nn.Module) -> Any:
         return mmtrackers.TrackerImageProcessor(**sizes)
 
 
-def build_dataset(options: Options, model: nn.Module, processor: Any, pairs: int) -> Dataset:
-    """`pairs` template/search pairs per epoch, each a function of (seed, epoch, index)."""
-    streams = model.config.streams
-    modality = model.config.modality if streams == 2 else "rgb"
-    common = {"processor": processor, "modality": modality, "streams": streams}
-    common |= {"samples_per_epoch": pairs, "seed": options.seed}
+def build_dataset(options: Options, model: nn.Module, processor: Any, samples: int) -> Dataset:
+    """`samples` pairs or clips per epoch, each a function of (seed, epoch, index)."""
+    streams, draw = model.config.streams, options.draw()
+    common = {"processor": processor, "streams": streams, "samples_per_epoch": samples, "seed": options.seed}
+    common["modality"] = model.config.modality if streams == 2 else "rgb"
     if options.synthetic:
         from mmtrackers.data.synthetic import PictureLibrary, SyntheticPairs
 
-        return SyntheticPairs(PictureLibrary(options.synthetic), **common)
-    from mmtrackers.data import open_dataset
-    from mmtrackers.data.sampling import PairDataset
+        frames = {"templates": draw.templates, "searches": draw.searches}
+        return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames)
+    from mmtrackers.data.sampling import PairDataset, mixture
 
-    return PairDataset(open_dataset(options.data), skip_short=True, **common)
+    sequences, chances = mixture(map(open_data, options.data), options.weights or [1.0] * len(options.data))
+    augment = build_augmentation(options, model)
+    return PairDataset(sequences, **common, augment=augment, draw=draw, chances=chances, skip_short=True)
+
+
+def open_data(entry: str) -> list[Sequence]:
+    """The sequences of one entry of `--data`."""
+    from mmtrackers.data import open_dataset
+
+    name, found, folder = entry.rpartition("=")
+    if not found:
+        return open_dataset(entry)
+    dataset, _, split = name.partition("/")
+    return open_dataset(folder, dataset=dataset, split=split or None)
+
+
+def build_augmentation(options: Options, model: nn.Module) -> TrainingAugmentation:
+    """The recipe's changes of crops and colours."""
+    jitter = {"centre_jitter": options.centre_jitter, "size_jitter": options.size_jitter}
+    if options.augmentation == "deit":
+        return DeiTAugmentation(**jitter, template_grid=model.config.template_grid)
+    return Augmentation(**jitter)
 
 
 class Trainer:
@@ -275,8 +302,8 @@ class Trainer:
         """Forward, backward and, at the end of an accumulation, the optimiser step."""
         accelerator, options = self.accelerator, self.options
         with accelerator.accumulate(self.model):
-            search, template = (self.processor.normalize(batch[name]) for name in ("search", "template"))
-            output = self.model(search=search, template=template, labels=batch["labels"])
+            pixels = {name: self.processor.normalize(batch[name]) for name in ("search", "template")}
+            output = self.model(**(batch | pixels))
             accelerator.backward(output.loss)
             parts = {"loss": output.loss, **output.loss_parts}
             if accelerator.sync_gradients:
@@ -340,7 +367,8 @@ class Trainer:
         o = self.options
         recipe = {"optimizer": "AdamW", "preset": o.preset, "ema": o.ema} | o.values()
         recipe = {name: value for name, value in recipe.items() if value}
-        data = f"sequences of {Path(o.data).name}" if o.data else "sequences composed from pictures, at random"
+        names = [entry.rpartition("=")[0] or Path(entry).name for entry in o.data]
+        data = f"sequences of {', '.join(names)}" if names else "sequences composed from pictures, at random"
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
         return TrainingFacts(data, [], steps * self.pairs_per_step, steps, minutes, hardware, recipe)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from .data.draws import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
 
-RGB_SETS = ["lasot/train", "got10k/train_vot", "coco/train2017", "trackingnet/train"]
+RGB_SETS = ["lasot/train", "got10k/vottrain", "coco/train", "trackingnet/train"]
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
@@ -94,7 +94,9 @@ class Recipe:
 
 
 # github.com/botaoye/OSTrack, experiments/ostrack: MAE start, 4 GPUs x 32 pairs, trunk at a tenth of the rate
-_OSTRACK = Recipe(sets=RGB_SETS, epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1)
+_OSTRACK = Recipe(
+    sets=[*RGB_SETS[:3], "trackingnet/train4"], epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1,
+)  # fmt: skip
 # github.com/GXNU-ZhongLab/ODTrack, experiments/odtrack/baseline.yaml; batch 8 on each GPU
 _ODTRACK = replace(
     _OSTRACK, samples_per_epoch=30_000, batch_size=8, templates=3, searches=2, max_gap=400, lr=1e-4,
@@ -124,11 +126,11 @@ RECIPES: dict[str, Recipe] = {
     "ostrack-256": _OSTRACK,
     "ostrack-384": replace(_OSTRACK, centre_jitter=4.5, size_jitter=0.5),
     "odtrack-384": _ODTRACK,
-    "seatrack-rgbt": replace(_SEATRACK, modality="thermal", sets=["lasher/train"]),
-    "seatrack-rgbd": replace(_SEATRACK, modality="depth", sets=["depthtrack/train"], epochs=25),
+    "seatrack-rgbt": replace(_SEATRACK, modality="thermal", sets=["lasher/train882"]),
+    "seatrack-rgbd": replace(_SEATRACK, modality="depth", sets=["depthtrack/train146"], epochs=25),
     "seatrack-rgbe": replace(_SEATRACK, modality="event", sets=["visevent/train"], epochs=45, lr=6e-5),
     "patrack-rgbt": replace(_PATRACK, modality="thermal", sets=["lasher/train"]),
-    "patrack-rgbd": replace(_PATRACK, modality="depth", sets=["depthtrack/train"]),
+    "patrack-rgbd": replace(_PATRACK, modality="depth", sets=["depthtrack/train146"]),
     "patrack-rgbe": replace(_PATRACK, modality="event", sets=["visevent/train"]),
     "sdmoea-256": replace(_SDMOEA, modality="thermal"),
     "sdmoea-384": replace(

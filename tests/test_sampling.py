@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from mmtrackers.data import Augmentation, PairDataset, Sequence, open_sequence
-from mmtrackers.data.sampling import draw_pair
+from mmtrackers.data.augment import DeiTAugmentation
+from mmtrackers.data.draws import CausalDraw, IntervalDraw, OrderedDraw
+from mmtrackers.data.sampling import mixture
 from mmtrackers.image_processing import TrackerImageProcessor
 
 
@@ -37,14 +39,11 @@ def scene(tmp_path_factory) -> Path:
 def test_draw_pair_follows_the_causal_rule():
     rng = np.random.default_rng(0)
     visible = np.array([0, 1, 2, 150, 400, 700])
-    pairs = {draw_pair(visible, 701, rng) for _ in range(400)}
+    pairs = {(z, x) for _ in range(400) for (z,), (x,) in [CausalDraw()(visible, 701, rng)]}
     # The first frames never see 400 or 700: they are too far; from 150 the gap must grow, as it must from 400.
     assert {(0, 1), (0, 2), (0, 150), (1, 2), (1, 150), (2, 150)} == {p for p in pairs if p[1] <= 150}
     assert all(template in (150, 400) for template, search in pairs if search > 150)
     assert all(template < search for template, search in pairs)
-    assert draw_pair(np.array([0, 900]), 901, rng) == (0, 900)
-    with pytest.raises(ValueError, match="two visible frames, there are 1"):
-        draw_pair(np.array([5]), 10, rng)
 
 
 @pytest.mark.parametrize(("modality", "streams"), [("rgb", 1), ("thermal", 2)])
@@ -102,14 +101,14 @@ def test_unreadable_frames_are_named_counted_and_redrawn(scene, processor, tmp_p
 
     for file in (tmp_path / "rgb").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"50 pairs in a row cannot be used \(50 unreadable.*is empty"):
+    with pytest.raises(RuntimeError, match=r"50 samples in a row cannot be used \(50 unreadable.*is empty"):
         pairs[0]
 
 
 def test_crops_outside_the_image_are_redrawn(scene, processor):
     sequence = open_sequence(scene).rgb_only()
     sequence.boxes_xywh[:] = (5000, 5000, 10, 10)
-    with pytest.raises(RuntimeError, match=r"50 pairs in a row.*a crop is empty"):
+    with pytest.raises(RuntimeError, match=r"50 samples in a row.*a crop is empty"):
         PairDataset([sequence], processor, "rgb", 1, 10, seed=0)[0]
 
 
@@ -131,6 +130,62 @@ def test_pairs_refuse_what_they_cannot_train_on(scene, processor, caplog):
     ):
         with pytest.raises(ValueError, match=message):
             PairDataset(sequences, processor, modality, streams)
+
+
+@pytest.mark.parametrize(
+    ("draw", "leading"), [(CausalDraw(3, 2), (3, 2)), (OrderedDraw(2, 3), (2, 3)), (CausalDraw(2, 1), (2,))]
+)
+def test_clips(scene, processor, draw, leading):
+    pairs = PairDataset([open_sequence(scene)], processor, "thermal", 2, 10, seed=3, draw=draw)
+    item = pairs[4]
+    frames = leading[1:]
+    assert item["template"].shape == (leading[0], 2, 3, 32, 32)
+    assert item["search"].shape == (*frames, 2, 3, 64, 64) and item["labels"].shape == (*frames, 4)
+    assert torch.equal(item["search"], pairs[4]["search"])
+
+
+def test_samples_in_lorats_style(scene):
+    """Its crops, masks and labels; the bright square stays under its label whatever was done to the colours."""
+    processor = TrackerImageProcessor(crop_style="lorat", template_size=32, search_size=64, search_factor=2.0)
+    augment = DeiTAugmentation(template_grid=8)
+    pairs = PairDataset(
+        [open_sequence(scene)], processor, "rgb", 1, 60, augment=augment, draw=IntervalDraw(10), seed=5
+    )
+    for index in range(60):
+        item = pairs[index]
+        assert item["template_mask"].shape == (1, 8, 8) and item["template_mask"].float().mean() > 0.1
+        x, y, w, h = (item["labels"] * 64).tolist()
+        assert x >= 0 and y >= 0 and x + w <= 64.001 and y + h <= 64.001 and min(w, h) >= 10
+        grey = item["search"][0].float().mean(0)
+        inside = grey[int(y) + 3 : int(y + h) - 3, int(x) + 3 : int(x + w) - 3]
+        assert inside.std() < 3  # one colour under the label
+        outside = grey.clone()
+        outside[max(0, int(y) - 3) : int(y + h) + 4, max(0, int(x) - 3) : int(x + w) + 4] = torch.nan
+        assert abs(outside.nanmedian() - inside.median()) > 3
+
+
+def test_mixture_gives_each_set_its_weight(scene, processor):
+    sequence = open_sequence(scene)
+    names = ["a", "b", "c", "d"]
+    sequences, chances = mixture([names[:3], names[3:]], [1, 3])
+    assert sequences == names and chances == pytest.approx([1 / 3, 1 / 3, 1 / 3, 3])
+    pairs = PairDataset([sequence] * 4, processor, "thermal", 2, 10, seed=0, chances=chances)
+    drawn = np.searchsorted(pairs._ladder, np.random.default_rng(0).random(4000), side="right")
+    assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([1 / 12, 1 / 12, 1 / 12, 3 / 4], abs=0.02)
+    for sets, weights in (([names, []], [1, 1]), ([names], [1, 1]), ([names], [0])):
+        with pytest.raises(ValueError, match="a mixture needs a positive weight for every set"):
+            mixture(sets, weights)
+    with pytest.raises(ValueError, match="2 chances for 1 sequences"):
+        PairDataset([sequence], processor, "thermal", 2, 10, chances=[1, 2])
+
+
+def test_each_sequence_may_bring_its_own_second_stream(scene, processor):
+    """One tracker for all modalities: with modality None nothing is refused."""
+    thermal, event = open_sequence(scene), open_sequence(scene)
+    event.frames = {"rgb": event.frames["rgb"], "event": event.frames["rgb"]}
+    pairs = PairDataset([thermal, event], processor, None, 2, 20, seed=0)
+    same = [torch.equal(item["template"][0, 0], item["template"][0, 1]) for item in map(pairs.__getitem__, range(20))]
+    assert 3 < sum(same) < 17
 
 
 # Augmentation

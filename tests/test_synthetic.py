@@ -12,11 +12,13 @@ from PIL import Image
 
 from mmtrackers.data.cameras import depth_picture, depth_range
 from mmtrackers.data.layers import View
-from mmtrackers.data.pictures import Picture, PictureLibrary, Sprite, is_held_out
+from mmtrackers.data.pictures import Draw, Picture, PictureLibrary, Sprite, is_held_out
 from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, as_picture, crop_window, synthetic_sequence
 from mmtrackers.image_processing import TrackerImageProcessor
 
-PROCESSOR = SimpleNamespace(template_size=64, template_factor=2.0, search_size=128, search_factor=4.0)
+PROCESSOR = SimpleNamespace(
+    crop_style="ostrack", template_size=64, template_factor=2.0, search_size=128, search_factor=4.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +303,14 @@ def test_crops_agree_with_the_image_processor(library):
         assert low == 0 and 0 < high <= 10000
         close += np.median(np.abs(ours[..., 3:].astype(int) - expected[..., 3:])) <= 16
     assert close >= 6
+
+
+def test_clips_of_several_templates_and_search_frames(library):
+    pairs = SyntheticPairs(library, PROCESSOR, "event", 2, 8, seed=1, templates=3, searches=2)
+    item = pairs[2]
+    shapes = {name: tuple(tensor.shape) for name, tensor in item.items()}
+    assert shapes == {"template": (3, 2, 3, 64, 64), "search": (2, 2, 3, 128, 128), "labels": (2, 4)}
+    times = pairs._times((10.0, 40.0), Draw(np.random.default_rng(0)))
+    assert times == sorted(times) and times[0] == 10 and times[-1] == 40 and times[2] <= 20 and times[3] >= 30
+    with pytest.raises(ValueError, match="cropped in the 'ostrack' style, the processor's is 'lorat'"):
+        SyntheticPairs(library, TrackerImageProcessor(crop_style="lorat"))

@@ -1,14 +1,52 @@
-"""The training augmentation of the OSTrack family, as its official training loop in effect performs it."""
+"""From drawn frames to a training sample: the crops and augmentations of the two families of recipes."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import torch
+
+from mmtrackers.crops import AlignedCrop, aligned_crop, aligned_scale, cut_aligned, mean_color
+
+if TYPE_CHECKING:
+    from mmtrackers.image_processing import TrackerImageProcessor
+
+Sample = dict[str, torch.Tensor]
+SMALLEST_LABEL = 10.0
+JITTER_DRAWS = 12
+SOLARISE_FROM = 128
+
+
+def as_sample(
+    processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], labels: Sequence[np.ndarray], templates: int
+) -> Sample:
+    """Crops (templates first) and the labels of the others as the tensors of a training item.
+
+    Args:
+        crops (list of `np.ndarray` uint8 `[s, s, 3 S]`): `templates` of one size, then search crops of another.
+        labels (list of `np.ndarray` `[4]`): x, y, w, h in fractions of each search crop.
+        templates (`int`): how many there are.
+
+    Returns:
+        `dict`: `template` uint8 `[T, S, 3, h, w]`; `search` uint8 `[S, 3, H, W]` and `labels` float32 `[4]`, both with
+        an axis of frames before them where there is more than one search crop.
+    """
+    search = processor.to_tensor(crops[templates:])
+    boxes = torch.as_tensor(np.asarray(labels, dtype=np.float32))
+    single = len(search) == 1
+    return {
+        "template": processor.to_tensor(crops[:templates]),
+        "search": search[0] if single else search,
+        "labels": boxes[0] if single else boxes,
+    }
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Jitter, grey, mirror and brightness for a pair of template and search frame.
+    """Jitter, grey, mirror and brightness for templates and search frames: the OSTrack family's.
 
     The defaults are those of botaoye/OSTrack (lib/train/base_functions.py, data/processing.py), which the ViPT family
     took over. Its step to grey fails on six channels and the sample is drawn anew, so that with two streams there
@@ -35,6 +73,36 @@ class Augmentation:
     centre_jitter: float = 3.0
     brightness: float = 0.2
     crop_flip: float = 0.5
+
+    def __call__(
+        self,
+        processor: "TrackerImageProcessor",
+        images: list[np.ndarray],
+        boxes_xywh: list[np.ndarray],
+        templates: int,
+        rng: np.random.Generator,
+    ) -> Sample | None:
+        """Frames and their boxes, templates first, to a training item; None if a crop would hold no pixel.
+
+        Args:
+            processor ([`TrackerImageProcessor`]): its sizes and factors are used.
+            images (`list` of `np.ndarray`): `[H, W, 3 S]` uint8 each.
+            boxes_xywh (`list` of `np.ndarray`): `[4]` pixels each.
+            templates (`int`): how many of them are templates.
+            rng (`np.random.Generator`): the only source of chance.
+        """
+        images, boxes = self.joint(images, boxes_xywh, rng)
+        crops, labels = [], []
+        for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
+            role = "template" if index < templates else "search"
+            region = box if index < templates else self.jitter(box, rng)
+            if not _has_pixels(image, region, getattr(processor, f"{role}_factor")):
+                return None
+            crop, where = processor.crop(image, region, role)
+            crop, label = self.crop(crop, np.asarray(processor.box_to_crop(box, where)), rng)
+            crops.append(crop)
+            labels += [label] if role == "search" else []
+        return as_sample(processor, crops, labels, templates)
 
     def for_validation(self) -> "Augmentation":
         """What the official validation loop keeps: everything but the changes of single crops."""
@@ -87,3 +155,142 @@ class Augmentation:
             x, y, w, h = box_xywh
             image, box_xywh = np.ascontiguousarray(image[:, ::-1]), np.array([1 - x - w, y, w, h])
         return image, box_xywh
+
+
+def _has_pixels(image: np.ndarray, box_xywh: np.ndarray, factor: float) -> bool:
+    """Whether the square crop around a box is at least one pixel wide and touches the image."""
+    x, y, w, h = box_xywh
+    side = math.ceil(math.sqrt(w * h) * factor)
+    left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
+    height, width = image.shape[:2]
+    return side >= 1 and left < width - 1 and top < height - 1 and left + side > 0 and top + side > 0
+
+
+@dataclass(frozen=True)
+class DeiTAugmentation:
+    """Jittered crops, mirror, colours, and one of grey, solarise and blur: LoRAT's and SPMTrack's.
+
+    After LitingLin/LoRAT (trackit/data/methods/siamese_tracker_train): mirror and colours are drawn for each crop,
+    one of the three changes of DeiT III (arXiv 2204.07118) for all crops together. Needs a processor of the "lorat"
+    crop style.
+
+    Args:
+        size_jitter (`float`): search crop: each axis is scaled by exp(-size_jitter * n), n normal.
+        centre_jitter (`float`): it moves by up to this times the box's mean side, on each axis.
+        colour (`float`): brightness, contrast and saturation change by factors from [1 - colour, 1 + colour].
+        flip (`float`): probability that a crop is mirrored.
+        blur (two `float`): smallest and largest standard deviation of the blur, in pixels.
+        template_grid (`int`): cells along a template's side; of the template mask.
+
+    Example:
+        >>> DeiTAugmentation(template_grid=8).colour
+        0.4
+    """
+
+    size_jitter: float = 0.25
+    centre_jitter: float = 3.0
+    colour: float = 0.4
+    flip: float = 0.5
+    blur: tuple[float, float] = (0.1, 2.0)
+    template_grid: int = 8
+
+    def __call__(
+        self,
+        processor: "TrackerImageProcessor",
+        images: list[np.ndarray],
+        boxes_xywh: list[np.ndarray],
+        templates: int,
+        rng: np.random.Generator,
+    ) -> Sample | None:
+        """As `Augmentation`; the item has `template_mask` int64 `[T, g, g]` besides. None if no jitter leaves enough
+        of the target in a search crop."""
+        crops, labels, masks = [], [], []
+        for index, (image, box) in enumerate(zip(images, boxes_xywh, strict=True)):
+            if index < templates:
+                crop, where = processor.crop(image, box, "template")
+                masks.append(processor.template_mask([where], self.template_grid)[0])
+            else:
+                where = self.jitter(processor, box, image.shape[:2], rng)
+                if where is None:
+                    return None
+                crop = cut_aligned(image, where, mean_color(image))
+                labels.append(_inside(where.box_to_crop(box), where.size) / where.size)
+            crops.append(crop)
+        for index, mirrored in enumerate(rng.random(len(crops)) < self.flip):
+            if mirrored:
+                crops[index] = crops[index][:, ::-1]
+                if index < templates:
+                    masks[index] = masks[index].flip(-1)
+                else:
+                    x, y, w, h = labels[index - templates]
+                    labels[index - templates] = np.array([1 - x - w, y, w, h])
+        change = self._common_change(rng)
+        crops = [change(_levels(self.colours(crop, rng))) for crop in crops]
+        return as_sample(processor, crops, labels, templates) | {"template_mask": torch.stack(masks)}
+
+    def jitter(
+        self,
+        processor: "TrackerImageProcessor",
+        box_xywh: np.ndarray,
+        frame: tuple[int, int],
+        rng: np.random.Generator,
+    ) -> AlignedCrop | None:
+        """Where a search crop is taken round a box; None if 12 draws leave less than 10 pixels of the target."""
+        size, factor = processor.search_size, processor.search_factor
+        for _ in range(JITTER_DRAWS):
+            scale = aligned_scale(box_xywh, factor, size) / np.exp(self.size_jitter * rng.standard_normal(2))
+            reach = self.centre_jitter * (box_xywh[2:] * scale).sum() / 2
+            where = aligned_crop(box_xywh, factor, size, *frame, scale=scale, shift=rng.uniform(-1, 1, 2) * reach)
+            if (_inside(where.box_to_crop(box_xywh), size)[2:] >= SMALLEST_LABEL).all():
+                return where
+        return None
+
+    def colours(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Brightness, contrast and saturation in random order; float32 `[s, s, 3 S]`, 0 to 255."""
+        factors, streams = rng.uniform(1 - self.colour, 1 + self.colour, 3), np.split(crop, crop.shape[2] // 3, axis=2)
+        order = rng.permutation(3)
+        for index, stream in enumerate(streams):
+            picture = np.ascontiguousarray(stream)
+            for step in order:
+                picture = _blend(picture, int(step), float(factors[step]))
+            streams[index] = picture
+        return np.concatenate(streams, axis=2)
+
+    def _common_change(self, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+        """Grey, solarise or blur, as a function of a uint8 crop."""
+        which, deviation = rng.integers(3), rng.uniform(*self.blur)
+        if which == 0:
+            return lambda crop: _per_stream(crop, lambda c: cv2.cvtColor(_grey(c), cv2.COLOR_GRAY2RGB))
+        if which == 1:
+            levels = np.arange(256)
+            return lambda crop: cv2.LUT(crop, np.where(levels >= SOLARISE_FROM, 255 - levels, levels).astype(np.uint8))
+        return lambda crop: cv2.GaussianBlur(crop, (0, 0), deviation)
+
+
+def _inside(box_xywh: np.ndarray, size: int) -> np.ndarray:
+    """The part of a box in pixels of a crop that lies inside the crop."""
+    first = box_xywh[:2].clip(0, size)
+    return np.concatenate((first, (box_xywh[:2] + box_xywh[2:]).clip(0, size) - first))
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def _blend(picture: np.ndarray, step: int, factor: float) -> np.ndarray:
+    """Brightness (0), contrast (1) or saturation (2) times a factor, cut to 0..255."""
+    grey = np.zeros((1, 1), np.float32) if step == 0 else _grey(picture)
+    other = grey[..., None] if step == 2 else grey.mean()
+    return np.clip(factor * picture + (1 - factor) * other, 0, 255).astype(np.float32)
+
+
+def _levels(picture: np.ndarray) -> np.ndarray:
+    return np.rint(picture).astype(np.uint8)
+
+
+def _per_stream(crop: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    streams = np.split(crop, crop.shape[2] // 3, axis=2)
+    return np.concatenate([change(np.ascontiguousarray(stream)) for stream in streams], axis=2)
+
+
+TrainingAugmentation = Augmentation | DeiTAugmentation

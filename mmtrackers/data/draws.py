@@ -79,6 +79,8 @@ class IntervalDraw:
     """
 
     max_gap: int = 100
+    templates = 1
+    searches = 1
     least_visible = 1
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
@@ -94,7 +96,7 @@ class OrderedDraw:
 
     References lie within `max_gap` frames of a common frame; the search frames all lie on one side of the references,
     at most `search_gap` frames away; both with replacement. Sorted up or down with equal chance, the first
-    `references` of the list are the references: roles follow the order in time. After WenRuiCai/SPMTrack
+    `templates` of the list are the references: roles follow the order in time. After WenRuiCai/SPMTrack
     (siamese_training_pair_sampling).
 
     Example:
@@ -102,7 +104,7 @@ class OrderedDraw:
         ([8, 8, 7], [5, 4])
     """
 
-    references: int = 3
+    templates: int = 3
     searches: int = 2
     max_gap: int = 200
     search_gap: int = 400
@@ -110,31 +112,29 @@ class OrderedDraw:
 
     @property
     def least_visible(self) -> int:
-        """Visible frames that a sequence must have at least, unless it is one still picture."""
-        return self.references + self.searches
+        """Visible frames that a sequence must have at least."""
+        return self.templates + self.searches
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
-        """As `CausalDraw`; a still picture is repeated.
+        """As `CausalDraw`.
 
         Raises:
             ValueError: no side with enough frames was found.
         """
-        if length == 1:
-            return [int(visible[0])] * self.references, [int(visible[0])] * self.searches
         for attempt in range(self.attempts):
             gap = self.max_gap + WIDEN * attempt
             middle = int(rng.choice(visible))
             near = visible[(np.abs(visible - middle) <= gap) & (visible != middle)]
-            if len(near) < self.references:
+            if len(near) < self.templates:
                 continue
-            references = np.sort([middle, *rng.choice(near, self.references - 1)])
+            references = np.sort([middle, *rng.choice(near, self.templates - 1)])
             sides = self._sides(visible, references)
             if sides:
                 searches = rng.choice(sides[int(rng.integers(len(sides)))], self.searches)
                 frames = np.sort([*references, *searches])[:: 1 if rng.random() < 0.5 else -1].tolist()
-                return frames[: self.references], frames[self.references :]
+                return frames[: self.templates], frames[self.templates :]
         raise ValueError(
-            f"{self.references} references with {self.searches} search frames beside them cannot be drawn from "
+            f"{self.templates} references with {self.searches} search frames beside them cannot be drawn from "
             f"{len(visible)} visible frames of {length}"
         )
 

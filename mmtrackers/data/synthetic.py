@@ -41,9 +41,10 @@ def crop_window(x: float, y: float, w: float, h: float, factor: float) -> tuple[
 class SyntheticPairs(Dataset):
     """Template and search crops of random scenes, with the jitter of the OSTrack recipe.
 
-    Item ``index`` is a dict: ``template`` uint8 [1, S, 3, h, w], ``search`` uint8 [S, 3, H, W], ``labels`` float32 [4]
-    (x, y, w, h as fractions of the search crop, may leave [0, 1]). It depends on (seed, epoch, index) only, so any
-    number of workers and any order give the same data.
+    Item ``index`` is a dict: ``template`` uint8 [T, S, 3, h, w], ``search`` uint8 [S, 3, H, W], ``labels`` float32 [4]
+    (x, y, w, h as fractions of the search crop, may leave [0, 1]), the last two with an axis of frames before them
+    where there are several search frames. It depends on (seed, epoch, index) only, so any number of workers and any
+    order give the same data.
 
     Args:
         library: the pictures.
@@ -52,9 +53,11 @@ class SyntheticPairs(Dataset):
         streams: 1 for RGB alone, 2 for RGB and ``modality``.
         samples_per_epoch: length of the data set.
         seed: of all scenes.
+        templates, searches: frames of each role. The first template and the last search frame are the ends of the
+            scene's span, the others lie in its first and last third.
 
     Raises:
-        ValueError: two streams without a second modality, or an unknown one.
+        ValueError: two streams without a second modality, or an unknown one; a processor of another crop style.
 
     Example:
         >>> pairs = SyntheticPairs(library, processor, samples_per_epoch=10000)  # doctest: +SKIP
@@ -70,7 +73,14 @@ class SyntheticPairs(Dataset):
         streams: int = 1,
         samples_per_epoch: int = 10000,
         seed: int = 0,
+        templates: int = 1,
+        searches: int = 1,
     ) -> None:
+        if processor.crop_style != "ostrack":
+            raise ValueError(
+                f"composed pairs are cropped in the 'ostrack' style, the processor's is {processor.crop_style!r}: "
+                "train on sequences of frames instead"
+            )
         if modality not in MODALITIES or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
             raise ValueError(
                 f"streams={streams}, modality={modality!r}: expected streams=1, or streams=2 with a modality out of "
@@ -79,6 +89,7 @@ class SyntheticPairs(Dataset):
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
         self.samples_per_epoch, self.seed, self.epoch = samples_per_epoch, seed, 0
+        self.templates, self.searches = templates, searches
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -107,22 +118,39 @@ class SyntheticPairs(Dataset):
         scene = SyntheticScene(
             self.library, rng, self.modality, span=(start, start + gap), blind_from=blind_from
         )
-        boxes = [scene.visible_box_xyxy(time) for time in scene.span]
+        times = self._times(scene.span, draw)
+        boxes = [scene.visible_box_xyxy(time) for time in times]
         if any(min(x2 - x1, y2 - y1) < SMALLEST_SIDE for x1, y1, x2, y2 in boxes):
             return None
-        if any(scene.visible_share(time) < least for time, least in zip(scene.span, (0.6, 0.25), strict=True)):
+        least = [0.6] * self.templates + [0.25] * self.searches
+        if any(scene.visible_share(time) < share for time, share in zip(times, least, strict=True)):
             return None
-        (template_box, search_box) = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
-        processor = self.processor
-        window = crop_window(*template_box, processor.template_factor)
-        template, _ = self._crop(scene, scene.span[0], window, processor.template_size, template_box, draw)
-        window = crop_window(*self._jitter(search_box, draw), processor.search_factor)
-        search, labels = self._crop(scene, scene.span[1], window, processor.search_size, search_box, draw)
+        crops, labels, processor = [], [], self.processor
+        for index, (time, (x1, y1, x2, y2)) in enumerate(zip(times, boxes, strict=True)):
+            box_xywh = (x1, y1, x2 - x1, y2 - y1)
+            if index < self.templates:
+                window = crop_window(*box_xywh, processor.template_factor)
+                crops.append(self._crop(scene, time, window, processor.template_size, box_xywh, draw)[0])
+            else:
+                window = crop_window(*self._jitter(box_xywh, draw), processor.search_factor)
+                crop, label = self._crop(scene, time, window, processor.search_size, box_xywh, draw)
+                crops.append(crop)
+                labels.append(label)
+        search = torch.from_numpy(np.stack(crops[self.templates :]))
+        boxes = torch.tensor(labels, dtype=torch.float32)
         return {
-            "template": torch.from_numpy(template)[None],
-            "search": torch.from_numpy(search),
-            "labels": torch.tensor(labels, dtype=torch.float32),
+            "template": torch.from_numpy(np.stack(crops[: self.templates])),
+            "search": search[0] if self.searches == 1 else search,
+            "labels": boxes[0] if self.searches == 1 else boxes,
         }
+
+    def _times(self, span: tuple[float, float], draw: Draw) -> list[float]:
+        """When templates and search frames are taken, in order."""
+        start, end = span
+        third = (end - start) / 3
+        first = sorted(draw.uniform(start, start + third) for _ in range(self.templates - 1))
+        last = sorted(draw.uniform(end - third, end) for _ in range(self.searches - 1))
+        return [start, *first, *last, end]
 
     @staticmethod
     def _jitter(box_xywh: tuple[float, ...], draw: Draw) -> tuple[float, float, float, float]:
