@@ -1,4 +1,4 @@
-"""`mmtrackers track | info | push | convert`: the command line.
+"""`mmtrackers track | evaluate | info | push | convert`: the command line.
 
 What only some commands need (OpenCV, PyAV, plots) is imported inside them.
 """
@@ -77,6 +77,9 @@ def track(
         str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
     ] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, decoding.")
+    ] = False,
 ) -> None:
     """Follow targets through a video; leaves boxes, scores and an annotated video.
 
@@ -104,7 +107,7 @@ def track(
         allow_missing=allow_missing,
     )
     _check_streams(tracker, opened, repo)
-    result = run(tracker, opened, boxes or None, output, max_frames, progress=True)
+    result = run(tracker, opened, boxes or None, output, max_frames, progress=True, profile=profile)
     settings = {
         "model": repo,
         "base_model": base_model,
@@ -139,6 +142,11 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
 def _report(result: "RunResult", files: list[Path]) -> None:
     count = len(result.predictions)
     typer.echo(f"{result.source.name}: {count} frames, {result.frames_per_second:.1f} per second in the tracker")
+    if result.clock is not None:
+        from .evaluation.speed import speed_of, speed_table
+
+        speed = speed_of(result.clock.rows, result.clock.device)
+        typer.echo(speed_table(speed) if speed is not None else "no frame was timed: there is only the given one")
     absent = sum(not p.present for found in result.predictions for p in found)
     if absent:
         typer.echo(f"reported as absent: {absent} of {count * len(result.predictions[0])} boxes")
@@ -196,6 +204,60 @@ def default_model(modality: str = "rgb") -> str:
         f"the default tracker {name} is in none of {', '.join(map(str, places))}: run from a checkout of mmtrackers, "
         "or name a tracker with --model (folder or Hub id)"
     )
+
+
+@app.command()
+@_user_errors
+def evaluate(
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="lasher, rgbt234, visevent, depthtrack, lasot, got10k, ...: layout and rules.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the set; test where there is one.")] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]folder or Hub id of a tracker or adapter; may be repeated.")
+    ] = None,
+    results: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]folder of any tracker's raw results, to score; may be repeated.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Other rules than the set's own, by name.")] = None,
+    names: Annotated[Path | None, typer.Option(help="Text file with the sequences to take, one per line.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of raw results, times and scores.")] = Path("evaluated"),
+    batch: Annotated[int, typer.Option(min=1, help="Sequences side by side in one forward pass.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
+    pack: Annotated[bool, typer.Option("--pack", help="Prepare the models for inference: faster.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
+    ] = None,
+    absent_below: Annotated[
+        float | None, typer.Option(help="Keep the box where it was at scores below this (0 to 1).")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
+    ] = False,
+    form: Annotated[str, typer.Option(help="Four numbers in --results are xywh, or xyxy (two corners).")] = "xywh",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score --results in which sequences or frames are missing; marked.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away what a run with other settings left in --output.")
+    ] = False,
+    card: Annotated[bool, typer.Option("--card", help="Write the scores into the cards of local trackers.")] = False,
+) -> None:
+    """Track through a data set and score the boxes under its rules; or score raw results.
+
+    A run that was ended goes on where it was. Many processes: accelerate launch -m mmtrackers.cli evaluate ...
+    """
+    from .evaluation.command import Request
+    from .evaluation.command import evaluate as run_evaluation
+
+    given = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
+    try:
+        run_evaluation(Request(trackers=tuple(tracker or ()), **given | {"results": tuple(results or ())}))
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where this one was", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -42,7 +42,7 @@ class TrainingFacts:
         hardware (`str`, *optional*): such as "1 H100" or "2 CPU cores".
         recipe (`dict`): hyper-parameters by name (numbers, strings).
         figures (`list[dict]`): results, each with "dataset" and "value" and optionally "metric" (default "AUC"),
-            "split", "note".
+            "split", "note" and "settings" (a dict: what they were measured with).
         limits (`str`, *optional*): what it is not good at.
         license (`str`): licence of the weights.
 
@@ -203,4 +203,5 @@ def _eval_result(figure: dict[str, Any]) -> EvalResult:
         metric_type=re.sub(r"[^a-z0-9]+", "-", metric.lower()).strip("-") or "metric",
         metric_name=metric,
         metric_value=figure["value"],
+        metric_args=figure.get("settings"),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .boxes import iou_xywh
+from .evaluation.speed import StageClock
 from .tracking import Prediction, Tracker
 from .video import FrameSource, VideoWriter
 
@@ -26,6 +27,7 @@ class RunResult:
             given boxes.
         seconds (`float`): spent in the tracker, without reading and drawing.
         stopped (`str`, *optional*): why it ended before the source did.
+        clock ([`StageClock`], *optional*): where the time went, if that was asked for.
 
     Example:
         >>> source = FrameSource("a", lambda: iter(()), boxes_xywh=np.array([[0.0, 0, 2, 2], [0, 0, 2, 2]]),
@@ -40,6 +42,7 @@ class RunResult:
     predictions: list[list[Prediction]] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str | None = None
+    clock: StageClock | None = field(default=None, repr=False)
 
     @property
     def boxes_xywh(self) -> np.ndarray:
@@ -88,6 +91,7 @@ def run(
     output: str | Path | None = None,
     max_frames: int | None = None,
     progress: bool = False,
+    profile: bool = False,
 ) -> RunResult:
     """Tracks through a source and writes the annotated video as it goes.
 
@@ -102,6 +106,7 @@ def run(
         output (`str` or `Path`, *optional*): folder of the annotated video `<name>.mp4`; none without it.
         max_frames (`int`, *optional*): stop after so many frames.
         progress (`bool`): show a progress bar.
+        profile (`bool`): time reading, crop, model and decoding of every frame (`RunResult.clock`).
 
     Raises:
         ValueError: no box is known, a box or the first frame cannot be used, or there is no frame.
@@ -112,7 +117,7 @@ def run(
         ```
     """
     given, first = _initial_boxes(source, boxes_xywh)
-    result = RunResult(source, first)
+    result = RunResult(source, first, clock=StageClock(tracker.device) if profile else None)
     frames = iter(source)
     with ExitStack() as stack:
         stack.callback(getattr(frames, "close", lambda: None))
@@ -144,7 +149,7 @@ def _loop(
 ) -> None:
     from .drawing import annotate
 
-    session = None
+    session, clock = None, result.clock
     for index, frame in enumerate(frames):
         if index < result.first:
             continue
@@ -154,9 +159,13 @@ def _loop(
             session = tracker.start(frame, given)
             found = session.given()
         else:
+            if clock is not None:
+                clock("read")
             begin = time.perf_counter()
-            found = session.update(frame)
+            found = session.update(frame, clock)
             result.seconds += time.perf_counter() - begin
+            if clock is not None:
+                clock.end()
         result.predictions.append(found)
         if writer is not None:
             truth = result.source.boxes_xywh
@@ -164,6 +173,8 @@ def _loop(
             shown = {tracker.modality: frame[tracker.modality]} if tracker.streams == 1 else frame
             writer.write(annotate(shown, found, index, truth[index] if known else None))
         bar.update()
+        if clock is not None:
+            clock.begin()
 
 
 def _bar(source: FrameSource, first: int, max_frames: int | None, progress: bool) -> Any:

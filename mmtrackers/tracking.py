@@ -4,7 +4,7 @@ A session holds everything that a video accumulates: the template memory, the la
 carries from frame to frame. The model and the processor hold nothing, so one tracker serves many videos at a time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .memory import TemplateMemory
 
 Frame = np.ndarray | dict[str, np.ndarray]
 Box = Sequence[float] | np.ndarray
+Watch = Callable[[str], None]
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 
@@ -260,12 +261,12 @@ class TrackingSession:
         """The boxes as they stand, with score 1: the answer for the frame that the session was started on."""
         return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
 
-    @torch.inference_mode()
-    def update(self, frame: Frame) -> Prediction | list[Prediction]:
+    def update(self, frame: Frame, watch: Watch | None = None) -> Prediction | list[Prediction]:
         """Finds the target(s) in the next frame.
 
         Args:
             frame: as for `Tracker.start`, of the same size.
+            watch (`Callable[[str], None]`, *optional*): called as each stage ends, with "crop", "model" or "decode".
 
         Returns:
             `Prediction`, or a list of them in the order of the boxes if the session was started with a list.
@@ -273,18 +274,12 @@ class TrackingSession:
         Raises:
             ValueError: the frame has another size than the first one, or lacks a stream.
         """
-        tracker, processor = self.tracker, self.tracker.image_processor
-        image = self._checked(tracker.stack(frame, self.modality))
-        crops = [processor.crop(image, box, "search", self._padding) for box in self._boxes]
-        pixels = processor.to_tensor([picture for picture, _ in crops]).to(tracker.device, non_blocking=True)
-        search = processor.normalize(pixels).to(tracker.dtype)
-        output = tracker.model(search, self._memory.template(self.frame_index + 1), state=self._state)
-        self._state = output.state
-        boxes, scores = tracker.model.decode(output, tracker.window)
-        # The one copy from the device per frame: everything that the host needs, in one tensor.
-        found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
+        return update_together([self], [frame], watch)[0]
+
+    def _found(self, image: np.ndarray, rows: np.ndarray, crops: list[Any]) -> Prediction | list[Prediction]:
+        """Takes the answers for one frame, `[targets, 5]` box (fractions of the crop) and score, into the state."""
         self.frame_index += 1
-        predictions = [self._move(i, row, crops[i][1]) for i, row in enumerate(found)]
+        predictions = [self._move(i, row, crops[i]) for i, row in enumerate(rows)]
         if self._memory.wants(self.frame_index):
             self._remember(image, predictions)
         return self._answer(predictions)
@@ -328,6 +323,95 @@ class TrackingSession:
 
     def _answer(self, predictions: list[Prediction]) -> Prediction | list[Prediction]:
         return predictions[0] if self._single else predictions
+
+
+@torch.inference_mode()
+def update_together(
+    sessions: Sequence[TrackingSession], frames: Sequence[Frame], watch: Watch | None = None
+) -> list[Prediction | list[Prediction]]:
+    """Moves several videos on by a frame each, in one forward pass.
+
+    Args:
+        sessions (list of [`TrackingSession`]): of one tracker. Their videos may differ in size, length and targets;
+            those whose templates have different numbers of tokens take a pass each.
+        frames: the next frame of each.
+        watch: as in `TrackingSession.update`.
+
+    Returns:
+        What `update` of each session would return (batched products may round the last digit differently).
+
+    Raises:
+        ValueError: as for `update`, or sessions of several trackers.
+
+    Example:
+        ```python
+        sessions = [tracker.start(video[0], box) for video, box in zip(videos, boxes)]
+        predictions = update_together(sessions, [video[1] for video in videos])
+        ```
+    """
+    if len({id(session.tracker) for session in sessions}) != 1 or len(sessions) != len(frames):
+        raise ValueError(f"{len(sessions)} sessions, {len(frames)} frames: give sessions of one tracker, a frame each")
+    templates = [session._memory.template(session.frame_index + 1) for session in sessions]
+    passes: dict[tuple[int, ...], list[int]] = {}
+    for i, template in enumerate(templates):
+        passes.setdefault((sessions[i]._state is None, *template.shape[1:]), []).append(i)
+    answers: list[Any] = [None] * len(sessions)
+    for members in passes.values():
+        group = [sessions[i] for i in members]
+        found = _one_pass(group, [frames[i] for i in members], [templates[i] for i in members], watch)
+        for i, answer in zip(members, found, strict=True):
+            answers[i] = answer
+    return answers
+
+
+def _one_pass(
+    sessions: list[TrackingSession], frames: list[Frame], templates: list[torch.Tensor], watch: Watch | None
+) -> list[Prediction | list[Prediction]]:
+    tracker, told = sessions[0].tracker, watch or _nobody
+    processor = tracker.image_processor
+    pairs = list(zip(sessions, frames, strict=True))
+    images = [session._checked(tracker.stack(frame, session.modality)) for session, frame in pairs]
+    crops = [
+        [processor.crop(image, box, "search", session._padding) for box in session._boxes]
+        for session, image in zip(sessions, images, strict=True)
+    ]
+    pixels = processor.to_tensor([picture for cut in crops for picture, _ in cut])
+    search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
+    told("crop")
+    sizes = [len(cut) for cut in crops]
+    output = tracker.model(search, _joined(templates, sizes), state=_joined([s._state for s in sessions], sizes))
+    told("model")
+    boxes, scores = tracker.model.decode(output, tracker.window)
+    # The one copy from the device per frame: everything that the host needs, in one tensor.
+    found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
+    for session, state in zip(sessions, _parted(output.state, sizes), strict=True):
+        session._state = state
+    rows = np.split(found, np.cumsum(sizes)[:-1])
+    answers = [
+        session._found(image, part, [crop for _, crop in cut])
+        for session, image, part, cut in zip(sessions, images, rows, crops, strict=True)
+    ]
+    told("decode")
+    return answers
+
+
+def _nobody(stage: str) -> None:
+    """A watch that does not look."""
+
+
+def _joined(parts: list[Any], sizes: list[int]) -> Any:
+    """Tensors of several sessions, `[streams * targets, ...]` each with the streams outermost, as one; or None."""
+    if len(parts) == 1 or parts[0] is None:
+        return parts[0]
+    split = [part.unflatten(0, (-1, size)) for part, size in zip(parts, sizes, strict=True)]
+    return torch.cat(split, dim=1).flatten(0, 1)
+
+
+def _parted(joined: Any, sizes: list[int]) -> list[Any]:
+    """The inverse of `_joined`."""
+    if len(sizes) == 1 or joined is None:
+        return [joined] * len(sizes)
+    return [part.flatten(0, 1) for part in joined.unflatten(0, (-1, sum(sizes))).split(sizes, dim=1)]
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

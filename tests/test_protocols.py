@@ -125,7 +125,7 @@ def test_got10k():
         ("lasot_excl", "lasot_excl", dataclasses.replace(PROTOCOLS["lasot"], divide_by_usable=True), True),
         ("uav", "uav", PROTOCOLS["uav123"], False),
         ("nfs_or_otb", "nfs", PROTOCOLS["nfs"], False),
-        ("nfs_or_otb", "nfs", PROTOCOLS["otb"], False),
+        ("nfs_or_otb", "nfs", PROTOCOLS["otb100"], False),
     ],
     ids=["lasot", "lasot_excl", "uav", "nfs", "otb"],
 )
@@ -146,7 +146,7 @@ def test_pytracking(expected, curve, protocol, flags):
 def test_got10k_toolkit_on_otb_and_lasot():
     about, tensors = case("ope")
     expected = about["expected"]["got10k_toolkit_otb_seqc"]
-    found = score("otb_got10k", [Truth("seqc", tensors["seqc.gt"])], [RawResult(tensors["seqc.pred"])]).scores
+    found = score("otb100_got10k", [Truth("seqc", tensors["seqc.gt"])], [RawResult(tensors["seqc.pred"])]).scores
     same([found["AUC"], found["P"]], [expected["success_score"], expected["precision"]])
     expected = about["expected"]["got10k_toolkit_lasot_seqc_nan_5_8"]
     boxes = tensors["seqc.gt"].copy()

@@ -146,6 +146,7 @@ class Settings:
         processor (`dict`): the image processor's settings.
         dtype, device (`str`): precision of the weights, and where it ran.
         pack (`bool`): prepared for inference.
+        batch (`int`): sequences that shared a forward pass.
         absent_below (`float`, *optional*), allow_missing (`bool`): as in `Tracker`.
         version (`str`): of this package.
 
@@ -169,6 +170,7 @@ class Settings:
     dtype: str = "float32"
     device: str = "cpu"
     pack: bool = False
+    batch: int = 1
     absent_below: float | None = None
     allow_missing: bool = False
     version: str = ""
@@ -205,6 +207,7 @@ class EvaluationResult:
         partial (`bool`): sequences were missing or shorter and it was asked for all the same: not a number to publish.
         missing (`tuple[str, ...]`): the sequences without a result.
         notes (`tuple[str, ...]`): warnings about the whole.
+        split (`str`): the part of the set, such as "test"; empty where it was not said.
 
     Example:
         >>> result = EvaluationResult("ours", "LasHeR", "lasher", {"SR": 0.57}, "SR",
@@ -226,6 +229,7 @@ class EvaluationResult:
     partial: bool = False
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    split: str = ""
 
     def to_json(self) -> str:
         """Strict JSON: no NaN, no infinity."""

@@ -116,7 +116,7 @@ def measure(protocol: Protocol, truths: Sequence[Truth], results: Sequence[RawRe
 
     Example:
         >>> truth = Truth("a", np.tile([10.0, 10, 20, 20], (4, 1)))
-        >>> measured = measure(get_protocol("otb"), [truth], [RawResult(truth.boxes_xywh + 1.0)])
+        >>> measured = measure(get_protocol("otb100"), [truth], [RawResult(truth.boxes_xywh + 1.0)])
         >>> round(measured.of_sequence(0)["AUC"], 4)
         0.8095
     """
@@ -400,7 +400,7 @@ def frame_overlaps(protocol: Protocol | str, truth: Truth, result: RawResult) ->
 
     Example:
         >>> truth = Truth("a", np.array([[1.0, 1, 4, 4], [1, 1, 4, 4], [0, 0, 0, 0]]))
-        >>> frame_overlaps("otb", truth, RawResult(truth.boxes_xywh)).tolist()
+        >>> frame_overlaps("otb100", truth, RawResult(truth.boxes_xywh)).tolist()
         [1.0, 1.0, nan]
     """
     protocol = get_protocol(protocol)

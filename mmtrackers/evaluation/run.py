@@ -1,0 +1,391 @@
+"""Runs over whole data sets: one process or many, resumable, and the same boxes every time."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtrackers import data
+from mmtrackers.data.datasets import read_boxes
+from mmtrackers.tracking import Tracker, update_together
+
+from .protocols import MultiStart, Protocol, get_protocol
+from .raw import RawResult, read_folder, result_file, score_raw, write_result
+from .results import EvaluationResult, Settings, Speed, write_whole
+from .scoring import Truth
+from .settings import settings_of
+from .speed import STAGES, WARMUP, StageClock, speed_of
+from .truths import scorable, truth_of
+
+RAW, FRAMES, SETTINGS, SCORES = "raw", "frames", "settings.json", "scores.json"
+
+
+def evaluate_tracker(
+    tracker: Tracker,
+    sequences: Sequence[data.Sequence],
+    protocol: Protocol | str,
+    *,
+    name: str = "tracker",
+    output: str | Path | None = None,
+    batch: int = 1,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    split: str = "",
+) -> EvaluationResult:
+    """Tracks through every sequence of a set and scores the boxes under its protocol.
+
+    Sequences are put in groups of `batch`, longest first; a group shares its forward passes. Which sequences share one
+    depends on nothing else, so a resumed run and a run in several processes give the same boxes. Under
+    `accelerate launch` the groups are dealt to the processes so that each gets about as many frames.
+
+    Args:
+        tracker ([`Tracker`]): in evaluation mode.
+        sequences (list of [`Sequence`]): as `open_dataset` gives them.
+        protocol (`Protocol` or `str`): the rules, such as "lasher".
+        name (`str`): the tracker's name, to show.
+        output (`str` or `Path`, *optional*): folder of this tracker on this set. `raw/` holds the boxes in the form of
+            the set's toolkit, `frames/` score and times of every frame, `settings.json` what the run was made with,
+            `scores.json` the result. What is there from a run with the same settings is not done again. Without it
+            nothing is kept.
+        batch (`int`): sequences side by side; more than 1 pays on a GPU.
+        settings ([`Settings`], *optional*): of the tracker, where it was packed since.
+        overwrite (`bool`): throw away what a run with other settings left in `output`.
+        progress (`bool`): show a bar with the time left, and say what is reused.
+        split (`str`): part of the set that the sequences are, to show.
+
+    Returns:
+        [`EvaluationResult`]: with speed and settings. Without scores where the set's ground truth is not public.
+
+    Raises:
+        ValueError: `output` holds results of other settings (they are named); a stream that the tracker needs is
+            missing; a sequence cannot be read.
+
+    Example:
+        ```python
+        sequences = open_dataset("LasHeR", dataset="lasher", split="test")
+        result = evaluate_tracker(Tracker.from_pretrained("org/seatrack-thermal"), sequences, "lasher", output="out")
+        print(result.scores["SR"], result.speed.frames_per_second)
+        ```
+    """
+    protocol, processes = get_protocol(protocol), Processes()
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, expected at least 1 sequence")
+    if output is None and processes.count > 1:
+        raise ValueError("several processes share their results through files: give a folder (output, --output)")
+    settings = settings or settings_of(tracker, name)
+    settings = replace(settings, batch=batch)
+    sequences = [_readable(sequence, tracker) for sequence in sequences]
+    truths = [truth_of(sequence, protocol) for sequence in sequences]
+    with ExitStack() as stack:
+        folder = Path(output or stack.enter_context(tempfile.TemporaryDirectory()))
+        if processes.main:
+            _claim(folder, settings, overwrite)
+        processes.wait()
+        groups = grouped(planned(truths, sequences, protocol), batch)
+        left = [group for group in groups if not all(_is_done(folder, job, protocol) for job in group)]
+        processes.wait()
+        if progress and processes.main and len(left) < len(groups):
+            kept = sum(map(len, groups)) - sum(map(len, left))
+            print(f"{name}: {kept} of {sum(map(len, groups))} runs are there already, made with the same settings")
+        mine = processes.share(left)
+        clock = StageClock(tracker.device)
+        with _bar(mine, name, progress and processes.main, processes.count) as bar:
+            for group in mine:
+                found = _track(tracker, [sequences[job.sequence] for job in group], group, clock, bar)
+                for job, boxes, scores, times in found:
+                    _keep(folder, job, protocol, boxes, scores, times)
+        processes.wait()
+        result = replace(_scored(folder, truths, sequences, protocol, name, settings, tracker), split=split)
+        if processes.main and output is not None:
+            result.save(folder / SCORES)
+        processes.wait()
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a tracker: a sequence from its start, or from one of its anchors.
+
+    Args:
+        sequence (`int`): its index.
+        name (`str`): its name.
+        frames (`np.ndarray`): the frames that the run goes through, in order.
+        box_xywh (`np.ndarray`): `[4]`, given in the first of them.
+        length (`int`): frames of the sequence.
+        anchor (`int`, *optional*): of multi-start runs.
+    """
+
+    sequence: int
+    name: str
+    frames: np.ndarray
+    box_xywh: np.ndarray
+    length: int
+    anchor: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name among files."""
+        return self.name if self.anchor is None else f"{self.name}_{self.anchor:08d}"
+
+
+def planned(truths: Sequence[Truth], sequences: Sequence[data.Sequence], protocol: Protocol) -> list[Job]:
+    """The runs that a protocol asks for. A run begins at the first frame where the target is present."""
+    jobs = []
+    for i, (truth, sequence) in enumerate(zip(truths, sequences, strict=True)):
+        if isinstance(protocol, MultiStart):
+            runs: dict[int | None, np.ndarray] = dict(truth.runs)
+        else:
+            first = int(np.argmax(sequence.present)) if sequence.present.any() else 0
+            runs = {None: np.arange(first, len(truth))}
+        for anchor, frames in runs.items():
+            jobs.append(Job(i, truth.name, frames, truth.boxes_xywh[frames[0]], len(truth), anchor))
+    return jobs
+
+
+def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
+    """Groups of `batch` runs of about the same length, longest first; the same for the same jobs.
+
+    Example:
+        >>> jobs = [Job(i, name, np.arange(n), np.ones(4), n) for i, (name, n) in enumerate([("a", 3), ("b", 9)])]
+        >>> [[job.name for job in group] for group in grouped(jobs, 1)]
+        [['b'], ['a']]
+    """
+    ordered = sorted(jobs, key=lambda job: (-len(job.frames), job.label))
+    return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
+
+
+class Processes:
+    """The processes that `accelerate launch` (or torchrun) has started; one where it has not.
+
+    Example:
+        >>> Processes().share([[1], [2]]) if Processes().count == 1 else None
+        [[1], [2]]
+    """
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self.count, self.index = 1, 0
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            # Processes wait for the slowest one, which may track for hours.
+            self._state = PartialState(timeout=timedelta(days=7))
+            self.count, self.index = self._state.num_processes, self._state.process_index
+
+    @property
+    def main(self) -> bool:
+        return self.index == 0
+
+    def device(self, device: str) -> str:
+        """The device of this process: "cuda" becomes its own GPU."""
+        return f"cuda:{self._state.local_process_index}" if device == "cuda" and self._state is not None else device
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def share(self, groups: list[list[Any]]) -> list[list[Any]]:
+        """The groups of this process: each goes to the one with the fewest frames so far."""
+        if self.count == 1:
+            return groups
+        return dealt(groups, self.count)[self.index]
+
+
+def dealt(groups: Sequence[list[Job]], count: int) -> list[list[list[Job]]]:
+    """Groups dealt to `count` processes, each to the one that has the fewest frames so far.
+
+    Example:
+        >>> jobs = [Job(i, str(n), np.arange(n), np.ones(4), n) for i, n in enumerate((9, 5, 4, 1))]
+        >>> [[group[0].name for group in part] for part in dealt([[job] for job in jobs], 2)]
+        [['9', '1'], ['5', '4']]
+    """
+    parts: list[list[list[Job]]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for group in groups:
+        at = loads.index(min(loads))
+        parts[at].append(group)
+        loads[at] += sum(len(job.frames) for job in group)
+    return parts
+
+
+def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
+    """The sequence with the streams that the tracker reads; says which one is missing."""
+    if tracker.streams == 1 and tracker.modality == "rgb":
+        return sequence if sequence.modality == "rgb" else _rgb_alone(sequence)
+    if tracker.modality not in sequence.frames and not tracker.allow_missing:
+        raise ValueError(
+            f"sequence {sequence.name!r} has {' and '.join(sequence.frames)}, but the tracker reads "
+            f"{tracker.modality}: take another tracker, or allow_missing (--allow-missing) to feed RGB in its place"
+        )
+    return sequence
+
+
+def _rgb_alone(sequence: data.Sequence) -> data.Sequence:
+    # Unlike `rgb_only`, with the second modality's boxes: a protocol may score against both.
+    return replace(sequence, frames={"rgb": sequence.frames["rgb"]})
+
+
+# ----------------------------------------------------------------------------------------------------------- tracking
+
+
+def _track(
+    tracker: Tracker, sequences: Sequence[data.Sequence], jobs: Sequence[Job], clock: StageClock, bar: Any
+) -> Iterator[tuple[Job, np.ndarray, np.ndarray, np.ndarray]]:
+    """Tracks through a group, a frame of each at a time; yields boxes, scores and times of each run that ends."""
+    sessions, rows = [], []
+    for sequence, job in zip(sequences, jobs, strict=True):
+        try:
+            sessions.append(tracker.start(sequence.read(int(job.frames[0])), job.box_xywh))
+        except ValueError as error:
+            raise ValueError(f"{job.label}, frame {job.frames[0]}: {error}") from error
+        rows.append([(np.asarray(job.box_xywh, dtype=np.float64), 1.0, [np.nan] * len(STAGES))])
+    bar.update(len(jobs))
+    active = list(range(len(jobs)))
+    for step in range(1, max(len(job.frames) for job in jobs) + 1):
+        for i in [i for i in active if len(jobs[i].frames) == step]:
+            active.remove(i)
+            boxes, scores, times = (np.array(column) for column in zip(*rows[i], strict=True))
+            yield jobs[i], boxes, scores, times
+        if not active:
+            return
+        clock.begin()
+        try:
+            frames = [sequences[i].read(int(jobs[i].frames[step])) for i in active]
+            clock("read")
+            found = update_together([sessions[i] for i in active], frames, clock)
+        except ValueError as error:
+            names = ", ".join(f"{jobs[i].label} (frame {jobs[i].frames[step]})" for i in active)
+            raise ValueError(f"{names}: {error}") from error
+        times = np.array(clock.end()) / len(active)
+        if len(clock.rows) <= WARMUP:
+            times = np.full(len(STAGES), np.nan)
+        for i, prediction in zip(active, found, strict=True):
+            rows[i].append((prediction.box, prediction.score, times))
+        bar.update(len(active))
+
+
+def _bar(groups: Sequence[Sequence[Job]], name: str, shown: bool, processes: int) -> Any:
+    from tqdm import tqdm
+
+    frames = sum(len(job.frames) for group in groups for job in group)
+    title = name if processes == 1 else f"{name} (process 1 of {processes})"
+    return tqdm(total=frames, unit="frame", desc=title, disable=not shown, smoothing=0.02, dynamic_ncols=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _claim(folder: Path, settings: Settings, overwrite: bool) -> None:
+    """Makes the folder this run's own, or says why it is another one's."""
+    path = folder / SETTINGS
+    if path.is_file():
+        try:
+            there = Settings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): take another folder, or delete this one") from error
+        if there.fingerprint == settings.fingerprint:
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{folder} holds results of other settings ({'; '.join(settings.differences(there))}): they are not "
+                "reused. Take another folder (--output), or throw them away with --overwrite"
+            )
+        for part in (RAW, FRAMES):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        (folder / SCORES).unlink(missing_ok=True)
+    elif (folder / RAW).exists():
+        raise ValueError(f"{folder / RAW} is there without {SETTINGS}: nobody knows what made it; take another folder")
+    record = {"fingerprint": settings.fingerprint, "settings": asdict(settings)}
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+
+
+def _frames_file(folder: Path, job: Job) -> Path:
+    return folder / FRAMES / f"{job.label}.csv"
+
+
+def _keep(
+    folder: Path, job: Job, protocol: Protocol, boxes: np.ndarray, scores: np.ndarray, times: np.ndarray
+) -> None:
+    """Writes one run; the file of its boxes comes last, and tells a later run that this one is done."""
+    names = ["score", *(f"{stage}_ms" for stage in STAGES)]
+    lines = [",".join(names)]
+    for score, row in zip(scores, times * 1000, strict=True):
+        lines.append(f"{score:.6f}," + ",".join("" if np.isnan(value) else f"{value:.4f}" for value in row))
+    write_whole(_frames_file(folder, job), "\n".join(lines) + "\n")
+    lead = int(job.frames[0]) if job.anchor is None else 0
+    if lead:  # the set's toolkit wants a line for every frame
+        boxes = np.concatenate([np.tile(boxes[0], (lead, 1)), boxes])
+        scores = np.concatenate([np.zeros(lead), scores])
+    if protocol.files == "got10k":
+        seconds = np.nan_to_num(times.sum(1))
+        path = result_file(folder / RAW, job.name, protocol)
+        write_whole(path.with_name(f"{job.name}_time.txt"), "".join(f"{value:.6f}\n" for value in seconds))
+    runs = {} if job.anchor is None else {job.anchor: boxes}
+    write_result(folder / RAW, job.name, protocol, RawResult(boxes, scores, runs))
+
+
+def _is_done(folder: Path, job: Job, protocol: Protocol) -> bool:
+    """Whether a run's files are there, of the right length and from the same given box."""
+    path = result_file(folder / RAW, job.name, protocol, job.anchor)
+    if not path.is_file() or not _frames_file(folder, job).is_file():
+        return False
+    rows = read_boxes(path)
+    if len(rows) != (len(job.frames) if job.anchor is not None else job.length):
+        return False
+    if protocol.files in ("vot", "anchors"):  # the first line is a code there
+        return True
+    return bool(np.allclose(rows[0], job.box_xywh, atol=1e-3))
+
+
+def _scored(
+    folder: Path,
+    truths: list[Truth],
+    sequences: Sequence[data.Sequence],
+    protocol: Protocol,
+    name: str,
+    settings: Settings,
+    tracker: Tracker,
+) -> EvaluationResult:
+    jobs = planned(truths, sequences, protocol)
+    times = {job.label: _read_times(_frames_file(folder, job)) for job in jobs}
+    speed = _speed(list(times.values()), tracker, settings.batch)
+    if not scorable(sequences):
+        note = f"no ground truth beyond the first frames: upload {folder / RAW} to the set's server"
+        return EvaluationResult(
+            name, protocol.title, protocol.name, {}, protocol.headline, speed=speed, settings=settings, notes=(note,)
+        )
+    raw = read_folder(folder / RAW, truths, protocol)
+    result = score_raw(raw, protocol, name, speed=speed, settings=settings)
+    rates = {}
+    for job in jobs:
+        known = times[job.label][:, 1:].sum(1)
+        rates.setdefault(job.name, []).append(known[~np.isnan(known)])
+    rows = []
+    for row in result.sequences:
+        known = np.concatenate(rates[row.name])
+        rows.append(replace(row, frames_per_second=round(1 / float(np.median(known)), 2) if len(known) else None))
+    return replace(result, sequences=tuple(rows))
+
+
+def _read_times(path: Path) -> np.ndarray:
+    """`[N, stages]` seconds; NaN where nothing was measured."""
+    table = np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
+    return table[:, 1:] / 1000
+
+
+def _speed(times: list[np.ndarray], tracker: Tracker, batch: int) -> Speed | None:
+    table = np.concatenate(times)
+    known = table[~np.isnan(table).any(1)]
+    speed = speed_of(known, tracker.device, batch, warmup=0)
+    # The given frame of each run is none that was tracked.
+    return None if speed is None else replace(speed, warmup=len(table) - len(known) - len(times))

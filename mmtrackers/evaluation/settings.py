@@ -1,0 +1,69 @@
+"""With what a run's boxes are made: the settings of a tracker, and a hash over its weights."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from mmtrackers.adapters import active_adapter, adapter_names
+from mmtrackers.tracking import Tracker
+
+from .results import Settings
+
+# What a config says of the files and the library, not of the model
+_BESIDE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+
+
+def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Settings:
+    """The settings of a tracker; to be asked for before `pack()`, which lays the weights out for one machine.
+
+    Args:
+        tracker ([`Tracker`]): base or base and adapter.
+        name (`str`): folder or Hub id that it came from.
+        pack (`bool`): whether it will be packed.
+
+    Example:
+        ```python
+        settings_of(Tracker.from_pretrained("examples/checkpoints/ostrack-tiny")).fingerprint
+        ```
+    """
+    import mmtrackers
+
+    model = tracker.model
+    adapters = adapter_names(model)
+    adapter = model.peft_config[active_adapter(model)] if adapters else None
+    return Settings(
+        tracker=name,
+        system=type(model).__name__,
+        base=None if adapter is None else str(adapter.base_model_name_or_path),
+        tuner=None if adapter is None else str(getattr(adapter.peft_type, "value", adapter.peft_type)),
+        modality=tracker.modality,
+        streams=tracker.streams,
+        weights=weights_hash(model),
+        processor=json.loads(json.dumps(tracker.image_processor.to_dict())),
+        dtype=str(tracker.dtype).removeprefix("torch."),
+        device=tracker.device.type,
+        pack=pack,
+        absent_below=tracker.absent_below,
+        allow_missing=tracker.allow_missing,
+        version=mmtrackers.__version__,
+    )
+
+
+def weights_hash(model: Any) -> str:
+    """32 hexadecimal digits over every tensor with its name, and over the model's config.
+
+    Example:
+        >>> weights_hash(torch.nn.Linear(2, 2)) == weights_hash(torch.nn.Linear(2, 2))
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config = getattr(model, "config", None)
+    if config is not None:
+        kept = {key: value for key, value in config.to_dict().items() if key not in _BESIDE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,115 @@
+"""Where the time of tracking goes: a clock that is told when each stage ends."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .results import Speed, StageTime
+
+STAGES = ("read", "crop", "model", "decode")
+WARMUP = 10
+
+
+class StageClock:
+    """Times the stages of each step of a tracker.
+
+    On an accelerator every stage waits until the device has done its work: the split is then true, and the whole a
+    little slower than without a clock.
+
+    Args:
+        device (`torch.device` or `str`): where the model runs.
+
+    Attributes:
+        rows (`list[list[float]]`): per step, the seconds of `STAGES`.
+
+    Example:
+        >>> clock = StageClock("cpu")
+        >>> for _ in range(3):
+        ...     clock.begin()
+        ...     clock("read")
+        ...     clock("crop")
+        ...     clock.end()
+        >>> len(clock.rows), clock.rows[0][2]
+        (3, 0.0)
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.rows: list[list[float]] = []
+        self._row = dict.fromkeys(STAGES, 0.0)
+        self._last = 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._row = dict.fromkeys(STAGES, 0.0)
+        self._last = self._now()
+
+    def __call__(self, stage: str) -> None:
+        """A stage has ended."""
+        now = self._now()
+        self._row[stage] += now - self._last
+        self._last = now
+
+    def end(self) -> list[float]:
+        """The step has ended; its row."""
+        self.rows.append(list(self._row.values()))
+        return self.rows[-1]
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def speed_of(
+    rows: np.ndarray | Sequence[Sequence[float]], device: torch.device | str, batch: int = 1, warmup: int = WARMUP
+) -> Speed | None:
+    """Median and middle half of every stage.
+
+    Args:
+        rows (`[N, 4]`): seconds per frame and stage, in the order of `STAGES`.
+        device (`torch.device` or `str`): where the model ran.
+        batch (`int`): sequences side by side.
+        warmup (`int`): first rows to leave out; at most half of all.
+
+    Returns:
+        [`Speed`], or None without rows.
+
+    Example:
+        >>> speed_of([[0.001, 0.002, 0.010, 0.001]] * 30, "cpu").stages["model"].median
+        10.0
+    """
+    table = np.asarray(rows, dtype=np.float64).reshape(-1, len(STAGES)) * 1000
+    if not len(table):
+        return None
+    warmup = min(warmup, len(table) // 2)
+    table = table[warmup:]
+    columns = dict(zip(STAGES, table.T, strict=True))
+    columns |= {"track": table[:, 1:].sum(1), "total": table.sum(1)}
+    stages = {}
+    for name, values in columns.items():
+        low, median, high = np.round(np.percentile(values, (25, 50, 75)), 4).tolist()
+        stages[name] = StageTime(median, low, high)
+    device = torch.device(device)
+    shown = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Speed(stages, len(table), warmup, batch, shown, torch.get_num_threads())
+
+
+def speed_table(speed: Speed) -> str:
+    """The speed as lines of text, for a terminal.
+
+    Example:
+        >>> speed = speed_of([[0.001, 0.002, 0.010, 0.001]] * 30, "cpu")
+        >>> print(speed_table(speed).splitlines()[1])
+        read       1.00   1.00 - 1.00
+    """
+    lines = [f"{'ms/frame':8} {'median':>6}   middle half"]
+    lines += [f"{name:8} {t.median:6.2f}   {t.low:.2f} - {t.high:.2f}" for name, t in speed.stages.items()]
+    side = f", {speed.batch} sequences side by side" if speed.batch > 1 else ""
+    lines.append(
+        f"{speed.frames_per_second:.1f} frames per second without reading ({speed.device}, {speed.threads} threads"
+        f"{side}; {speed.frames} frames after {speed.warmup} of warm-up)"
+    )
+    return "\n".join(lines)
