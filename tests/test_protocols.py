@@ -8,8 +8,10 @@ from parity_tools import fixtures_folder, load_case
 
 from mmtrackers.evaluation import (
     PROTOCOLS,
+    EvaluationResult,
     RawResult,
     Truth,
+    frame_overlaps,
     get_protocol,
     measure,
     metrics,
@@ -193,3 +195,160 @@ def test_vot_multi_start():
             same([sequence.scores["A"], sequence.scores["R"]], [expected["A"], expected["R"]])
             assert measured.progress[i] == expected["accuracy_weight"]
             assert measured.frames[i] == expected["robustness_weight"]
+
+
+# --------------------------------------------------------------------------------------------------------- the quirks
+
+BOX = (10.0, 10.0, 20.0, 20.0)
+
+
+def one(protocol, truth, found, **about):
+    """The scores of one sequence given as lists of boxes."""
+    result = score(protocol, [Truth("a", np.array(truth, dtype=float), **about)], [RawResult(np.array(found))])
+    return {**result.scores, "result": result}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "hits", "metric"),
+    [
+        # A frame without the target counts as a hit in LasHeR's precision, and as a miss in its success.
+        ("lasher", {"PR": 1.0, "NPR": 1.0}, "SR"),
+        ("visevent", {"PR": 1.0, "NPR": 1.0}, "SR"),
+        ("uav123", {"P": 1.0, "Pnorm": 1.0}, "AUC"),
+        ("lasot", {"P": 0.5, "Pnorm": 1.0}, "AUC"),
+        ("nfs", {"P": 0.5, "Pnorm": 1.0}, "AUC"),
+        ("rgbt210", {"PR": 0.5}, "SR"),
+    ],
+)
+def test_a_ground_truth_of_zeros(protocol, hits, metric):
+    truth = [BOX, BOX, (0, 0, 0, 0), (0, 0, 0, 0)]
+    found = one(protocol, truth, [BOX, BOX, (99.0, 99, 9, 9), (99.0, 99, 9, 9)])
+    assert {name: found[name] for name in hits} == hits
+    same(found[metric], 20 / 21 / 2)
+
+
+def test_a_box_at_the_border_counts_like_an_absent_one():
+    truth = [BOX, (0.0, 10, 20, 20), BOX, BOX]
+    assert one("lasher", truth, truth)["SR"] == pytest.approx(20 / 21 * 3 / 4)
+    assert one("otb100_got10k", truth, truth)["AUC"] == pytest.approx(20 / 21)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "precision", "normalized"),
+    [("visevent", 0.5, 0.5), ("coesot", 0.5, 0.5), ("lasot", 0.5, 0.5), ("lasot_ext", 0.5, 1.0), ("otb100", 1.0, 1.0)],
+)
+def test_frames_that_flags_call_absent(protocol, precision, normalized):
+    visible = np.array([True, False, True, False])
+    found = one(protocol, [BOX] * 4, [BOX] * 4, visible=visible)
+    names = {"P": "Pnorm", "PR": "NPR"}
+    name = next(name for name in names if name in found)
+    assert (found[name], found[names[name]]) == (precision, normalized)
+
+
+def test_flags_shrink_got10k_and_leave_out_the_first_frame():
+    visible = np.array([True, True, False, True])
+    far = (300.0, 300.0, 20.0, 20.0)
+    found = one("got10k", [BOX] * 4, [far, BOX, far, far], visible=visible, image_size=(640, 480))
+    assert (found["AO"], found["SR0.5"]) == (0.5, 0.5)
+
+
+def test_rounding_and_bad_rows():
+    truth = [BOX] * 3
+    nearly = (10.4, 9.6, 20.4, 19.6)
+    assert one("lasher", truth, [nearly] * 3)["SR"] == pytest.approx(20 / 21)
+    assert one("visevent", truth, [nearly] * 3)["SR"] < 20 / 21 - 0.02
+    assert one("lasher", truth, [BOX, (5.0, 5, 0, 9), BOX])["SR"] == pytest.approx(20 / 21)
+    assert one("rgbt210", truth, [BOX, (5.0, 5, 0, 9), BOX])["SR"] == pytest.approx(20 / 21 * 2 / 3)
+    assert one("visevent", truth, [BOX, (np.nan, 5, 9, 9), BOX])["SR"] == pytest.approx(20 / 21)
+    assert one("otb100", truth, [BOX, (5.0, 5, 0, 9), BOX])["AUC"] == pytest.approx(20 / 21)
+    with pytest.raises(ValueError, match=r"line 2 of the result of 'a' is .*OTB100 takes no NaN and no negative side"):
+        one("otb100", truth, [BOX, (5.0, 5, -1, 9), BOX])
+
+
+def test_the_nearer_of_two_modalities_is_taken_frame_by_frame():
+    other = (100.0, 100.0, 20.0, 20.0)
+    truth = Truth("a", np.array([BOX, BOX, BOX]), second_boxes_xywh=np.array([other, other, other]))
+    found = score("rgbt234", [truth], [RawResult(np.array([BOX, other, (300.0, 300, 20, 20)]))])
+    assert found.scores["MPR"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="'a' lacks boxes of the second modality"):
+        one("rgbt234", [BOX], [BOX])
+
+
+def test_pooled_and_averaged_sets():
+    """GTOT weighs every frame the same, RGBT234 every sequence; GTOT's limit of 5 pixels is strict."""
+    def truths(n):
+        boxes = np.tile(BOX, (n, 1))
+        return Truth(f"s{n}", boxes, second_boxes_xywh=boxes)
+
+    pair = [truths(1), truths(3)]
+    raw = [RawResult(np.array([BOX])), RawResult(np.tile((300.0, 10, 20, 20), (3, 1)))]
+    assert score("gtot", pair, raw).scores["MPR"] == 0.25
+    assert score("rgbt234", pair, raw).scores["MPR"] == 0.5
+    shifted = [RawResult(np.add(t.boxes_xywh, (5.0, 0, 0, 0))) for t in pair]
+    assert score("gtot", pair, shifted).scores["MPR"] == 0.0
+
+
+def test_vtuav_counts_annotated_frames_only():
+    boxes = np.tile(np.array(BOX), (20, 1))
+    annotated = np.arange(20) % 10 == 0
+    boxes[~annotated] = np.nan
+    truth = Truth("a", boxes, annotated=annotated, second_boxes_xywh=boxes)
+    found = np.full((20, 4), 300.0)
+    found[10] = BOX
+    assert score("vtuav", [truth], [RawResult(found)]).scores["MPR"] == 0.5
+
+
+def test_a_sequence_in_which_nothing_hits_is_left_out_of_the_event_sets():
+    far = np.tile((300.0, 300, 9, 9), (4, 1))
+    hidden = Truth("b", np.tile(BOX, (4, 1)), visible=np.array([False, True, True, True]))
+    result = score("visevent", [Truth("a", np.tile(BOX, (4, 1))), hidden], [RawResult(np.tile(BOX, (4, 1))),
+                                                                             RawResult(far)])  # fmt: skip
+    assert result.scores["PR"] == 1.0 and [row.counted for row in result.sequences] == [True, False]
+
+
+def test_attributes_and_curves():
+    truths = [Truth(name, np.tile(BOX, (4, 1)), attributes=attributes) for name, attributes in
+              [("a", ("FM", "LR")), ("b", ("LR",))]]  # fmt: skip
+    result = score("lasher", truths, [RawResult(truths[0].boxes_xywh), RawResult(np.full((4, 4), 300.0))], "mine")
+    assert result.attributes["FM"].scores["PR"] == 1.0
+    same([result.attributes["LR"].scores["PR"], result.scores["PR"]], [0.625, 0.625])
+    curve = result.curves["success"]
+    assert (len(curve.x), curve.x_label) == (21, "overlap threshold") and curve.y[0] == pytest.approx(0.625)
+    assert EvaluationResult.from_json(result.to_json()) == result
+
+
+def test_frames_that_are_not_measured_have_no_overlap():
+    truth = Truth("a", np.array([BOX, BOX, (0, 0, 0, 0)]))
+    assert np.isnan(frame_overlaps("lasher", truth, RawResult(np.tile(BOX, (3, 1))))).tolist() == [False, False, True]
+    absent = Truth("a", np.array([BOX, [np.nan] * 4]), image_size=(64, 48))
+    assert np.isnan(frame_overlaps("depthtrack", absent, RawResult(np.tile(BOX, (2, 1))))).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "about", "message"),
+    [
+        ("got10k", {}, "'a' lacks the size of its frames"),
+        ("depthtrack", {}, "'a' lacks the size of its frames"),
+        ("vot22rgbd", {"image_size": (64, 48)}, "'a' has no anchors"),
+        ("nowhere", {}, "there is no protocol 'nowhere'; known: lasher, "),
+    ],
+)
+def test_what_a_protocol_cannot_do_without(protocol, about, message):
+    with pytest.raises(ValueError, match=message):
+        one(protocol, [BOX] * 2, [BOX] * 2, **about)
+
+
+def test_short_results_and_no_sequences():
+    with pytest.raises(ValueError, match="the result of 'a' has 1 boxes for 2 frames"):
+        one("lasher", [BOX] * 2, [BOX])
+    with pytest.raises(ValueError, match="no sequence to score"):
+        score("lasher", [], [])
+
+
+def test_the_table():
+    assert set(PROTOCOLS) >= {"lasher", "rgbt234", "rgbt210", "gtot", "vtuav", "visevent", "coesot", "fe108", "lasot",
+                              "lasot_ext", "uav123", "nfs", "otb100", "tnl2k", "got10k", "depthtrack", "cdtb",
+                              "vot22rgbd"}  # fmt: skip
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name and protocol.source and protocol.headline in protocol.metric_names
+    assert get_protocol("GOT-10k") is PROTOCOLS["got10k"]

@@ -30,8 +30,8 @@ class StageClock:
         ...     clock.begin()
         ...     clock("read")
         ...     clock("crop")
-        ...     clock.end()
-        >>> len(clock.rows), clock.rows[0][2]
+        ...     row = clock.end()
+        >>> len(clock.rows), row[2]
         (3, 0.0)
     """
 
