@@ -16,7 +16,7 @@ from .scoring import RawResult, Truth, score
 
 Form = Literal["xywh", "xyxy"]
 # Stands for a frame that a partial result lacks: it overlaps nothing, and no rule repairs it.
-NOWHERE = (-1e6, -1e6, 1e-3, 1e-3)
+NOWHERE = (1e6, 1e6, 1.0, 1.0)
 
 
 @dataclass
