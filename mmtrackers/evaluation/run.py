@@ -15,6 +15,7 @@ import numpy as np
 
 from mmtrackers import data
 from mmtrackers.data.datasets import read_boxes
+from mmtrackers.frames import ANY
 from mmtrackers.tracking import Tracker, update_together
 
 from .protocols import MultiStart, Protocol, get_protocol
@@ -222,6 +223,8 @@ def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
     """The sequence with the streams that the tracker reads; says which one is missing."""
     if tracker.streams == 1 and tracker.modality == "rgb":
         return sequence if sequence.modality == "rgb" else _rgb_alone(sequence)
+    if tracker.modality == ANY and sequence.modality != "rgb":
+        return sequence
     if tracker.modality not in sequence.frames and not tracker.allow_missing:
         raise ValueError(
             f"sequence {sequence.name!r} has {' and '.join(sequence.frames)}, but the tracker reads "
