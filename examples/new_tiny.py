@@ -7,6 +7,12 @@ Start weights of `ostrack-tiny`: a small OSTrack with a convolutional stem, init
 Queries and keys start as nearly the same orthogonal map, so attention begins as a comparison of contents (the idea of
 "Mimetic initialization of self-attention layers", arXiv 2305.09828): a search token looks at template tokens like it
 from the first step, where a plain start spends most of a short training on finding that out.
+
+With a trained OSTrack, an ODTrack of its sizes starts from its weights; only the track token is new. The features that
+its head reads are larger by their product with the token, which the head's batch norms find out in the first steps:
+
+    python examples/new_tiny.py out/odtrack-start --odtrack-from examples/checkpoints/ostrack-tiny
+    python examples/finetune.py --model out/odtrack-start --train-base --templates 3 --searches 2 --order causal ...
 """
 
 from pathlib import Path
@@ -16,7 +22,14 @@ import torch
 import typer
 from torch import nn
 
-from mmtrackers import OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
+from mmtrackers import (
+    AutoTracker,
+    ODTrackConfig,
+    ODTrackForTracking,
+    OSTrackConfig,
+    OSTrackForTracking,
+    TrackerImageProcessor,
+)
 
 ALIKE, NOISE, SCORE_BIAS = 0.8, 0.02, -3.0
 
@@ -50,13 +63,40 @@ def compare_contents(model: OSTrackForTracking) -> None:
     model.head.score[-1].bias.fill_(SCORE_BIAS)
 
 
-def main(output: Path, seed: Annotated[int, typer.Option(help="Of the weights.")] = 0) -> None:
+def odtrack_from(folder: str | Path) -> ODTrackForTracking:
+    """An ODTrack with the sizes and all weights of the OSTrack in `folder`, and a new track token.
+
+    Raises:
+        ValueError: `folder` holds another tracker.
+    """
+    base = AutoTracker.from_pretrained(folder, dtype=torch.float32)
+    if type(base) is not OSTrackForTracking:
+        raise ValueError(f"{folder} is a {type(base).__name__}, expected an OSTrackForTracking.")
+    sizes = {name: getattr(base.config, name) for name in OSTrackConfig.__annotations__}
+    model = ODTrackForTracking(ODTrackConfig(**sizes | {"fusion": ODTrackConfig.fusion}))
+    new = model.load_state_dict(base.state_dict(), strict=False)
+    assert not new.unexpected_keys and {name.rpartition(".")[0] for name in new.missing_keys} == {"model.track_token"}
+    return model
+
+
+def main(
+    output: Path,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    odtrack_from_: Annotated[
+        Path | None, typer.Option("--odtrack-from", help="Folder of a trained OSTrack: makes an ODTrack of it.")
+    ] = None,
+) -> None:
     """Writes the start weights and the image processor to OUTPUT."""
     torch.manual_seed(seed)
-    model = OSTrackForTracking(tiny_config())
-    compare_contents(model)
+    if odtrack_from_ is None:
+        model = OSTrackForTracking(tiny_config())
+        compare_contents(model)
+        processor = TrackerImageProcessor(template_size=64, search_size=128)
+    else:
+        model = odtrack_from(odtrack_from_)
+        processor = TrackerImageProcessor.from_pretrained(odtrack_from_)
     model.save_pretrained(output)
-    TrackerImageProcessor(template_size=64, search_size=128).save_pretrained(output)
+    processor.save_pretrained(output)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters in {output}")
 
 

@@ -1,6 +1,8 @@
 """ODTrack's own: the carried token, clips, templates from memory, and official files."""
 
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -189,3 +191,25 @@ def test_sizes_of_published_files() -> None:
             net = ostrack_to_official(ODTrackForTracking(config).state_dict(), form=ODTRACK)
         found = ostrack_config(net, ODTRACK)
         assert found.to_dict() == config.to_dict() and variant(found) == ("384", 5.0)
+
+
+def new_tiny() -> ModuleType:
+    """The example as a module."""
+    spec = spec_from_file_location("new_tiny", Path(__file__).parents[1] / "examples" / "new_tiny.py")
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
+
+def test_an_odtrack_starts_from_a_trained_ostrack(tmp_path: Path) -> None:
+    base = ROWS[1].plain()
+    base.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
+    new_tiny().main(tmp_path / "out", odtrack_from_=tmp_path / "base")
+    model = AutoTracker.from_pretrained(tmp_path / "out")
+    assert type(model) is ODTrackForTracking
+    own, given = model.state_dict(), base.state_dict()
+    assert set(own) - set(given) == {"model.track_token.start", "model.track_token.position"}
+    assert all(torch.equal(own[name], tensor) for name, tensor in given.items())
+    assert model.config.fusion == "mean" and model.config.stem == "conv" and model.config.num_templates == 3
+    with pytest.raises(ValueError, match="is a ODTrackForTracking, expected an OSTrackForTracking"):
+        new_tiny().odtrack_from(tmp_path / "out")
