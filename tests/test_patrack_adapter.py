@@ -215,6 +215,20 @@ def test_prefix_tokens_pass_and_templates_stay_apart(adapter: ProgressiveConfig)
     changed[:, 5:9] += tokens(4, 4, 12, seed=2)  # the second template
     moved = (term(changed) - before).abs().amax((0, 2)) > 1e-5
     assert moved.nonzero().flatten().tolist() == [5, 6, 7, 8]
+    packed = junction.packed(torch.float32)(x, norm(x), y, norm, layout)[0]
+    torch.testing.assert_close(packed - (x + y), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{"mda_source": "self"}, {"cea_swap_outputs": True}, {"head_residual": True}])
+@torch.no_grad()
+def test_packed_is_plain_with_every_switch(change: dict[str, Any]) -> None:
+    model = ROW.plain()
+    model.add_adapter(tiny_progressive(cea_train_norm=True, **change))
+    scramble(model, 0.1, trainable_only=True)
+    expected = maps(model.eval(), feed := inputs(model.config))
+    model.pack()
+    assert difference(maps(model, feed), expected) <= 1e-5
+    assert not [m for m in model.modules() if isinstance(m, ProgressiveLayer)]
 
 
 # ------------------------------------------------------------------------------------------------------------ errors

@@ -72,19 +72,25 @@ class ModalityDependentAdapter(nn.Module):
         low = F.interpolate(F.avg_pool2d(low, 2), scale_factor=2.0, mode="nearest")
         return F.gelu(torch.cat([convolved, pooled], 1)), low
 
-    def _mix(self, inner: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Projected tokens `[2*B, n, width]` of one or more crops of a grid to mixed ones `[2*B, n, 3/2 width]`."""
-        maps = inner.unflatten(1, (-1, *grid)).flatten(0, 1).permute(0, 3, 1, 2)
-        mixed = torch.cat(self.frequencies(maps), 1)
-        mixed = mixed + self.mix(mixed)
-        return mixed.permute(0, 2, 3, 1).reshape(*inner.shape[:2], -1)
+    def mixed(self, maps: Tensor) -> Tensor:
+        """Projected maps `[M, width, g, g]` to what is widened, `[M, 3/2 width, g, g]`."""
+        both = torch.cat(self.frequencies(maps), 1)
+        return both + self.mix(both)
+
+    def narrow(self, h: Tensor, layout: TokenLayout) -> Tensor:
+        """Normed tokens `[2*B, N, C]` to what each stream receives, before it is widened."""
+        inner = self.down(h)
+        if self.source == "other":
+            inner = swap_streams(inner)
+        parts = []
+        for rows, grid in crops(layout):
+            maps = inner[:, rows].unflatten(1, (-1, *grid)).flatten(0, 1).permute(0, 3, 1, 2)
+            parts.append(self.mixed(maps).permute(0, 2, 3, 1).reshape(h.shape[0], rows.stop - rows.start, -1))
+        return torch.cat(parts, 1)
 
     def forward(self, x: Tensor, h: Tensor, norm: nn.Module, layout: TokenLayout) -> Tensor:
         """What is added to the tokens `[2*B, N, C]`, from the normed ones `h`; `x` and `norm` are not used."""
-        inner = self.down(h.to(self.down.weight.dtype))
-        if self.source == "other":
-            inner = swap_streams(inner)
-        return self.up(torch.cat([self._mix(inner[:, rows], grid) for rows, grid in crops(layout)], 1))
+        return self.up(self.narrow(h.to(self.down.weight.dtype), layout))
 
 
 class ModalityEntangledAdapter(nn.Module):
@@ -125,10 +131,13 @@ class ModalityEntangledAdapter(nn.Module):
         attended = torch.cat(attended, 1)
         return swap_streams(attended) + hidden if self.swap_outputs else attended + swap_streams(hidden)
 
+    def narrow(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """A site's input `[2*B, N, C]` to what each stream receives, before it is widened."""
+        return self.entangle(self.down(self.norm(x)), layout)
+
     def forward(self, x: Tensor, h: Tensor, norm: nn.Module, layout: TokenLayout) -> Tensor:
         """What is added to the tokens `[2*B, N, C]`, from the site's input `x`; `h` is not used."""
-        hidden = self.down(self.norm(x.to(self.down.weight.dtype)))
-        return norm(self.up(self.entangle(hidden, layout)).to(x.dtype))
+        return norm(self.up(self.narrow(x.to(self.down.weight.dtype), layout)).to(x.dtype))
 
 
 class HeadAdapter(nn.Module):

@@ -2,6 +2,7 @@
 
 import re
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,6 +11,7 @@ from mmtrackers.tuners.registration import TrackerTunerLayer
 
 from .adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter
 from .config import ProgressiveConfig
+from .packed import PackedHeadAdapter, PackedJunction
 
 
 class ProgressiveLayer(TrackerTunerLayer):
@@ -53,6 +55,10 @@ class ParallelJunction(ProgressiveLayer):
             term = F.pad(term, (0, 0, start, x.shape[1] - stop))
         return result + drop_path(term, self.base_layer.drop_path_rate, self.training), loss
 
+    def packed(self, dtype: torch.dtype) -> nn.Module:
+        name = self.active_name
+        return self.base_layer if name is None else PackedJunction(self.progressive_adapter[name], dtype)
+
 
 class AdaptedNeck(ProgressiveLayer):
     """The neck with a head adapter in it."""
@@ -66,6 +72,10 @@ class AdaptedNeck(ProgressiveLayer):
         features = self.base_layer(features, layout)
         name = self.active_name
         return features if name is None else self.progressive_adapter[name](features)
+
+    def packed(self, dtype: torch.dtype) -> nn.Module:
+        name = self.active_name
+        return self.base_layer if name is None else PackedHeadAdapter(self.progressive_adapter[name], dtype)
 
 
 def layer_index(key: str) -> int:
