@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass
@@ -40,10 +40,14 @@ class Repository:
 
 
 class LocalHub:
-    """The server, in a thread. `requests` logs "METHOD path"; `repositories` maps an id to a `Repository`."""
+    """The server, in a thread. `requests` logs "METHOD path"; `repositories` maps an id to a `Repository`.
+
+    Repositories of datasets have "datasets/" before their id, as in addresses of files.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -72,6 +76,7 @@ class LocalHub:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_CACHE": str(home / "datasets"),
             "OMP_NUM_THREADS": "1",
         }
         if offline:
@@ -95,6 +100,19 @@ def _oid(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
 
 
+def _file_info(path: str, files: dict[str, bytes]) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(files[path]), "oid": _oid(files[path])}
+
+
+def _folder_info(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "oid": _oid(path.encode())}
+
+
+def _api_path(path: str) -> str:
+    """/api/models/org/name/... -> org/name/..., and the same for datasets, which keep their prefix."""
+    return path.removeprefix("/api/").removeprefix("models/")
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LocalHub
     protocol_version = "HTTP/1.1"
@@ -109,8 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self._path()
         if path == "/api/whoami-v2":
             self._json({"name": "tester", "type": "user", "orgs": []})
-        elif path.startswith("/api/models/"):
-            self._get_info(path.removeprefix("/api/models/"))
+        elif path.startswith(("/api/models/", "/api/datasets/")):
+            self._get_info(_api_path(path))
         elif "/resolve/" in path:
             self._get_file(path)
         else:
@@ -124,12 +142,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"errors": [], "warnings": []})
         elif "/preupload/" in path:
             files = json.loads(body)["files"]
-            # "regular": contents travel inside the commit, so no large-file storage is needed
-            self._json({"files": [{**f, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]})
+            # "regular": contents travel inside the commit. Shards of a dataset are gone by then: "lfs", ahead of it.
+            answer = {"shouldIgnore": False, "oid": None}
+            modes = ["lfs" if file["path"].endswith(".parquet") else "regular" for file in files]
+            self._json({"files": [{**f, **answer, "uploadMode": m} for f, m in zip(files, modes, strict=True)]})
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            actions = [{"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}} for o in objects]
+            listed = [{**o, "actions": a} for o, a in zip(objects, actions, strict=True)]
+            self._json({"transfer": "basic", "objects": listed})
         elif "/commit/" in path:
-            self._commit(path.removeprefix("/api/models/").split("/commit/")[0], body)
+            self._commit(_api_path(path).split("/commit/")[0], body)
+        elif "/paths-info/" in path:
+            self._paths_info(_api_path(path), body)
         else:
             self._error(404, "EntryNotFound")
+
+    def do_PUT(self) -> None:
+        self.hub.large[self._path().removeprefix("/lfs/")] = self._body()
+        self._json({})
 
     def _path(self) -> str:
         path = unquote(urlsplit(self.path).path)
@@ -147,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _create(self, request: dict[str, Any]) -> None:
-        repo_id = f"{request.get('organization') or 'tester'}/{request['name']}"
+        kind = "datasets/" if request.get("type") == "dataset" else ""
+        repo_id = f"{kind}{request.get('organization') or 'tester'}/{request['name']}"
         answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repositories:
             self._json({"error": "exists", **answer}, status=409)
@@ -163,6 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "lfsFile":
+                files[entry["value"]["path"]] = self.hub.large[entry["value"]["oid"]]
             elif entry["key"] == "deletedFile":
                 files.pop(entry["value"]["path"], None)
         sha = repository.commit(files)
@@ -181,10 +215,34 @@ class _Handler(BaseHTTPRequestHandler):
             return
         files = repository.commits[sha]
         if tree:
-            self._json([{"type": "file", "path": path, "size": len(d), "oid": _oid(d)} for path, d in files.items()])
+            self._tree(files, revision.partition("/")[2])
             return
         siblings = [{"rfilename": path} for path in files]
-        self._json({"id": repo_id, "sha": sha, "siblings": siblings, "private": repository.private, "tags": []})
+        about = {"id": repo_id.removeprefix("datasets/"), "sha": sha, "siblings": siblings}
+        self._json({**about, "private": repository.private, "tags": []})
+
+    def _tree(self, files: dict[str, bytes], folder: str) -> None:
+        start = f"{folder}/" if folder else ""
+        below = [path for path in files if path.startswith(start)]
+        if not below:
+            self._error(404, "EntryNotFound")
+            return
+        recursive = "true" in parse_qs(urlsplit(self.path).query).get("recursive", ["true"])[0].lower()
+        folders = {start + path[len(start) :].split("/")[0] for path in below if "/" in path[len(start) :]}
+        listed = [path for path in below if recursive or "/" not in path[len(start) :]]
+        self._json([_file_info(path, files) for path in listed] + [_folder_info(path) for path in sorted(folders)])
+
+    def _paths_info(self, path: str, body: bytes) -> None:
+        repo_id, _, revision = path.partition("/paths-info/")
+        repository = self.hub.repositories.get(repo_id)
+        if repository is None:
+            self._error(404, "RepoNotFound")
+            return
+        files = repository.commits[repository.resolve(revision)]
+        wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+        folders = {name for name in wanted if any(path.startswith(f"{name}/") for path in files)}
+        self._json([_file_info(path, files) for path in wanted if path in files]
+                   + [_folder_info(path) for path in folders])
 
     def _get_file(self, path: str) -> None:
         repo_id, _, rest = path.lstrip("/").partition("/resolve/")
@@ -201,7 +259,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             data = repository.commits[sha][name]
             headers = {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": sha}
-            self._send(200, data, "application/octet-stream", headers)
+            first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            if first:
+                end = min(int(last or len(data)) + 1, len(data))
+                headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
+                self._send(206, data[int(first) : end], "application/octet-stream", headers)
+            else:
+                self._send(200, data, "application/octet-stream", headers)
 
     def _error(self, status: int, code: str, sha: str | None = None) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": code} | ({"X-Repo-Commit": sha} if sha else {})

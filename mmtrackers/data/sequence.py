@@ -127,11 +127,33 @@ def _is_truncated(data: bytes) -> bool:
     return False
 
 
-def read_image(path: str | Path, modality: str = "rgb") -> np.ndarray:
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file that lies in memory or in a dataset, in the place of its path.
+
+    Args:
+        name (`str`): of the file, without folders.
+        data (buffer): the file's bytes.
+        place (`str`): where it is, for messages.
+    """
+
+    name: str
+    data: bytes | memoryview
+    place: str = "memory"
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.place}"
+
+    def read_bytes(self) -> bytes:
+        """The whole file, as `Path.read_bytes`."""
+        return bytes(self.data)
+
+
+def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.ndarray:
     """Read one image file as the image processor wants it.
 
     Args:
-        path (`str` or `Path`): an image file.
+        path (`str`, `Path` or [`EncodedImage`]): an image file.
         modality (`str`): "rgb", "thermal", "depth" or "event".
 
     Returns:
@@ -152,7 +174,7 @@ def read_image(path: str | Path, modality: str = "rgb") -> np.ndarray:
     if modality not in MODALITIES:
         raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
     try:
-        data = Path(path).read_bytes()
+        data = (path if isinstance(path, EncodedImage) else Path(path)).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read the image {path}: {error.strerror or error}") from error
     if not data:
@@ -169,7 +191,7 @@ def read_image(path: str | Path, modality: str = "rgb") -> np.ndarray:
     return _to_edge_form(image, modality, path)
 
 
-def _to_edge_form(image: np.ndarray, modality: str, path: str | Path) -> np.ndarray:
+def _to_edge_form(image: np.ndarray, modality: str, path: str | Path | EncodedImage) -> np.ndarray:
     """OpenCV's picture -> the form promised by `read_image`."""
     if modality == "depth":
         if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
@@ -217,7 +239,7 @@ class Sequence:
     """
 
     name: str
-    frames: Mapping[str, collections.abc.Sequence[Path]]
+    frames: Mapping[str, collections.abc.Sequence[Path | EncodedImage]]
     boxes_xywh: np.ndarray
     present: np.ndarray
     annotated: np.ndarray | None = None

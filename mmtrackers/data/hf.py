@@ -1,0 +1,220 @@
+"""Tracking sets as Hugging Face datasets: one row per sequence, frames as files that are not decoded."""
+
+import collections.abc
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .index import SequenceSet
+from .sequence import EncodedImage, Sequence
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset, Features, IterableDataset
+
+_NEEDED = ("name", "frames", "boxes")
+
+
+def features() -> "Features":
+    """The columns of a tracking set.
+
+    `frames` and, for the second modality, `frames_x` hold encoded images; `boxes`, `boxes_x` are x, y, w, h in pixels;
+    `length` and `usable` are numbers of frames (with a box that may be trained on). Lists that do not apply are null.
+    """
+    from datasets import Features, Image, List, Value
+
+    flags, boxes = List(Value("bool")), List(List(Value("float64"), length=4))
+    texts = {name: Value("string") for name in ("name", "dataset", "layout", "modality")}
+    numbers = {"length": Value("int32"), "usable": Value("int32"), "min_side": Value("float64")}
+    extras = List({"name": Value("string"), "values": List(Value("float32"))})
+    frames = List(Image(decode=False))
+    return Features({
+        **texts, **numbers, "attributes": List(Value("string")), "boxes": boxes, "boxes_x": boxes, "present": flags,
+        "annotated": flags, "visible": flags, "extras": extras, "frames": frames, "frames_x": frames,
+    })  # fmt: skip
+
+
+def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
+    """Make a Hugging Face dataset of sequences, one row each, with the image files as they are.
+
+    The files are copied, undecoded, into a temporary file that the dataset keeps; `save_to_disk` or `push_to_hub` make
+    it last. Rows hold file names without folders.
+
+    Args:
+        sequences (iterable of [`Sequence`]): what `open_dataset` returns.
+
+    Returns:
+        `datasets.Dataset`: with the columns of `features`.
+
+    Example:
+        >>> frames = {"rgb": [EncodedImage("1.jpg", b"...")]}
+        >>> sequence = Sequence("a", frames, np.array([[1.0, 2, 3, 4]]), np.array([True]))
+        >>> to_hf_dataset([sequence])["name"][0]
+        'a'
+    """
+    from datasets import Dataset
+    from datasets.table import embed_table_storage
+
+    rows = [_row(sequence) for sequence in sequences]
+    if not rows:
+        raise ValueError("there are no sequences to make a dataset of")
+    named = Dataset.from_list(rows, features=features()).with_format("arrow")
+    # push_to_hub and to_parquet leave the files of undecoded columns out (datasets 5.2): they must be in before.
+    return named.map(embed_table_storage, batched=True, batch_size=1, writer_batch_size=1).with_format(None)
+
+
+def _row(sequence: Sequence) -> dict[str, Any]:
+    def listed(array: np.ndarray | None) -> list | None:
+        return None if array is None else array.tolist()
+
+    def files(modality: str) -> list[dict[str, Any]] | None:
+        if modality not in sequence.frames:
+            return None
+        return [{"path": file.name, "bytes": file.read_bytes()} if isinstance(file, EncodedImage)
+                else {"path": str(file), "bytes": None} for file in sequence.frames[modality]]  # fmt: skip
+
+    second = sequence.modality
+    return {
+        "name": sequence.name, "dataset": sequence.dataset, "layout": sequence.layout, "modality": second,
+        "length": len(sequence), "usable": int(np.count_nonzero(sequence.trainable)), "min_side": sequence.min_side,
+        "attributes": list(sequence.attributes), "boxes": listed(sequence.boxes_xywh),
+        "boxes_x": listed(sequence.second_boxes_xywh), "present": listed(sequence.present),
+        "annotated": listed(sequence.annotated), "visible": listed(sequence.visible),
+        "extras": [{"name": name, "values": values.tolist()} for name, values in sequence.extras.items()],
+        "frames": files("rgb"), "frames_x": None if second == "rgb" else files(second),
+    }  # fmt: skip
+
+
+def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | SequenceStream":
+    """The sequences of a Hugging Face dataset.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): with the columns of `features`, of which `name`,
+            `frames` and `boxes` must be there; without `present` it is whether a box has a size.
+
+    Returns:
+        [`SequenceSet`] over a dataset on disk: a sequence is made when it is asked for, and of its frames only those
+        that are read leave the disk. [`SequenceStream`] over a streamed one.
+
+    Raises:
+        ValueError: a column lacks.
+
+    Example:
+        >>> frames = {"rgb": [EncodedImage("1.jpg", b"...")]}
+        >>> sequence = Sequence("a", frames, np.array([[1.0, 2, 3, 4]]), np.array([True]))
+        >>> from_hf_dataset(to_hf_dataset([sequence]))[0].boxes_xywh.tolist()
+        [[1.0, 2.0, 3.0, 4.0]]
+    """
+    from datasets import IterableDataset
+
+    columns = dataset.column_names
+    if columns is not None and (missing := [name for name in _NEEDED if name not in columns]):
+        raise ValueError(f"the dataset lacks the column {', '.join(missing)}; it has {', '.join(columns)}. Make it "
+                         "with mmtrackers.data.to_hf_dataset")
+    return SequenceStream(dataset) if isinstance(dataset, IterableDataset) else _RowSet(dataset)
+
+
+class _RowSet(SequenceSet):
+    """Sequences that lie in the rows of a dataset on disk."""
+
+    def __init__(self, dataset: "Dataset") -> None:
+        self._rows = dataset.with_format("arrow")
+
+    def _column(self, name: str) -> list:
+        return self._rows.select_columns([name])[:].column(name).to_pylist()
+
+    @cached_property
+    def names(self) -> list[str]:
+        return self._column("name")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        if "length" in self._rows.column_names:
+            return np.array(self._column("length"), dtype=np.int64)
+        return np.array([len(sequence) for sequence in self], dtype=np.int64)
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        if "usable" in self._rows.column_names:
+            return np.array(self._column("usable"), dtype=np.int64)
+        return np.array([np.count_nonzero(sequence.trainable) for sequence in self], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _item(self, i: int) -> Sequence:
+        return _sequence(self._rows[i])
+
+
+class SequenceStream:
+    """Sequences of a streamed dataset, in its order; each whole while it is at hand.
+
+    Args:
+        dataset (`datasets.IterableDataset`): as for `from_hf_dataset`. Shuffle it before
+            (`dataset.shuffle(seed, buffer_size)`); several workers or processes share its files.
+    """
+
+    def __init__(self, dataset: "IterableDataset") -> None:
+        self._rows = dataset.with_format("arrow")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order per epoch, for a shuffled dataset."""
+        self._rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        for table in self._rows:
+            for k in range(table.num_rows):
+                yield _sequence(table.slice(k, 1))
+
+
+class _RowFrames(collections.abc.Sequence):
+    """The encoded images of one row; each is taken out of the dataset's memory when it is asked for."""
+
+    def __init__(self, images: "pyarrow.StructArray", name: str) -> None:
+        self._bytes, self._paths, self._name = images.field("bytes"), images.field("path"), name
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        path, data = self._paths[i].as_py(), self._bytes[i].as_buffer()
+        if data is None:
+            return Path(path)
+        return EncodedImage(path or f"frame {i}", data, f"sequence {self._name!r}")
+
+
+def _sequence(row: "pyarrow.Table") -> Sequence:
+    def cell(name: str) -> Any:
+        column = row.column(name) if name in row.column_names else None
+        return column[0] if column is not None and column[0].is_valid else None
+
+    def plain(name: str, default: Any) -> Any:
+        value = cell(name)
+        return default if value is None else value.as_py()
+
+    def array(name: str, width: int = 0) -> np.ndarray | None:
+        value = cell(name)
+        if value is None:
+            return None
+        values = value.values.flatten() if width else value.values
+        values = np.array(values.to_numpy(zero_copy_only=False))
+        return values.astype(np.float64).reshape(-1, width) if width else values
+
+    name, modality, boxes = plain("name", ""), plain("modality", "rgb"), array("boxes", 4)
+    frames = {"rgb": _RowFrames(cell("frames").values, name)}
+    if cell("frames_x") is not None:
+        frames[modality] = _RowFrames(cell("frames_x").values, name)
+    present = array("present")
+    if present is None:
+        present = np.isfinite(boxes).all(1) & (np.nan_to_num(boxes[:, 2:]) > 0).all(1)
+    extras = {extra["name"]: np.array(extra["values"], np.float32) for extra in plain("extras", [])}
+    return Sequence(
+        name, frames, boxes, present, array("annotated"), array("boxes_x", 4), plain("layout", ""),
+        plain("min_side", 0.0), plain("dataset", ""), array("visible"), tuple(plain("attributes", [])), extras,
+    )  # fmt: skip

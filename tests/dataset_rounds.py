@@ -1,0 +1,27 @@
+"""A set's way over the Hub and back; runs in a process of its own (see `local_hub.LocalHub.run`)."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from mmtrackers.data import from_hf_dataset, open_dataset, to_hf_dataset
+
+NAME = "org/tiny-tracking-set"
+
+
+def there_and_back(root: Path) -> dict[str, object]:
+    """What comes out of the pushed and streamed set, beside what lies on disk."""
+    to_hf_dataset(open_dataset(root)).push_to_hub(NAME, split="train", num_shards=2)
+    streamed = datasets.load_dataset(NAME, split="train", streaming=True)
+    sequences = {sequence.name: sequence for sequence in from_hf_dataset(streamed)}
+    same = []
+    for sequence in open_dataset(root):
+        other = sequences[sequence.name]
+        last = len(sequence) - 1
+        images = zip(sequence.read(last).values(), other.read(last).values(), strict=True)
+        same.append(all(np.array_equal(a, b) for a, b in images)
+                    and np.array_equal(sequence.boxes_xywh, other.boxes_xywh, equal_nan=True)
+                    and np.array_equal(sequence.present, other.present))
+    paths = [row["path"] for row in next(iter(streamed))["frames"]]
+    return {"names": list(sequences), "same": same, "paths": paths[:2]}
