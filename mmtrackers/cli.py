@@ -341,18 +341,20 @@ def push(
 @app.command()
 @_user_errors
 def convert(
-    system: Annotated[str, typer.Argument(help="Whose file it is: ostrack, odtrack, patrack or seatrack.")],
+    system: Annotated[str, typer.Argument(help="Whose file it is: lorat, ostrack, odtrack, patrack or seatrack.")],
     file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth), or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
     modality: Annotated[str | None, typer.Option(help="thermal, depth or event.")] = None,
+    search_size: Annotated[int | None, typer.Option(help="Side of the search crop, where a file lacks it.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Turn an official checkpoint into a folder of this package."""
     from .convert import convert_checkpoint
 
+    told = {} if search_size is None else {"search_size": search_size}
     try:
-        report = convert_checkpoint(system, file, out, base=base, modality=modality, overwrite=force)
+        report = convert_checkpoint(system, file, out, base=base, modality=modality, overwrite=force, **told)
     except FileExistsError as error:
         raise ValueError(f"{error}, or --force to write into it") from error
     typer.echo(str(report))

@@ -119,8 +119,11 @@ def check_forward(report: ConversionReport, memory: nn.Module, loaded: nn.Module
     config, generator = memory.config, torch.Generator().manual_seed(0)
     sizes = (config.search_size, config.template_size)
     search, template = (torch.randn(1, config.streams, 3, size, size, generator=generator) for size in sizes)
-    outputs = [model.eval()(search, template[:, None]) for model in (memory, loaded)]
-    names = ("score_map", "size_map", "offset_map", "boxes")
+    feed = {"search": search, "template": template[:, None]}
+    if memory.reads_template_mask:
+        feed["template_mask"] = torch.rand(1, 1, *[config.template_grid] * 2, generator=generator) > 0.5
+    outputs = [model.eval()(**feed) for model in (memory, loaded)]
+    names = [n for n in ("score_map", "size_map", "offset_map", "box_map", "boxes") if outputs[0].get(n) is not None]
     worst = max((outputs[0][name] - outputs[1][name]).abs().max().item() for name in names)
     report.differences["forward"] = worst
     if not worst <= 1e-5:

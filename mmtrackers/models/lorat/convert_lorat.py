@@ -1,10 +1,28 @@
-"""Names of official LoRAT checkpoints, turned into this package's.
+"""Official LoRAT checkpoints, turned into folders of this package.
 
 The official training model (github.com/LitingLin/LoRAT) keeps q, k and v apart, each linear map under `linear` and its
 low-rank pair under `lora`; the merged model has neither level, and q, k and v in one matrix, as Meta's DINOv2 files.
+Published files hold only what was trained: the frozen rest is DINOv2's.
 """
 
+import math
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, set_peft_model_state_dict
+from torch import Tensor
+
+from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
+from mmtrackers.auto import AutoTracker
+from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count
+from mmtrackers.model_card import TrainingFacts, write_card
+from mmtrackers.models.ostrack.convert_ostrack import rename
+
+from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig, lora_config
+from .modeling_lorat import LoRATForTracking
 
 _FIXED = {
     "pos_embed": "model.embeddings.position",
@@ -53,3 +71,210 @@ def our_names(official: str) -> tuple[str, ...] | None:
     if match := _HEAD.fullmatch(official):
         return (f"head.{_BRANCHES[match[1]]}.{2 * int(match[2])}.{match[3]}",)
     return None
+
+
+def rename_lorat(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official LoRAT state dict, whole or in part, under this package's names; a fused q, k, v comes apart.
+
+    Raises:
+        ValueError: a name that LoRAT does not have.
+    """
+    return rename(net, our_names)
+
+
+def split_trained(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors under this package's names as two: those that an adapter holds, and the frozen trunk's."""
+    frozen = ("model.layers.", "model.norm.", "model.embeddings.p")
+    trained = {n: t for n, t in tensors.items() if not n.startswith(frozen) or ".lora_" in n or ".tmoe_" in n}
+    return trained, {name: tensor for name, tensor in tensors.items() if name not in trained}
+
+
+def crop_fields(job: ConversionJob, positions: Tensor | None) -> dict[str, int]:
+    """The crops' sizes: of the file's position table, else as the job says, since no other tensor tells.
+
+    Raises:
+        ValueError: nothing tells, or the two disagree.
+    """
+    given, told = job.overrides.get("search_size"), None
+    if positions is not None:
+        told = 14 * math.isqrt(positions.shape[1])
+    if given is None and told is None:
+        raise ValueError(
+            f"{job.file} does not tell whether its crops have 224 or 378 pixels: say it, search_size=224 or "
+            "--search-size 224."
+        )
+    if given is not None and told is not None and given != told:
+        raise ValueError(f"search_size is {given}, but the position table in {job.file} is one for {told} pixels.")
+    search = told or given
+    template = job.overrides.get("template_size") or TEMPLATE_SIZES.get(search)
+    if template is None:
+        raise ValueError(f"no published tracker searches {search} pixels: say the template's side too, template_size=")
+    return {"search_size": search, "template_size": template}
+
+
+def take_scale(net: dict[str, Tensor], file: Path, given: float | None) -> tuple[float, bool, str]:
+    """Takes the scale's entries out of an official state dict: alpha, whether it is divided by the root of the rank,
+    and where they came from, in words.
+
+    Files of some versions say `lora_alpha` and `use_rslora` for the whole model, others for every layer, and what the
+    present code saves of a training says neither; its own loader then takes a factor of 1, that is alpha = r.
+
+    Raises:
+        ValueError: layers differ in alpha, or the file has another one than `given`.
+    """
+    found: dict[str, set[float]] = {"lora_alpha": set(), "use_rslora": set()}
+    for name in list(net):
+        leaf = name.rpartition(".")[2]
+        key = {"alpha": "lora_alpha"}.get(leaf, leaf) if ".lora." in name else name
+        if key in found:
+            found[key].add(float(net.pop(name)))
+    rank = next((t.shape[0] for name, t in net.items() if name.endswith(".lora.A")), 0)
+    rooted = bool(max(found["use_rslora"], default=0.0))
+    if any(len(values) > 1 for values in found.values()):
+        raise ValueError(f"{file} has several scales: alpha {sorted(found['lora_alpha'])}; one is expected.")
+    if found["lora_alpha"]:
+        alpha = found["lora_alpha"].pop()
+        if given is not None and given != alpha:
+            raise ValueError(f"lora_alpha is {given}, but {file} says {alpha:g}.")
+        return alpha, rooted, f"rank {rank}, alpha {alpha:g}, as the file says"
+    if given is not None:
+        return given, rooted, f"rank {rank}, alpha {given:g}, as given"
+    alpha = rank**0.5 if rooted else float(rank)
+    return alpha, rooted, f"rank {rank}; the file has no alpha, so the factor is 1 (give lora_alpha= for another)"
+
+
+def convert_lorat(job: ConversionJob) -> ConversionReport:
+    """An official LoRAT file to an adapter folder, or to a full model where it is merged; see
+    `mmtrackers.convert.convert_checkpoint`."""
+    net = dict(job.net)
+    if other := [name for name in net if ".tmoe." in name]:
+        raise ValueError(f"{job.file} holds {len(other)} tensors of SPMTrack: convert it as 'spmtrack'")
+    alpha, rooted, told = take_scale(net, job.file, job.overrides.get("lora_alpha"))
+    tensors = rename_lorat(net)
+    if not any(".lora_" in name for name in tensors):
+        return _convert_merged(job, tensors)
+    rank = next(t.shape[0] for name, t in tensors.items() if ".lora_A." in name)
+    adapter = lora_config(rank, alpha, use_rslora=rooted)
+    return convert_on_dinov2("lorat", LoRATForTracking, job, tensors, adapter, told)
+
+
+def convert_on_dinov2(
+    system: str,
+    tracker: type[LoRATForTracking],
+    job: ConversionJob,
+    tensors: Mapping[str, Tensor],
+    adapter_config: PeftConfig,
+    told: str,
+) -> ConversionReport:
+    """A trained adapter to a folder whose base is the job's: a plain DINOv2 or a tracker.
+
+    Args:
+        system (`str`): for the report.
+        tracker: the class that carries the adapter.
+        job (`ConversionJob`): with a base.
+        tensors: what the file holds, under this package's names; frozen tensors are compared with the base's.
+        adapter_config (`PeftConfig`): the adapter.
+        told (`str`): what was found of its sizes, for the report.
+
+    Raises:
+        ValueError: no base, a base of another size or with other weights, tensors that are missing or unknown.
+    """
+    trained, frozen = split_trained(tensors)
+    if job.base is None:
+        raise ValueError(
+            f"{job.file} holds what was trained only: give the DINOv2 it stands on, base='facebook/dinov2-base' or "
+            "--base FOLDER."
+        )
+    fields = crop_fields(job, frozen.get("model.embeddings.position"))
+    model = tracker.from_base(str(job.base), adapter_config=adapter_config, **fields)
+    config, ours = model.config, {f"{KEY_PREFIX}{name}": tensor for name, tensor in trained.items()}
+    width, depth = trained["model.embeddings.token_type.weight"].shape[1], _depth(tensors)
+    if (width, depth) != (config.hidden_size, config.num_hidden_layers):
+        raise ValueError(
+            f"{job.file} was trained on a DINOv2 of width {width} and {depth} layers; {job.base} has "
+            f"{config.hidden_size} and {config.num_hidden_layers}."
+        )
+    check_tensors(adapter_state_dict(model, "default"), ours, str(job.file))
+    _check_frozen(frozen, base_state_dict(model), job)
+    set_peft_model_state_dict(model, {name: tensor for name, tensor in trained.items()}, adapter_name="default")
+    report = ConversionReport(system, _variant(config), {"adapter": job.out})
+    report.facts += [f"read {count(trained)} of the adapter: {told}", f"base: {job.base}"]
+    facts = TrainingFacts(
+        data=f"as its authors trained it; converted from the official file `{job.file.name}`", license="apache-2.0"
+    )
+    model.eval().save_pretrained(job.out, card=facts, image_processor=model.image_processor())
+    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
+    check_numbers(report, ours, adapter_state_dict(loaded, "default"), tolerance=0.0)
+    check_forward(report, model, loaded)
+    return report
+
+
+def _check_frozen(frozen: Mapping[str, Tensor], base: Mapping[str, Tensor], job: ConversionJob) -> None:
+    """What a file holds of the frozen trunk must be the base's; positions up to the rounding of their resampling."""
+    known = {name: base[name].shape for name in frozen if name in base}
+    check_tensors(known, dict(frozen), f"the frozen part of {job.file}")
+    gaps = {name: (tensor.double() - base[name].double()).abs().max().item() for name, tensor in frozen.items()}
+    if wrong := [f"{name} (by up to {gap:.3g})" for name, gap in gaps.items() if gap > 1e-5]:
+        raise ValueError(
+            f"{job.file} was trained on another DINOv2 than {job.base}: {len(wrong)} of {len(frozen)} frozen tensors "
+            f"differ: {shorten(wrong)}."
+        )
+
+
+def _depth(tensors: Mapping[str, Tensor]) -> int:
+    return 1 + max((int(n.split(".")[2]) for n in tensors if n.startswith("model.layers.")), default=-1)
+
+
+def _variant(config: LoRATConfig) -> str:
+    names = {sizes[:2]: name for name, sizes in SIZES.items()}
+    name = names.get((config.hidden_size, config.num_hidden_layers), f"width {config.hidden_size}")
+    return f"{name}, {config.search_size}"
+
+
+def merged_config(tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> LoRATConfig:
+    """The configuration of a whole LoRAT, read off its tensors' shapes.
+
+    Args:
+        tensors: under this package's names.
+        fields: what shapes do not tell: the crops' sizes, and `num_attention_heads` where heads are not 64 wide.
+
+    Raises:
+        ValueError: tensors that sizes are read from are missing.
+    """
+    swiglu = "model.layers.0.mlp.w12.weight" in tensors
+    needed = ["model.embeddings.patch.weight", f"model.layers.0.mlp.{'w3' if swiglu else 'fc1'}.weight"]
+    if missing := [name for name in needed if name not in tensors]:
+        raise ValueError(f"not a whole LoRAT: {', '.join(missing)} missing, and no low-rank pairs either")
+    width, inner = tensors[needed[0]].shape[0], tensors[needed[1]].shape[0]
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": _depth(tensors),
+        "num_attention_heads": max(width // 64, 1),
+        "mlp_ratio": 4 if swiglu else inner / width,
+        "use_swiglu_ffn": swiglu,
+    }
+    return LoRATConfig(**(sizes | dict(fields)))
+
+
+def _convert_merged(job: ConversionJob, tensors: dict[str, Tensor]) -> ConversionReport:
+    """A merged file is a whole tracker; a base has no part in it."""
+    if job.base is not None:
+        raise ValueError(f"{job.file} is merged, a whole tracker: it needs no base, leave it out")
+    heads = {name: job.overrides[name] for name in ("num_attention_heads",) if name in job.overrides}
+    config = merged_config(tensors, crop_fields(job, tensors.get("model.embeddings.position")) | heads)
+    with torch.device("meta"):
+        expected = LoRATForTracking(config).state_dict()
+    check_tensors(expected, tensors, str(job.file))
+    model = LoRATForTracking(config)
+    model.load_state_dict(tensors)
+    model.eval().save_pretrained(job.out)
+    model.image_processor().save_pretrained(job.out)
+    data = f"as its authors trained it; converted from the official file `{job.file.name}`"
+    write_card(job.out, TrainingFacts(data=data, license="apache-2.0"))
+    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
+    report = ConversionReport("lorat", _variant(config), {"model": job.out})
+    layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    report.facts.append(f"read {count(tensors)}: {layers}, adapter merged")
+    check_numbers(report, tensors, loaded.state_dict(), tolerance=0.0)
+    check_forward(report, model, loaded)
+    return report
