@@ -402,6 +402,24 @@ class TrackerPreTrainedModel(PreTrainedModel):
 
         pack_model(self)
 
+    def merge_and_unload(self) -> "TrackerPreTrainedModel":
+        """Adds the active adapter to the weights and takes it away, in place: a plain model with the same numbers.
+
+        Returns:
+            The model itself, in evaluation mode, which saves and loads as a full model.
+
+        Raises:
+            RuntimeError: the model is packed.
+            ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
+
+        Example:
+            >>> model.merge_and_unload().save_pretrained("merged")  # doctest: +SKIP
+        """
+        from .packing import merge_model
+
+        merge_model(self)
+        return self
+
     def train(self, mode: bool = True) -> "TrackerPreTrainedModel":
         if mode and self.is_packed:
             raise RuntimeError(

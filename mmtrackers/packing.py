@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .adapters import active_adapter
 from .backbones.vit import ConvStem, ViTLayer, add_losses
 from .heads.center import ConvNormAct
 from .heads.mlp import MlpHead
 from .modeling import ResidualJunction, TokenLayout, TrackerPreTrainedModel
-from .tuners.registration import TrackerTunerLayer
+from .tuners.registration import TrackerTuner, TrackerTunerLayer
 from .tuners.tmoe.layer import TMoELinear, gated
 
 
@@ -244,6 +246,24 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(self.conv(x))
+
+
+def merge_model(model: TrackerPreTrainedModel) -> None:
+    """Merges a model's active adapter into its weights, in place: see `TrackerPreTrainedModel.merge_and_unload`."""
+    if model.is_packed:
+        raise RuntimeError("merge_and_unload() on a packed model: its adapters are merged already.")
+    name = active_adapter(model)
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
+    if issubclass(tuner, TrackerTuner):
+        tuner.refuse_merge()
+    with torch.no_grad():
+        for module in list(model.modules()):
+            for place, child in list(module.named_children()):
+                if isinstance(child, BaseTunerLayer | ModulesToSaveWrapper):
+                    setattr(module, place, merged(child))
+    del model.peft_config
+    model._hf_peft_config_loaded, model.new_tensors = False, frozenset()
+    model.eval()
 
 
 def pack_model(model: TrackerPreTrainedModel) -> None:

@@ -169,11 +169,16 @@ class TrackerTuner(BaseTuner):
                         if not parameter.is_meta:  # low_cpu_mem_usage: filled when the file is read
                             parameter.data = parameter.data.to(reference.device)
 
-    def _check_merge_allowed(self) -> None:
+    @classmethod
+    def refuse_merge(cls) -> None:
+        """Raises ValueError with the reason why this tuner's adapters cannot be merged."""
         raise ValueError(
-            f"A {type(self).__name__} adapter cannot be merged into the base: {self.no_merge_reason}. Keep the "
+            f"A {cls.__name__} adapter cannot be merged into the base: {cls.no_merge_reason}. Keep the "
             "adapter, call unload() to get the base back, or model.pack() for fast inference."
         )
+
+    def _check_merge_allowed(self) -> None:
+        self.refuse_merge()
 
     def merge_and_unload(self, *args, **kwargs) -> nn.Module:
         self._check_merge_allowed()
