@@ -145,6 +145,9 @@ def test_results_are_grouped_and_ranked() -> None:
     assert [row.tracker for row in first.published][:2] == ["SUTrack-L384", "SeqTrackv2-L384"]
     assert second.best("AUC") is None and not second.published
     assert grouped([one, replace(two, partial=True)])[0].best("SR") is None
+    assert [part.title for part in grouped([one, replace(one, split="test"), replace(one, split="val")])] == [
+        "LasHeR", "LasHeR", "LasHeR, val"
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="there is no result to report"):
         grouped([])
     with pytest.raises(ValueError, match="two results of 'one' on LasHeR"):

@@ -22,7 +22,8 @@ from tracking_stub import RedPatchModel, frame, processor
 
 from mmtrackers import Tracker
 from mmtrackers.evaluation.protocols import PROTOCOLS
-from mmtrackers.evaluation.scoring import RawResult, Truth, score
+from mmtrackers.evaluation.raw import score_folder
+from mmtrackers.evaluation.scoring import Truth
 from mmtrackers.evaluation.vot import read_trajectory, register, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,19 +231,11 @@ def lose(folder: Path, source: str, target: str) -> None:
 
 
 def our_numbers(folder: Path, tracker: str, truths: list[Truth]) -> dict[str, float]:
-    multistart, longterm = [], []
-    for truth in truths:
-        place = folder / "results" / tracker / "multistart" / truth.name
-        runs = {int(file.stem.rsplit("_", 1)[1]): read_trajectory(file).boxes_xywh
-                for file in place.iterdir() if file.suffix in (".bin", ".txt")}  # fmt: skip
-        multistart.append(RawResult(runs=runs))
-        place = folder / "results" / tracker / "longterm" / truth.name
-        file = next(file for file in place.iterdir() if file.suffix in (".bin", ".txt"))
-        lines = (place / f"{truth.name}_001_confidence.value").read_text().splitlines()
-        confidence = np.array([float(line or 0) for line in lines])
-        longterm.append(RawResult(read_trajectory(file).boxes_xywh, confidence))
+    """Our protocols on the toolkit's own folders of results."""
+    place = folder / "results" / tracker
     protocol = replace(PROTOCOLS["vot22rgbd"], low=LOW, high=HIGH)
-    return score(protocol, truths, multistart, tracker).scores | score("cdtb", truths, longterm, tracker).scores
+    found = [score_folder(place / "multistart", truths, protocol), score_folder(place / "longterm", truths, "cdtb")]
+    return found[0].scores | found[1].scores
 
 
 def toolkit_numbers(folder: Path) -> dict[str, dict[str, float]]:

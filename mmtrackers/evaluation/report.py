@@ -36,25 +36,32 @@ class Published:
 
 @dataclass(frozen=True)
 class SetReport:
-    """The results on one set under one protocol, and what was published on it.
+    """The results on one part of a set under one protocol, and what was published on it.
 
     Args:
-        title (`str`), protocol (`str`): the set's name to show, and the protocol's key.
+        dataset (`str`), split (`str`), protocol (`str`): as in the results.
         results (`tuple[EvaluationResult, ...]`): in descending order of the headline score.
         published (`tuple[Published, ...]`): likewise.
         published_sequences (`int`): sequences of the split that the published figures were measured on.
     """
 
-    title: str
+    dataset: str
+    split: str
     protocol: str
     results: tuple[EvaluationResult, ...]
     published: tuple[Published, ...] = ()
     published_sequences: int = 0
 
     @property
+    def title(self) -> str:
+        """What stands above its tables; a test split goes without saying."""
+        return self.dataset if self.split in ("", "test") else f"{self.dataset}, {self.split}"
+
+    @property
     def key(self) -> str:
         """Letters, digits and dashes: for anchors and labels."""
-        return "".join(c if c.isalnum() else "-" for c in f"{self.title}-{self.protocol}".lower())
+        name = "-".join(filter(None, (self.dataset, self.split, self.protocol)))
+        return "".join(c if c.isalnum() else "-" for c in name.lower())
 
     @property
     def metrics(self) -> list[str]:
@@ -101,7 +108,7 @@ def write_report(
 
     Args:
         results (list of [`EvaluationResult`]): any number of trackers on any number of sets; those with the same
-            `dataset` and `protocol` stand in one table. Partial results are marked in every file.
+            `dataset`, `split` and `protocol` stand in one table. Partial results are marked in every file.
         folder (`str` or `Path`): made if need be; files of an earlier report are replaced.
         sequences (`dict[str, list[Sequence]]`, *optional*): dataset (as in the results) -> its sequences, for the
             pictures of the worst ones. Those whose raw results (`SequenceScore.file`) cannot be found are left out.
@@ -146,23 +153,23 @@ def read_report(path: str | Path) -> list[EvaluationResult]:
 
 
 def grouped(results: Sequence[EvaluationResult]) -> list[SetReport]:
-    """Results by set and protocol, with the published figures of each; sets in the order of their first result."""
+    """Results by set, split and protocol, with what was published; sets in the order of their first result."""
     if not results:
         raise ValueError("there is no result to report")
-    sets: dict[tuple[str, str], list[EvaluationResult]] = {}
+    sets: dict[tuple[str, str, str], list[EvaluationResult]] = {}
     for result in results:
-        known = sets.setdefault((result.dataset, result.protocol), [])
+        known = sets.setdefault((result.dataset, result.split, result.protocol), [])
         if any(other.tracker == result.tracker for other in known):
             raise ValueError(f"two results of {result.tracker!r} on {result.dataset} ({result.protocol}): give one of "
                              "them another name")  # fmt: skip
         known.append(result)
     reports = []
-    for (title, protocol), rows in sets.items():
+    for (dataset, split, protocol), rows in sets.items():
         headline = rows[0].headline
         rows.sort(key=lambda result: -result.scores.get(result.headline, -1.0))
         published = sorted(published_on(protocol), key=lambda row: -row.scores.get(headline, -1.0))
         count = _published_file()["sets"].get(protocol, {}).get("sequences", 0)
-        reports.append(SetReport(title, protocol, tuple(rows), tuple(published), count))
+        reports.append(SetReport(dataset, split, protocol, tuple(rows), tuple(published), count))
     return reports
 
 

@@ -25,8 +25,8 @@ from .report import (
 from .report_pictures import worst_sequences
 from .results import Curve
 
-# Line and bar styles in the page's style sheet; further trackers begin again with the first.
-STYLES = 8
+# Styles of lines, bars and boxes in the page's style sheet: eight colours, then the same with dotted lines.
+STYLES = 16
 CURVES = {
     "success": "Success",
     "precision": "Precision",
@@ -60,7 +60,7 @@ def page(sets: Sequence[SetReport], sequences: Mapping[str, Iterable[VideoSequen
     )  # fmt: skip
     environment.filters["percent"] = percent
     return environment.get_template("report.html.jinja").render(
-        sets=[_section(part, styles, sequences.get(part.title, ()), worst) for part in sets],
+        sets=[_section(part, styles, sequences.get(part.dataset, ()), worst) for part in sets],
         trackers=styles,
         partial=any(result.partial for part in sets for result in part.results),
         speeds=_speed_rows(sets, styles),
