@@ -146,8 +146,8 @@ class HMoE(nn.Module):
 
 
 def token_groups(layout: TokenLayout, device: torch.device) -> Tensor | None:
-    """Membership `[S*N, 2]` of each token, stream-major, in the template and the search group; None where only search
-    tokens are left. Prefix tokens are in neither."""
+    """Membership `[S*N, G]` of each token, stream-major, in the template group (where there are such tokens) and the
+    search group; None where only search tokens are left. Prefix tokens are in neither."""
     if layout.prefix + layout.template_tokens == 0:
         return None
     # while a program is traced, tensors are stand-ins that must not be kept
@@ -157,7 +157,8 @@ def token_groups(layout: TokenLayout, device: torch.device) -> Tensor | None:
 def _membership(layout: TokenLayout, device: torch.device) -> Tensor:
     place = np.arange(layout.tokens)
     template = (place >= layout.prefix) & (place < layout.search.start)
-    groups = np.stack([template, place >= layout.search.start], 1)
+    search = place >= layout.search.start
+    groups = np.stack([template, search] if layout.template_tokens else [search], 1)
     return torch.from_numpy(np.tile(groups, (layout.streams, 1))).to(device)
 
 
