@@ -19,6 +19,8 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +40,14 @@ from mmtrackers.hub import TrainingFacts, push, write_card
 from mmtrackers.model_card import is_own_text
 from mmtrackers.recipes import RECIPES, Recipe, listed, option
 
+STARVED = 0.3
 # systems with an adapter of their own
-TRACKERS = {"patrack": mmtrackers.PATrackForTracking, "seatrack": mmtrackers.SEATrackForTracking}
+TRACKERS = {
+    "lorat": mmtrackers.LoRATForTracking,
+    "patrack": mmtrackers.PATrackForTracking,
+    "sdmoea": mmtrackers.SDMoEAForTracking,
+    "seatrack": mmtrackers.SEATrackForTracking,
+}
 
 
 @dataclass
@@ -59,7 +67,15 @@ class Options(Recipe):
     synthetic: str | None = option(None, "Folder of pictures to compose sequences from.")
     workers: int = option(4, "Processes that prepare data, per training process.")
     gradient_accumulation: int = option(1, "Passes that an optimiser step is split into.")
+    frozen_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that frozen weights are held in.")
+    checkpointing: bool = option(False, "Compute activations anew in the backward pass: less memory, a third slower.")
     ema: float = option(0.0, "Decay of averaged weights, which are then what is saved as the result; 0: off.")
+
+    validate: list[str] = listed(  # noqa: RUF009
+        "Sequences to track through as --data gives them; the best result so far is kept in OUTPUT/best."
+    )
+    validate_epochs: int = option(1, "Epochs between two validations.")
+    validate_sequences: int = option(8, "Sequences of each --validate to track through, spread evenly.")
 
     resume: str | None = option(
         None, "Go on from the newest checkpoint in --output (if any), or the one given.", nargs="?", const="latest"
@@ -194,6 +210,7 @@ class Trainer:
             raise ValueError(
                 f"--samples-per-epoch {options.samples_per_epoch} is less than one step ({self.pairs_per_step} pairs)."
             )
+        self.batches_per_epoch = self.steps_per_epoch * options.gradient_accumulation
         self.all_steps = self.steps_per_epoch * options.epochs
         self.total_steps = min(self.all_steps, options.max_steps or sys.maxsize)
         model = build_model(options)
@@ -203,6 +220,11 @@ class Trainer:
         set_seed(options.seed, device_specific=True)  # from here on dropout, which must differ between processes
         self.unwrapped = model
         self.output = Path(options.output)
+        if options.frozen_dtype != "float32":
+            training.hold_frozen(model, getattr(torch, options.frozen_dtype))
+        if options.checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.validation = [sequence for entry in options.validate for sequence in self.spread(entry)]
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The command line rules the rate and the decay: both are written into the optimiser anew, step by step.
         optimizer = torch.optim.AdamW(training.parameter_groups(model, options))
@@ -223,7 +245,13 @@ class Trainer:
         self.progress = training.TrainingProgress(fixed=self.fixed_options())
         self.meter = training.LossMeter()
         self.started = self.last_save = time.monotonic()
-        self.state = "running"
+        self.state, self.warned = "running", False
+
+    def spread(self, entry: str) -> list[Sequence]:
+        """Some sequences of a set, evenly over its list."""
+        sequences = open_data(entry)
+        count = min(len(sequences), self.options.validate_sequences)
+        return [sequences[round(i * (len(sequences) - 1) / max(1, count - 1))] for i in range(count)]
 
     def fixed_options(self) -> dict[str, Any]:
         """Options that decide which pair comes in which step; a resumed run must keep them."""
@@ -292,8 +320,10 @@ class Trainer:
                 passed = now - mark[0]
                 self.log(bar, (progress.step - mark[2]) / passed, (batches.waited - mark[1]) / passed)
                 mark = (time.monotonic(), batches.waited, progress.step)
-            if progress.batch == self.steps_per_epoch * self.options.gradient_accumulation:
+            if progress.batch == self.batches_per_epoch:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
+                if self.validation and progress.epoch % self.options.validate_epochs == 0:
+                    self.validate()
             if self.pause(stop):
                 return True
         return False
@@ -303,7 +333,7 @@ class Trainer:
         accelerator, options = self.accelerator, self.options
         with accelerator.accumulate(self.model):
             pixels = {name: self.processor.normalize(batch[name]) for name in ("search", "template")}
-            output = self.model(**(batch | pixels))
+            output = self.model(**(batch | {name: value.to(self.unwrapped.dtype) for name, value in pixels.items()}))
             accelerator.backward(output.loss)
             parts = {"loss": output.loss, **output.loss_parts}
             if accelerator.sync_gradients:
@@ -313,7 +343,7 @@ class Trainer:
                     group["weight_decay"] = options.weight_decay * group["decays"]
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.meter.add(parts)
+            self.meter.add(parts, moment=self.progress.epoch * self.batches_per_epoch + self.progress.batch)
         if self.average is not None and accelerator.sync_gradients:
             self.average.update(self.unwrapped)
 
@@ -338,6 +368,42 @@ class Trainer:
             self.save()
         return self.progress.step >= self.total_steps
 
+    def validate(self) -> None:
+        """Tracks through the validation sequences with what would be saved now; keeps it if it is the best so far."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.averaged():
+            success = training.validation_overlap(self.unwrapped, self.processor, self.validation)
+        best = max((entry["validation"] for entry in self.progress.history if "validation" in entry), default=-1.0)
+        self.progress.history.append({"step": self.progress.step, "validation": success})
+        tqdm.write(f"epoch {self.progress.epoch}: mean overlap {success:.3f} on {len(self.validation)} sequences")
+        if success > best:
+            self.export(self.output / "best")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model holds the averaged weights, where there are any."""
+        if self.average is not None:
+            self.average.swap(self.unwrapped)
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap(self.unwrapped)
+
+    def name_bad_batch(self) -> str:
+        """Writes down which samples made a loss that is not finite; returns a sentence on it."""
+        bad, per_pass = self.meter.first_bad(), self.options.samples_per_pass(self.accelerator.num_processes)
+        if bad is None:
+            return "another process met it"
+        epoch, batch = divmod(bad, self.batches_per_epoch)
+        self.dataset.set_epoch(epoch)
+        first = (batch * self.accelerator.num_processes + self.accelerator.process_index) * per_pass
+        samples = [self.dataset.describe(index) for index in range(first, first + per_pass)]
+        file = self.output / "bad_batch.json"
+        training.write_json(file, {"epoch": epoch, "batch": batch, "samples": samples})
+        return f"the samples of batch {batch} of epoch {epoch} are listed in {file.name}"
+
     def save(self) -> None:
         """A checkpoint; never one with numbers that are not finite."""
         self.progress.meter = self.meter.state(self.accelerator)
@@ -351,6 +417,12 @@ class Trainer:
         speed = {"pairs_per_second": round(steps_per_second * self.pairs_per_step, 2), "waiting": round(waiting, 3)}
         entry = {"step": self.progress.step, "epoch": self.progress.epoch, "lr": self.rate()}
         self.progress.history.append(entry | means | speed)
+        if waiting > STARVED and not self.warned:
+            self.warned = True
+            tqdm.write(
+                f"{waiting:.0%} of the time goes into waiting for data: raise --workers (now {self.options.workers}), "
+                "or put the images on a faster disk"
+            )
         shown = {name: f"{means[name]:.3f}" for name in ("loss", "iou") if name in means}
         bar.set_postfix(shown | {"pairs/s": f"{speed['pairs_per_second']:.1f}", "waiting": f"{waiting:.0%}"})
         self.accelerator.log({**means, "lr": entry["lr"], **speed}, step=self.progress.step)
@@ -380,13 +452,8 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Writes the result: adapter or base (averaged, if asked for), image processor, card and losses."""
-        if self.average is not None:
-            self.average.swap(self.unwrapped)
-        try:
+        with self.averaged():
             self.unwrapped.save_pretrained(folder)
-        finally:
-            if self.average is not None:
-                self.average.swap(self.unwrapped)
         self.processor.save_pretrained(folder)
         self.write_log(folder)
         if not is_own_text(folder):
@@ -426,11 +493,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     try:
         trainer.train()
     except FloatingPointError as error:
-        newest = trainer.store.newest()
+        newest, batch = trainer.store.newest(), trainer.name_bad_batch()
         back = f"{newest.name} is from before" if newest else "there is no checkpoint yet"
         raise FloatingPointError(
             f"{error} in the {options.log_every} steps up to {trainer.progress.step} (learning rate "
-            f"{trainer.rate():.2g}); {back}. Lower --lr or raise --warmup-steps, and --resume."
+            f"{trainer.rate():.2g}); {batch}; {back}. Lower --lr or raise --warmup-steps, and --resume."
         ) from error
     trainer.finish()
     accelerator.end_training()

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
@@ -165,12 +166,22 @@ class LossMeter:
         state = state or {}
         self.sums: dict[str, torch.Tensor | float] = dict(state.get("sums", {}))
         self.counts: dict[str, int] = dict(state.get("counts", {}))
+        self._first_bad: torch.Tensor | None = None
 
-    def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Adds one scalar tensor per name."""
+    def add(self, values: dict[str, torch.Tensor], moment: int = 0) -> None:
+        """Adds one scalar tensor per name; `moment` is a number by which the caller finds this batch again."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
+            value = value.detach().float()
+            self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
+            here = torch.where(value.isfinite(), -1, moment)
+            before = here if self._first_bad is None else self._first_bad
+            self._first_bad = torch.where(before >= 0, before, here)
+
+    def first_bad(self) -> int | None:
+        """The `moment` of the first value that was not finite since the last `mean`, in this process."""
+        bad = -1 if self._first_bad is None else int(self._first_bad)
+        return None if bad < 0 else bad
 
     def state(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
         """Sums and counts as numbers, averaged over the processes (every process must call)."""
@@ -184,7 +195,7 @@ class LossMeter:
         """Means over what was added and over the processes; starts anew. Raises `FloatingPointError` on NaN or inf."""
         state = self.state(accelerator)
         self.check(state)
-        self.sums, self.counts = {}, {}
+        self.sums, self.counts, self._first_bad = {}, {}, None
         return {name: value / state["counts"][name] for name, value in state["sums"].items()}
 
     @staticmethod
@@ -355,6 +366,62 @@ class CheckpointStore:
         progress = TrainingProgress(**json.loads((Path(folder) / self.PROGRESS).read_text()))
         self.accelerator.load_state(str(folder))
         return progress
+
+
+def hold_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """
+    Holds what is not trained in another precision: half the memory, and no copies of it for the backward pass.
+
+    Args:
+        model (`nn.Module`): the tracker; its trained parameters stay as they are.
+        dtype (`torch.dtype`): such as `torch.bfloat16`.
+
+    Raises:
+        ValueError: everything is trained.
+
+    Example:
+        >>> model = nn.ModuleList([nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)])
+        >>> hold_frozen(model, torch.bfloat16)
+        >>> [layer.weight.dtype for layer in model]
+        [torch.bfloat16, torch.float32]
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    if not frozen:
+        raise ValueError("All weights are trained: there is nothing frozen to hold in another precision.")
+    for parameter in frozen:
+        parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    setattr(module, name, buffer.to(dtype))
+
+
+@torch.no_grad()
+def validation_overlap(model: nn.Module, processor: Any, sequences: Iterable[Any]) -> float:
+    """
+    Mean overlap of tracking through sequences, each begun once with its first box.
+
+    Args:
+        model (`TrackerPreTrainedModel`): is back in its mode afterwards.
+        processor (`TrackerImageProcessor`): its image processor.
+        sequences: of [`Sequence`]; the mean is over sequences, of the mean over frames in which the target is present.
+
+    Returns:
+        `float`: 0 to 1.
+    """
+    from .boxes import iou_xywh
+    from .tracking import Tracker
+
+    was_training = model.training
+    tracker, means = Tracker(model.eval(), processor), []
+    for sequence in sequences:
+        frames = (sequence.read(index) for index in range(len(sequence)))
+        found = np.stack([prediction.box for prediction in tracker.track(frames, sequence.boxes_xywh[0])])
+        counted = np.flatnonzero(sequence.present[1:]) + 1
+        means.append(float(iou_xywh(found[counted], sequence.boxes_xywh[counted]).mean()))
+    model.train(was_training)
+    return float(np.mean(means))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -19,7 +19,14 @@ from accelerate.state import AcceleratorState, GradientState
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from mmtrackers import OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
+from mmtrackers import (
+    AutoTracker,
+    ODTrackConfig,
+    ODTrackForTracking,
+    OSTrackConfig,
+    OSTrackForTracking,
+    TrackerImageProcessor,
+)
 from mmtrackers.training import changing_tensors
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
@@ -253,6 +260,48 @@ def test_nan_stops_before_a_checkpoint(place, tmp_path):
     with pytest.raises(FloatingPointError, match=r"loss.* became NaN or infinite .*no checkpoint yet. Lower --lr"):
         train(place, tmp_path / "out", "--train-base", "--lr", "1e30", "--clip-norm", "0", model="base")
     assert not (tmp_path / "out" / "checkpoints").exists()
+    told = json.loads((tmp_path / "out" / "bad_batch.json").read_text())
+    assert told["epoch"] == 0 and len(told["samples"]) == 2
+    assert all(re.fullmatch(r"s[01]: templates \[\d+\], search \[\d+\]", sample) for sample in told["samples"])
+
+
+def test_frozen_weights_in_bf16_and_activation_checkpointing(place, tmp_path):
+    """Both change memory, not what is learned: the frozen weights round, checkpointing changes nothing at all."""
+    common = ("--max-steps", "4", "--log-every", "1")
+    for name, more in (("plain", ()), ("half", ("--frozen-dtype", "bfloat16")), ("again", ("--checkpointing",))):
+        train(place, tmp_path / name, *common, *more, model="calm-lora")
+    plain, half, again = ([entry["loss"] for entry in history(tmp_path / n)] for n in ("plain", "half", "again"))
+    assert again == pytest.approx(plain, rel=1e-5)
+    assert half == pytest.approx(plain, rel=0.1) and half != plain
+    assert {tensor.dtype for tensor in weights(tmp_path / "half").values()} == {torch.float32}
+    with pytest.raises(ValueError, match="there is nothing frozen to hold"):
+        train(place, tmp_path / "all", "--train-base", "--frozen-dtype", "bfloat16", model="base")
+
+
+def test_best_by_validation_is_kept(place, tmp_path, capsys):
+    train(place, tmp_path / "out", "--validate", str(place / "sequences"), "--validate-sequences", "1")
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text())["history"]
+    overlaps = [entry["validation"] for entry in log if "validation" in entry]
+    assert len(overlaps) == 2 and all(0 <= overlap <= 1 for overlap in overlaps)
+    kept = json.loads((tmp_path / "out" / "best" / "training_log.json").read_text())["history"]
+    assert kept[-1]["validation"] == max(overlaps)
+    assert AutoTracker.from_pretrained(tmp_path / "out" / "best", base_model=place / "base").has_adapter
+
+
+def test_clips_train_a_base_that_carries_state(place, tmp_path):
+    config = ODTrackConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, template_size=32, search_size=64, head_channels=16
+    )
+    ODTrackForTracking(config).save_pretrained(tmp_path / "base")
+    TrackerImageProcessor(template_size=32, search_size=64).save_pretrained(tmp_path / "base")
+    AcceleratorState._reset_state(True)
+    options = ["--model", str(tmp_path / "base"), "--train-base", "--output", str(tmp_path / "out"), "--workers", "0"]
+    options += ["--preset", "odtrack-384", "--data", str(place / "sequences"), "--samples-per-epoch", "8"]
+    trainer = finetune.main([*options, "--batch-size", "4", "--max-steps", "2", "--log-every", "1"])
+    assert trainer.dataset[0]["search"].shape == (2, 1, 3, 64, 64)
+    assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "out"))
+    facts = json.loads((tmp_path / "out" / "training_facts.json").read_text())["recipe"]
+    assert (facts["preset"], facts["templates"], facts["max_gap"]) == ("odtrack-384", 3, 400)
 
 
 def test_bf16_and_new_base(place, tmp_path):

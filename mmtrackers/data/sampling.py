@@ -132,10 +132,7 @@ class PairDataset(Dataset):
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         reason = ""
         for _ in range(MAX_DRAWS):
-            which = int(np.searchsorted(self._ladder, rng.random(), side="right"))
-            sequence, visible = self._sequences[which], self._visible[which]
-            templates, searches = _still(self.draw) if len(sequence) == 1 else self.draw(visible, len(sequence), rng)
-            frames = [*templates, *searches]
+            sequence, frames, templates = self._draw(rng)
             try:
                 images = {frame: self._load(sequence, frame) for frame in dict.fromkeys(frames)}
             except (ValueError, OSError) as error:
@@ -145,12 +142,25 @@ class PairDataset(Dataset):
                 self.unreadable[reason] += 1
                 continue
             boxes = [sequence.boxes_xywh[frame] for frame in frames]
-            sample = self.augment(self.processor, [images[frame] for frame in frames], boxes, len(templates), rng)
+            sample = self.augment(self.processor, [images[frame] for frame in frames], boxes, templates, rng)
             if sample is not None:
                 return sample
             reason = f"sequence {sequence.name!r}, frames {frames}: a crop is empty"
         raise RuntimeError(f"sample {index}: {MAX_DRAWS} samples in a row cannot be used "
                            f"({self.unreadable.total()} unreadable frames met so far); the last: {reason}")
+
+    def describe(self, index: int) -> str:
+        """The sequence and frames that item `index` of this epoch is drawn from first, for messages."""
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        sequence, frames, templates = self._draw(rng)
+        return f"{sequence.name}: templates {frames[:templates]}, search {frames[templates:]}"
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Sequence, list[int], int]:
+        """A sequence, the frames of a sample, and how many of them are templates."""
+        which = int(np.searchsorted(self._ladder, rng.random(), side="right"))
+        sequence, visible = self._sequences[which], self._visible[which]
+        templates, searches = _still(self.draw) if len(sequence) == 1 else self.draw(visible, len(sequence), rng)
+        return sequence, [*templates, *searches], len(templates)
 
     def _load(self, sequence: Sequence, frame: int) -> np.ndarray:
         try:

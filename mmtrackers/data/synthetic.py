@@ -110,6 +110,10 @@ class SyntheticPairs(Dataset):
             if item is not None:
                 return item
 
+    def describe(self, index: int) -> str:
+        """Where item ``index`` of this epoch comes from, for messages."""
+        return f"composed scene of seed {self.seed}, epoch {self.epoch}, index {index}"
+
     def _try(self, rng: np.random.Generator) -> dict[str, torch.Tensor] | None:
         draw = Draw(rng)
         start, gap = draw.uniform(0, 1000), draw.log_uniform(1, LONGEST_GAP)
