@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from .data.draws import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
 
-RGB_SETS = ["lasot/train", "got10k/vottrain", "coco/train", "trackingnet/train"]
+RGB_SETS = ["lasot/train", "got10k/train_vot", "coco/train2017", "trackingnet/train"]
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
@@ -33,7 +33,7 @@ class Recipe:
     system: Literal["none", "lorat", "spmtrack", "seatrack", "patrack", "sdmoea"] = option(
         "none", "Adapter to put on the base."
     )
-    modality: Literal["rgb", "thermal", "depth", "event"] = option("rgb", "Second modality of the tracker.")
+    modality: Literal["rgb", "thermal", "depth", "event", "any"] = option("rgb", "Second modality of the tracker.")
     sets: list[str] = listed("Training sets of the published run, as set/split.")  # noqa: RUF009
     weights: list[float] = listed("Chance of each set; equal if left out.")  # noqa: RUF009
     samples_per_epoch: int = option(60_000, "Pairs or clips per epoch, over all processes.")
@@ -95,7 +95,7 @@ class Recipe:
 
 # github.com/botaoye/OSTrack, experiments/ostrack: MAE start, 4 GPUs x 32 pairs, trunk at a tenth of the rate
 _OSTRACK = Recipe(
-    sets=[*RGB_SETS[:3], "trackingnet/train4"], epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1,
+    sets=[*RGB_SETS[:3], "trackingnet/train_0_3"], epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1,
 )  # fmt: skip
 # github.com/GXNU-ZhongLab/ODTrack, experiments/odtrack/baseline.yaml; batch 8 on each GPU
 _ODTRACK = replace(
@@ -126,15 +126,15 @@ RECIPES: dict[str, Recipe] = {
     "ostrack-256": _OSTRACK,
     "ostrack-384": replace(_OSTRACK, centre_jitter=4.5, size_jitter=0.5),
     "odtrack-384": _ODTRACK,
-    "seatrack-rgbt": replace(_SEATRACK, modality="thermal", sets=["lasher/train882"]),
-    "seatrack-rgbd": replace(_SEATRACK, modality="depth", sets=["depthtrack/train146"], epochs=25),
+    "seatrack-rgbt": replace(_SEATRACK, modality="thermal", sets=["lasher/train_882"]),
+    "seatrack-rgbd": replace(_SEATRACK, modality="depth", sets=["depthtrack/train_146"], epochs=25),
     "seatrack-rgbe": replace(_SEATRACK, modality="event", sets=["visevent/train"], epochs=45, lr=6e-5),
     "patrack-rgbt": replace(_PATRACK, modality="thermal", sets=["lasher/train"]),
-    "patrack-rgbd": replace(_PATRACK, modality="depth", sets=["depthtrack/train146"]),
+    "patrack-rgbd": replace(_PATRACK, modality="depth", sets=["depthtrack/train_146"]),
     "patrack-rgbe": replace(_PATRACK, modality="event", sets=["visevent/train"]),
-    "sdmoea-256": replace(_SDMOEA, modality="thermal"),
+    "sdmoea-256": replace(_SDMOEA, modality="any"),
     "sdmoea-384": replace(
-        _SDMOEA, modality="thermal", epochs=85, lr_drop_epoch=78, batch_size=8, max_gap=400, centre_jitter=4.5,
+        _SDMOEA, modality="any", epochs=85, lr_drop_epoch=78, batch_size=8, max_gap=400, centre_jitter=4.5,
         size_jitter=0.5,
     ),
     "lorat": _LORAT,

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mmtrackers.frames import ANY
+
 from .augment import Augmentation, Sample, TrainingAugmentation
 from .draws import CausalDraw, FrameDraw
 from .sequence import Sequence
@@ -31,8 +33,8 @@ class PairDataset(Dataset):
     Args:
         sequences (iterable of [`Sequence`]): annotated ones.
         processor ([`TrackerImageProcessor`]): makes the crops.
-        modality (`str` or None): "rgb", or the second modality, which all sequences must have; None: each sequence's
-            own, for trackers that take any.
+        modality (`str`): "rgb", or the second modality, which all sequences must have; "any": each sequence's own, for
+            trackers that take any.
         streams (`int`): 1 (RGB alone; the second modality's files are not read) or 2.
         samples_per_epoch (`int`): `len()` of the dataset.
         seed (`int`): not negative.
@@ -63,13 +65,13 @@ class PairDataset(Dataset):
         (torch.Size([1, 3, 256, 256]), torch.Size([1, 1, 3, 128, 128]))
     """
 
-    def __init__(self, sequences: Iterable[Sequence], processor: "TrackerImageProcessor", modality: str | None = "rgb",
+    def __init__(self, sequences: Iterable[Sequence], processor: "TrackerImageProcessor", modality: str = "rgb",
                  streams: int = 1, samples_per_epoch: int = 60_000, seed: int = 0,
                  augment: TrainingAugmentation | None = None, skip_short: bool = False,
                  draw: FrameDraw | None = None, chances: Iterable[float] | None = None):
         if streams not in (1, 2) or (streams == 2) != (modality != "rgb"):
             raise ValueError(f"streams={streams} with modality={modality!r}: expected 1 with 'rgb', or 2 with "
-                             "'thermal', 'depth' or 'event'")
+                             "'thermal', 'depth', 'event' or 'any'")
         if samples_per_epoch < 1 or seed < 0:
             raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
         self.processor, self.modality, self.streams = processor, modality, streams
@@ -94,7 +96,7 @@ class PairDataset(Dataset):
     ) -> tuple[list[Sequence], list[np.ndarray], list[float]]:
         usable, visible, kept, short = [], [], [], []
         for sequence, chance in zip(sequences, chances, strict=True):
-            if self.streams == 2 and sequence.modality != (self.modality or sequence.modality):
+            if self.streams == 2 and self.modality not in (ANY, sequence.modality):
                 raise ValueError(f"sequence {sequence.name!r} has {sequence.modality} as its second stream, the "
                                  f"tracker takes {self.modality}")
             frames = np.flatnonzero(getattr(sequence, "trainable", sequence.present))
@@ -164,7 +166,7 @@ class PairDataset(Dataset):
 
     def _load(self, sequence: Sequence, frame: int) -> np.ndarray:
         try:
-            modality = self.modality or sequence.modality
+            modality = sequence.modality if self.modality == ANY else self.modality
             return self.processor.stack(sequence.read(frame), modality=modality, streams=self.streams)
         except ValueError as error:
             raise ValueError(f"sequence {sequence.name!r}, frame {frame}: {error}") from error

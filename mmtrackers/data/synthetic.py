@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmtrackers.frames import MODALITIES
+from mmtrackers.frames import ANY, MODALITIES
 
 from .cameras import black_outside, depth_picture, depth_range
 from .layers import View
@@ -49,7 +49,7 @@ class SyntheticPairs(Dataset):
     Args:
         library: the pictures.
         processor: gives template_size, template_factor, search_size and search_factor.
-        modality: the second stream ("thermal", "depth", "event"), or "rgb".
+        modality: the second stream ("thermal", "depth", "event"), or "rgb"; "any" draws one for each scene.
         streams: 1 for RGB alone, 2 for RGB and ``modality``.
         samples_per_epoch: length of the data set.
         seed: of all scenes.
@@ -81,10 +81,10 @@ class SyntheticPairs(Dataset):
                 f"composed pairs are cropped in the 'ostrack' style, the processor's is {processor.crop_style!r}: "
                 "train on sequences of frames instead"
             )
-        if modality not in MODALITIES or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
+        if modality not in (*MODALITIES, ANY) or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
             raise ValueError(
                 f"streams={streams}, modality={modality!r}: expected streams=1, or streams=2 with a modality out of "
-                f"{', '.join(MODALITIES[1:])}"
+                f"{', '.join((*MODALITIES[1:], ANY))}"
             )
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
@@ -119,8 +119,9 @@ class SyntheticPairs(Dataset):
         start, gap = draw.uniform(0, 1000), draw.log_uniform(1, LONGEST_GAP)
         # half of the blind scenes show the target at first
         blind_from = start + 0.5 if draw.chance(0.5) else start - 1
+        modality = MODALITIES[1:][draw.below(3)] if self.modality == ANY else self.modality
         scene = SyntheticScene(
-            self.library, rng, self.modality, span=(start, start + gap), blind_from=blind_from
+            self.library, rng, modality, span=(start, start + gap), blind_from=blind_from
         )
         times = self._times(scene.span, draw)
         boxes = [scene.visible_box_xyxy(time) for time in times]
