@@ -292,7 +292,7 @@ def pack_model(model: TrackerPreTrainedModel) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ModulesToSaveWrapper):
-                setattr(module, name, merged(child))
+                setattr(module, name, merged(child).to(model.dtype))
             elif isinstance(child, TrackerTunerLayer):
                 setattr(module, name, child.packed(model.dtype))
     for module in list(model.modules()):

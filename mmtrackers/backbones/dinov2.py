@@ -68,13 +68,13 @@ class Dinov2Embeddings(nn.Module):
         tokens = self.patch(template.permute(2, 0, 1, 3, 4, 5).flatten(0, 2)).flatten(2).transpose(1, 2)
         position = self.position.unflatten(1, (grid, grid))[:, :side, :side].flatten(1, 2)
         types = self.token_type((mask != 0).long().flatten(2)) + position
-        tokens = tokens.view(streams, batch, count, *tokens.shape[1:]) + types
+        tokens = tokens.view(streams, batch, count, *tokens.shape[1:]) + types.to(tokens.dtype)
         return tokens.reshape(streams * batch, -1, tokens.shape[-1])
 
     def search(self, search: Tensor) -> Tensor:
         """`[B, S, 3, H, W]` to stream-major tokens `[S*B, Nx, C]`."""
         tokens = self.patch(search.transpose(0, 1).flatten(0, 1)).flatten(2).transpose(1, 2)
-        return tokens + (self.position + self.token_type.weight[SEARCH])
+        return tokens + (self.position + self.token_type.weight[SEARCH]).to(tokens.dtype)
 
 
 class LayerScale(nn.Module):

@@ -53,6 +53,8 @@ class MlpHead(nn.Module):
         # while a program is traced, tensors are stand-ins that must not be kept
         make = _cells if torch.compiler.is_compiling() else _kept_cells
         centers, signs = make(self.grid, features.device)
+        # trained with an adapter it may be in float32 behind a trunk that is not
+        features = features.to(next(self.score.parameters(), features).dtype)
         logits = self.score(features).float()
         boxes = torch.addcmul(centers, self.box(features).float().sigmoid(), signs)
         shape = (self.grid, self.grid)
