@@ -11,8 +11,9 @@ say something: milliseconds drift with the machine and its load. The floor is 2 
 matrix product of the tracker's shapes reached in this run, stock or laid out beforehand, in the row's number format.
 
 Launches are dispatched operations that are not views (`count_launches`). Bytes saved for backward are those that a
-training step at batch 2 keeps, parameters not counted (`saved_bytes`); adapter training for trackers that have one,
-the whole base for OSTrack, with the dropouts and the drop path of the recipe.
+training step on two search crops keeps, parameters not counted (`saved_bytes`): two pairs, for SPMTrack one clip of
+two frames; adapter training for trackers that have one, the whole base for OSTrack, with the recipe's dropouts and
+drop path.
 
 `--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/GXNU-ZhongLab/ODTrack,
 github.com/AutoLab-SAI-SJTU/SEATrack, or the folder PATrack of
@@ -40,7 +41,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmtrackers import ODTrackForTracking, OSTrackForTracking, PATrackForTracking, SEATrackForTracking
+from mmtrackers import (
+    ODTrackForTracking,
+    OSTrackForTracking,
+    PATrackForTracking,
+    SEATrackForTracking,
+    SPMTrackForTracking,
+    TrackerPreTrainedModel,
+)
 from mmtrackers.packing import PackedLinear
 
 BUILDERS = {
@@ -54,6 +62,7 @@ TRACKERS = {
     "ostrack": OSTrackForTracking,
     "patrack": PATrackForTracking,
     "seatrack": SEATrackForTracking,
+    "spmtrack": SPMTrackForTracking,
 }
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_channels": 16}
 Frame = Callable[[], object]
@@ -128,40 +137,54 @@ def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return total
 
 
-def build(system: str, tiny: bool = False, adapter: PeftConfig | None = None, **fields) -> OSTrackForTracking:
+def build(system: str, tiny: bool = False, adapter: PeftConfig | None = None, **fields) -> TrackerPreTrainedModel:
     """A tracker of random weights, with its published adapter or `adapter`; without elimination unless `fields` say
     so."""
     tracker = TRACKERS[system]
-    model = tracker(tracker.config_class(**({"elimination_layers": []} | (SMALL if tiny else {}) | fields))).eval()
+    known = tracker.config_class.__dataclass_fields__
+    defaults = {"elimination_layers": []} | (SMALL if tiny else {})
+    model = tracker(tracker.config_class(**({n: v for n, v in defaults.items() if n in known} | fields))).eval()
     if tracker.default_adapter is not None:
         model.requires_grad_(False)
         model.add_adapter(adapter or tracker.default_adapter())
     return model.eval()
 
 
-def crops(model: OSTrackForTracking, batch: int = 1, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Random search `[B, S, 3, H, W]` and template `[B, T, S, 3, h, w]` crops for a model."""
+def crops(model: TrackerPreTrainedModel, batch: int = 1, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """Random search `[B, S, 3, H, W]` and template `[B, T, S, 3, h, w]` crops for a model, and the templates' masks
+    `[B, T, g, g]` if it reads them."""
     c, templates = model.config, getattr(model.config, "num_templates", 1)
     search = torch.randn(batch, c.streams, 3, c.search_size, c.search_size, dtype=dtype)
-    return search, torch.randn(batch, templates, c.streams, 3, c.template_size, c.template_size, dtype=dtype)
+    template = torch.randn(batch, templates, c.streams, 3, c.template_size, c.template_size, dtype=dtype)
+    if not model.reads_template_mask:
+        return search, template
+    return search, template, torch.ones(batch, templates, c.template_grid, c.template_grid, dtype=torch.long)
 
 
-def frame_of(model: OSTrackForTracking, dtype: torch.dtype | None = None, **kwargs) -> Frame:
+def frame_of(model: TrackerPreTrainedModel, dtype: torch.dtype | None = None, **kwargs) -> Frame:
     """One frame of tracking: forward (`kwargs` go there) with the templates' embedding and the state of the frame
     before at hand, then decoding under a window."""
-    search, template = crops(model, dtype=dtype)
+    search, *template = crops(model, dtype=dtype)
     window = torch.rand(model.config.search_grid, model.config.search_grid)
     with torch.no_grad():
-        embedded = model.embed_template(template)
+        embedded = model.embed_template(*template)
         state = model(search, embedded, **kwargs).state
     return lambda: model.decode(model(search, embedded, state=state, **kwargs), window)
 
 
-def training_bytes(model: OSTrackForTracking, batch: int = 2) -> int:
-    """Bytes that a training step of a tracker saves for backward."""
-    search, template = crops(model, batch)
+def training_bytes(model: TrackerPreTrainedModel, batch: int = 2, frames: int = 1, checkpointing: bool = False) -> int:
+    """Bytes that a training step of a tracker saves for backward, on pairs or on clips of several search frames; with
+    `checkpointing`, what it keeps between layers."""
+    search, *template = crops(model, batch)
     labels = torch.tensor([[0.4, 0.4, 0.2, 0.2]]).repeat(batch, 1)
-    total = saved_bytes(model.train(), lambda: model(search, template, labels=labels).loss)
+    if frames > 1:
+        search, labels = (torch.stack([crop] * frames, 1) for crop in (search, labels))
+    inputs = {"search": search, "labels": labels} | dict(zip(("template", "template_mask"), template, strict=False))
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    total = saved_bytes(model.train(), lambda: model(**inputs).loss)
+    if checkpointing:
+        model.activation_checkpointing_disable()
     model.eval()
     return total
 
@@ -229,7 +252,8 @@ def tracker_rows(system: str, tiny: bool) -> list[Row]:
     with torch.no_grad():
         frame()
     macs = count_macs(frame)
-    rows = [Row(system, "plain", frame, launches=count_launches(frame), macs=macs, saved=training_bytes(plain))]
+    saved = training_bytes(plain, **({"batch": 1, "frames": 2} if system == "spmtrack" else {}))
+    rows = [Row(system, "plain", frame, launches=count_launches(frame), macs=macs, saved=saved)]
     for variant, dtype in (("packed", torch.float32), ("packed bf16", torch.bfloat16)):
         model = build(system, tiny).to(dtype)
         for parameter in model.parameters():
@@ -307,7 +331,7 @@ def report(rows: list[Row], best: dict[torch.dtype, float]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--system", choices=sorted(BUILDERS), help="only this one")
+    parser.add_argument("--system", choices=sorted(TRACKERS), help="only this one")
     parser.add_argument("--rounds", type=int, default=7, help="times that every row has its turn")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--tiny", action="store_true", help="small random models: a smoke run")
@@ -319,6 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--rounds must be at least 1")
     if options.reference and not options.system:
         parser.error("--reference needs --system: which tracker the checkout is of")
+    if options.reference and options.system not in BUILDERS:
+        parser.error(f"--reference knows the official code of {', '.join(BUILDERS)}, not of {options.system}")
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -327,7 +353,7 @@ def main(arguments: list[str] | None = None) -> None:
         builder, config = options.reference_builder, options.reference_config
         reference = reference_frame(options.reference.expanduser(), options.system, builder, config)
     rows: list[Row] = []
-    for system in [options.system] if options.system else sorted(BUILDERS):
+    for system in [options.system] if options.system else sorted(TRACKERS):
         rows += tracker_rows(system, options.tiny)
     if reference is not None:
         macs = count_macs(reference)

@@ -74,7 +74,8 @@ class LinearMap:
             return cls(plain.weight.detach(), None if plain.bias is None else plain.bias.detach())
         base = layer.get_base_layer()
         up = layer.tmoe_up[name] * layer.tmoe_scaling[name]
-        parts = (part.detach().to(base.weight.dtype) for part in (layer.tmoe_down[name], layer.tmoe_router[name], up))
+        down, router = layer.tmoe_down[name].tensor_split((-layer.tmoe_experts[name],))
+        parts = (part.detach().to(base.weight.dtype) for part in (down, router, up))
         return cls(base.weight.detach(), None if base.bias is None else base.bias.detach(), *parts, layer.tmoe_r[name])
 
     def scaled(self, factor: Tensor | float) -> "LinearMap":

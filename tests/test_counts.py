@@ -119,12 +119,26 @@ def test_launches_per_frame_patrack():
     assert benchmark.count_launches(frame) <= 590
 
 
+@pytest.mark.slow
+def test_launches_and_bytes_spmtrack():
+    spmtrack = benchmark.build("spmtrack")
+    frame = benchmark.frame_of(spmtrack)
+    assert benchmark.count_launches(frame) <= 510
+    # the published code has 181.7e9; its last layer makes reference rows that nobody reads
+    assert benchmark.count_macs(frame) == pytest.approx(181.7e9, rel=0.04)
+    official = 5163e6  # bytes that the published code saves
+    assert benchmark.training_bytes(spmtrack, batch=1, frames=2) <= 0.36 * official
+    assert benchmark.training_bytes(spmtrack, batch=1, frames=2, checkpointing=True) <= 0.03 * official
+    spmtrack.pack()
+    assert benchmark.count_launches(frame) <= 370
+
+
 def test_benchmark_prints_every_row(capsys):
     threads = torch.get_num_threads()
     benchmark.main(["--tiny", "--rounds", "1", "--threads", "1"])
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
-    systems = sorted(benchmark.BUILDERS)
+    systems = sorted(benchmark.TRACKERS)
     expected = [[system, variant] for system in systems for variant in ("plain", "packed", "packed bf16")]
     assert [re.split(" {2,}", line)[:2] for line in lines if line.split()[0] in systems] == expected
     assert sum("GFLOP/s" in line for line in lines) == 2

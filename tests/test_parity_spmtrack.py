@@ -138,6 +138,10 @@ def gradient(model: SPMTrackForTracking, official: str, r: int) -> Tensor:
         found = parameters[f"{name}.default"].grad
     else:
         found = parameters[re.sub(r"(head|token_type|track_token)\.", r"\1.modules_to_save.default.", name)].grad
+    if official.endswith("compress_expert"):
+        return found[:r]
+    if official.endswith("expert_route.weight"):
+        return found[r:]
     expert = re.search(r"routed_experts\.(\d+)$", official)
     return found if expert is None else found[:, int(expert[1]) * r :][:, :r]
 

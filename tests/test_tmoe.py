@@ -25,10 +25,10 @@ def official_layer(weights: dict[str, Tensor], config: TMoEConfig) -> TMoELinear
     if config.shared_low_rank_expert:
         ups.append(weights["tmoe.shared_expert"])
     downs = [value for name, value in weights.items() if name.startswith("tmoe.compress_expert")]
+    downs.append(weights["tmoe.expert_route.weight"])
     with torch.no_grad():
         layer.tmoe_up["default"].copy_(torch.cat(ups, 1))
         layer.tmoe_down["default"].copy_(torch.cat(downs))
-        layer.tmoe_router["default"].copy_(weights["tmoe.expert_route.weight"])
     return layer
 
 
@@ -42,7 +42,8 @@ def weights_under(prefix: str, shapes: dict[str, list[int]], seed: int) -> dict[
 
 def by_loop(layer: TMoELinear, x: Tensor, scale: float) -> Tensor:
     """The definition: every expert's answer written out."""
-    down, up, router = layer.tmoe_down["default"], layer.tmoe_up["default"], layer.tmoe_router["default"]
+    down, router = layer.tmoe_down["default"].split((len(layer.tmoe_down["default"]) - 3, 3))
+    up = layer.tmoe_up["default"]
     gates = (x @ router.T).softmax(-1)
     y = layer.base_layer(x)
     r = layer.tmoe_r["default"]
@@ -102,7 +103,7 @@ def test_one_product_equals_the_loop_in_values_and_gradients(variant: dict, scal
     scramble(layer, 1)
     x = torch.randn(2, 5, 10, dtype=torch.float64, requires_grad=True)
     leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
-    assert len(leaves) == 4
+    assert len(leaves) == 3
     weights = torch.randn(2, 5, 7, dtype=torch.float64)
     ours, loop = layer(x), by_loop(layer, x, scale)
     torch.testing.assert_close(ours, loop, atol=1e-12, rtol=0)
@@ -143,9 +144,9 @@ def test_dropout_acts_in_training_only() -> None:
 def test_initial_values(init: str, down: float, up: float) -> None:
     torch.manual_seed(0)
     layer = TMoELinear(nn.Linear(512, 256), "default", TMoEConfig(init=init))
-    assert layer.tmoe_down["default"].std().item() == pytest.approx(down, rel=0.02)
+    assert layer.tmoe_down["default"][:-4].std().item() == pytest.approx(down, rel=0.02)
     assert layer.tmoe_up["default"].std().item() == pytest.approx(up, rel=0.02)
-    router = layer.tmoe_router["default"]
+    router = layer.tmoe_down["default"][-4:]
     assert router.abs().max().item() == pytest.approx(1 / math.sqrt(512), rel=0.01)
     assert router.std().item() == pytest.approx(1 / math.sqrt(3 * 512), rel=0.05)
 

@@ -31,6 +31,11 @@ class SPMTrackConfig(LoRATConfig):
     reference_rule: str = "quarters"
     max_memory: int | None = 1024
 
+    @property
+    def num_templates(self) -> int:
+        """References beside a search crop."""
+        return 3
+
     @classmethod
     def published(cls, size: str, search_size: int = 378, **fields: Any) -> "SPMTrackConfig":
         """The configuration of a published tracker: "base", "large" or "giant" at 378 pixels."""

@@ -24,8 +24,7 @@ NAMES = (
     (r"\.ls1\.", ".attention.scale."),
     (r"\.ls2\.", ".mlp.scale."),
     (r"\.linear\.", "."),
-    (r"\.tmoe\.compress_expert", ".tmoe_down"),
-    (r"\.tmoe\.expert_route\.weight$", ".tmoe_router"),
+    (r"\.tmoe\.(?:compress_expert(?:\.\d+)?|expert_route\.weight)$", ".tmoe_down"),
     (r"\.tmoe\.(?:routed_experts\.\d+|shared_expert)$", ".tmoe_up"),
 )
 

@@ -15,14 +15,16 @@ class TMoELinear(TrackerTunerLayer):
     """`W x + b + s * sum_e g_e U_e D x` with gates `g = softmax(R x)` per token (SPMTrack, figure 2 of its paper).
 
     All experts are one product: the gates weigh `D x` before the up-projection, and `[U_0 | ... | U_E]` multiplies the
-    gated vectors laid side by side. So no expert's full-width answer exists, neither in forward nor for backward.
+    gated vectors laid side by side. So no expert's full-width answer exists, neither in forward nor for backward. `D`
+    and `R` are one product too.
 
-    Parameters of an adapter: `tmoe_down` `[r, in]` (one such block per expert with `routed_compression`), `tmoe_up`
-    `[out, E * r]` (and a last block of `r` columns for the expert without a gate), `tmoe_router` `[E, in]`.
+    Parameters of an adapter: `tmoe_down` `[r + E, in]`, the rows of `D` (a block of `r` per expert with
+    `routed_compression`) and under them those of `R`; `tmoe_up` `[out, E * r]`, and a last block of `r` columns for
+    the expert without a gate.
     """
 
-    adapter_layer_names = ("tmoe_down", "tmoe_up", "tmoe_router")
-    other_param_names = ("tmoe_r", "tmoe_scaling", "tmoe_dropout")
+    adapter_layer_names = ("tmoe_down", "tmoe_up")
+    other_param_names = ("tmoe_r", "tmoe_experts", "tmoe_scaling", "tmoe_dropout")
 
     def make_parameters(self, adapter_name: str, config: TMoEConfig) -> None:
         inner, outer = self.base_layer.in_features, self.base_layer.out_features
@@ -37,10 +39,10 @@ class TMoELinear(TrackerTunerLayer):
         else:
             nn.init.normal_(down, std=1 / r)
         router = torch.empty(experts, inner).uniform_(-1 / math.sqrt(inner), 1 / math.sqrt(inner))
-        self.tmoe_down[adapter_name] = nn.Parameter(down)
+        self.tmoe_down[adapter_name] = nn.Parameter(torch.cat([down, router]))
         self.tmoe_up[adapter_name] = nn.Parameter(up)
-        self.tmoe_router[adapter_name] = nn.Parameter(router)
         self.tmoe_r[adapter_name] = r
+        self.tmoe_experts[adapter_name] = experts
         self.tmoe_scaling[adapter_name] = config.scaling
         self.tmoe_dropout[adapter_name] = config.dropout
 
@@ -50,14 +52,17 @@ class TMoELinear(TrackerTunerLayer):
         name = self.active_name
         if name is None:
             return y
-        down, up, router = self.tmoe_down[name], self.tmoe_up[name], self.tmoe_router[name]
+        down, up, experts = self.tmoe_down[name], self.tmoe_up[name], self.tmoe_experts[name]
         # two-dimensional: torch takes another kernel for a 3-D product when the parameter requires a gradient
         rows = x.reshape(-1, x.shape[-1])
         if not torch.is_autocast_enabled(x.device.type):
             rows = rows.to(down.dtype)
-        gates = F.linear(rows, router).softmax(-1)
-        hidden = F.linear(F.dropout(rows, self.tmoe_dropout[name], self.training), down)
-        wide = gated(gates, hidden, self.tmoe_r[name], up.shape[1])
+        if self.training and self.tmoe_dropout[name]:
+            hidden = F.linear(F.dropout(rows, self.tmoe_dropout[name]), down[:-experts])
+            logits = F.linear(rows, down[-experts:])
+        else:
+            hidden, logits = F.linear(rows, down).tensor_split((-experts,), 1)
+        wide = gated(logits.softmax(-1), hidden, self.tmoe_r[name], up.shape[1])
         mixed = torch.addmm(y.reshape(-1, y.shape[-1]).to(wide.dtype), wide, up.T, alpha=self.tmoe_scaling[name])
         return mixed.view(y.shape).to(y.dtype)
 
