@@ -470,10 +470,9 @@ def test_track_prints_where_the_time_goes(tiny, dataset, tmp_path):
 def launch(dataset, tiny, output, processes, wait=True):
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    if processes == 1:
-        command = [sys.executable]
+    command = [sys.executable]
+    if processes > 1:  # what `accelerate launch` starts where there are GPUs; on the CPU it would want MPI
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "mmtrackers.cli", "evaluate", "--root", str(dataset), "--protocol", "lasher"]
     command += ["--tracker", str(tiny), "--output", str(output)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmtrackers import data
 from mmtrackers.data.datasets import read_boxes
@@ -20,7 +21,7 @@ from mmtrackers.tracking import Tracker, update_together
 
 from .protocols import MultiStart, Protocol, get_protocol
 from .raw import RawResult, read_folder, result_file, score_raw, write_result
-from .results import EvaluationResult, Settings, Speed, write_whole
+from .results import EvaluationResult, Settings, write_whole
 from .scoring import Truth
 from .settings import settings_of
 from .speed import STAGES, WARMUP, StageClock, speed_of
@@ -82,6 +83,8 @@ def evaluate_tracker(
         raise ValueError(f"batch is {batch}, expected at least 1 sequence")
     if output is None and processes.count > 1:
         raise ValueError("several processes share their results through files: give a folder (output, --output)")
+    if len(sequences) == 0:
+        raise ValueError("there is no sequence to track through")
     settings = settings or settings_of(tracker, name)
     settings = replace(settings, batch=batch)
     sequences = [_readable(sequence, tracker) for sequence in sequences]
@@ -102,8 +105,8 @@ def evaluate_tracker(
         with _bar(mine, name, progress and processes.main, processes.count) as bar:
             for group in mine:
                 found = _track(tracker, [sequences[job.sequence] for job in group], group, clock, bar)
-                for job, boxes, scores, times in found:
-                    _keep(folder, job, protocol, boxes, scores, times)
+                for job, track in found:
+                    _keep(folder, job, protocol, track)
         processes.wait()
         result = replace(_scored(folder, truths, sequences, protocol, name, settings, tracker), split=split)
         if processes.main and output is not None:
@@ -165,7 +168,7 @@ def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
 
 
 class Processes:
-    """The processes that `accelerate launch` (or torchrun) has started; one where it has not.
+    """The processes that `accelerate launch` or `torchrun` has started; one where neither has.
 
     Example:
         >>> Processes().share([[1], [2]]) if Processes().count == 1 else None
@@ -179,7 +182,7 @@ class Processes:
             from accelerate import PartialState
 
             # Processes wait for the slowest one, which may track for hours.
-            self._state = PartialState(timeout=timedelta(days=7))
+            self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
             self.count, self.index = self._state.num_processes, self._state.process_index
 
     @property
@@ -241,24 +244,37 @@ def _rgb_alone(sequence: data.Sequence) -> data.Sequence:
 # ----------------------------------------------------------------------------------------------------------- tracking
 
 
+@dataclass
+class Track:
+    """What a run found, a row per frame: boxes `[N, 4]`, scores, seconds of each stage, and whether these count."""
+
+    boxes_xywh: np.ndarray
+    scores: np.ndarray
+    times: np.ndarray
+    timed: np.ndarray
+
+
 def _track(
     tracker: Tracker, sequences: Sequence[data.Sequence], jobs: Sequence[Job], clock: StageClock, bar: Any
-) -> Iterator[tuple[Job, np.ndarray, np.ndarray, np.ndarray]]:
-    """Tracks through a group, a frame of each at a time; yields boxes, scores and times of each run that ends."""
+) -> Iterator[tuple[Job, Track]]:
+    """Tracks through a group, a frame of each at a time; yields each run as it ends."""
     sessions, rows = [], []
     for sequence, job in zip(sequences, jobs, strict=True):
+        clock.begin()
         try:
-            sessions.append(tracker.start(sequence.read(int(job.frames[0])), job.box_xywh))
+            frame = sequence.read(int(job.frames[0]))
+            clock("read")
+            sessions.append(tracker.start(frame, job.box_xywh))
         except ValueError as error:
             raise ValueError(f"{job.label}, frame {job.frames[0]}: {error}") from error
-        rows.append([(np.asarray(job.box_xywh, dtype=np.float64), 1.0, [np.nan] * len(STAGES))])
+        clock("model")
+        rows.append([(np.asarray(job.box_xywh, dtype=np.float64), 1.0, clock.row, False)])
     bar.update(len(jobs))
     active = list(range(len(jobs)))
     for step in range(1, max(len(job.frames) for job in jobs) + 1):
         for i in [i for i in active if len(jobs[i].frames) == step]:
             active.remove(i)
-            boxes, scores, times = (np.array(column) for column in zip(*rows[i], strict=True))
-            yield jobs[i], boxes, scores, times
+            yield jobs[i], Track(*(np.array(column) for column in zip(*rows[i], strict=True)))
         if not active:
             return
         clock.begin()
@@ -270,10 +286,8 @@ def _track(
             names = ", ".join(f"{jobs[i].label} (frame {jobs[i].frames[step]})" for i in active)
             raise ValueError(f"{names}: {error}") from error
         times = np.array(clock.end()) / len(active)
-        if len(clock.rows) <= WARMUP:
-            times = np.full(len(STAGES), np.nan)
         for i, prediction in zip(active, found, strict=True):
-            rows[i].append((prediction.box, prediction.score, times))
+            rows[i].append((prediction.box, prediction.score, times, len(clock.rows) > WARMUP))
         bar.update(len(active))
 
 
@@ -316,23 +330,21 @@ def _frames_file(folder: Path, job: Job) -> Path:
     return folder / FRAMES / f"{job.label}.csv"
 
 
-def _keep(
-    folder: Path, job: Job, protocol: Protocol, boxes: np.ndarray, scores: np.ndarray, times: np.ndarray
-) -> None:
+def _keep(folder: Path, job: Job, protocol: Protocol, track: Track) -> None:
     """Writes one run; the file of its boxes comes last, and tells a later run that this one is done."""
-    names = ["score", *(f"{stage}_ms" for stage in STAGES)]
-    lines = [",".join(names)]
-    for score, row in zip(scores, times * 1000, strict=True):
-        lines.append(f"{score:.6f}," + ",".join("" if np.isnan(value) else f"{value:.4f}" for value in row))
+    boxes, scores = track.boxes_xywh, track.scores
+    lines = [",".join(["score", *(f"{stage}_ms" for stage in STAGES), "timed"])]
+    for score, row, timed in zip(scores, track.times * 1000, track.timed, strict=True):
+        lines.append(f"{score:.6f}," + "".join(f"{value:.4f}," for value in row) + f"{int(timed)}")
     write_whole(_frames_file(folder, job), "\n".join(lines) + "\n")
     lead = int(job.frames[0]) if job.anchor is None else 0
     if lead:  # the set's toolkit wants a line for every frame
         boxes = np.concatenate([np.tile(boxes[0], (lead, 1)), boxes])
         scores = np.concatenate([np.zeros(lead), scores])
     if protocol.files == "got10k":
-        seconds = np.nan_to_num(times.sum(1))
         path = result_file(folder / RAW, job.name, protocol)
-        write_whole(path.with_name(f"{job.name}_time.txt"), "".join(f"{value:.6f}\n" for value in seconds))
+        seconds = "".join(f"{value:.6f}\n" for value in track.times[:, 1:].sum(1))
+        write_whole(path.with_name(f"{job.name}_time.txt"), seconds)
     runs = {} if job.anchor is None else {job.anchor: boxes}
     write_result(folder / RAW, job.name, protocol, RawResult(boxes, scores, runs))
 
@@ -359,9 +371,16 @@ def _scored(
     settings: Settings,
     tracker: Tracker,
 ) -> EvaluationResult:
-    jobs = planned(truths, sequences, protocol)
-    times = {job.label: _read_times(_frames_file(folder, job)) for job in jobs}
-    speed = _speed(list(times.values()), tracker, settings.batch)
+    rates: dict[str, list[np.ndarray]] = {}
+    warmup = 0
+    for job in planned(truths, sequences, protocol):
+        table = np.genfromtxt(_frames_file(folder, job), delimiter=",", skip_header=1, ndmin=2)
+        timed = table[:, -1] == 1
+        rates.setdefault(job.name, []).append(table[timed, 1:-1] / 1000)
+        warmup += int((~timed[1:]).sum())  # the given frame is none that was tracked
+    times = {name: np.concatenate(tables) for name, tables in rates.items()}
+    speed = speed_of(np.concatenate(list(times.values())), tracker.device, settings.batch, warmup=0)
+    speed = None if speed is None else replace(speed, warmup=warmup)
     if not scorable(sequences):
         note = f"no ground truth beyond the first frames: upload {folder / RAW} to the set's server"
         return EvaluationResult(
@@ -369,26 +388,8 @@ def _scored(
         )
     raw = read_folder(folder / RAW, truths, protocol)
     result = score_raw(raw, protocol, name, speed=speed, settings=settings)
-    rates = {}
-    for job in jobs:
-        known = times[job.label][:, 1:].sum(1)
-        rates.setdefault(job.name, []).append(known[~np.isnan(known)])
     rows = []
     for row in result.sequences:
-        known = np.concatenate(rates[row.name])
-        rows.append(replace(row, frames_per_second=round(1 / float(np.median(known)), 2) if len(known) else None))
+        track = times[row.name][:, 1:].sum(1)
+        rows.append(replace(row, frames_per_second=round(1 / float(np.median(track)), 2) if len(track) else None))
     return replace(result, sequences=tuple(rows))
-
-
-def _read_times(path: Path) -> np.ndarray:
-    """`[N, stages]` seconds; NaN where nothing was measured."""
-    table = np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
-    return table[:, 1:] / 1000
-
-
-def _speed(times: list[np.ndarray], tracker: Tracker, batch: int) -> Speed | None:
-    table = np.concatenate(times)
-    known = table[~np.isnan(table).any(1)]
-    speed = speed_of(known, tracker.device, batch, warmup=0)
-    # The given frame of each run is none that was tracked.
-    return None if speed is None else replace(speed, warmup=len(table) - len(known) - len(times))

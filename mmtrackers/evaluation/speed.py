@@ -52,9 +52,14 @@ class StageClock:
         self._row[stage] += now - self._last
         self._last = now
 
+    @property
+    def row(self) -> list[float]:
+        """The seconds of this step's stages so far."""
+        return list(self._row.values())
+
     def end(self) -> list[float]:
         """The step has ended; its row."""
-        self.rows.append(list(self._row.values()))
+        self.rows.append(self.row)
         return self.rows[-1]
 
     def _now(self) -> float:
