@@ -184,11 +184,10 @@ def test_what_else_a_sequence_carries(tmp_path):
     assert sequence.extras["anchor"].tolist() == [1, 0, 0, -1]
     sequence = open_dataset(grow(tmp_path / "c", ROWS["got10k-val"][2]), dataset="got10k", split="val")[0]
     assert sequence.extras["cover"].tolist() == [8, 0, 0, 1] and sequence.extras["absence"].tolist() == [0, 1, 0, 0]
-    assert sequence.visible.tolist() == [True, False, False, True] and sequence.rgb_only().visible is not None
     sequence = open_dataset(grow(tmp_path / "g", visevent("test/a")), dataset="visevent", split="test")[0]
-    assert sequence.visible.tolist() == [True, False, True, True] and not sequence.present[1]
+    assert sequence.extras["absent_label"].tolist() == [1, 0, 1, 1] and not sequence.present[1]
     sequence = open_dataset(grow(tmp_path / "d", GTOT), dataset="gtot")[0]
-    assert sequence.visible is None and sequence.extras == {}
+    assert sequence.extras == {}
     assert sequence.second_boxes_xywh[0].tolist() == [11, 21, 30, 40]
     otb = open_dataset(grow(tmp_path / "e", OTB), dataset="otb100")
     assert {s.name: (len(s), s.frames["rgb"][0].name, s.boxes_xywh[0, 0]) for s in otb} == {

@@ -313,21 +313,18 @@ def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch) -> S
     boxes, annotated = _place(path, rows, count, layout)
     present = annotated & np.isfinite(boxes).all(1)
     present[present] = (boxes[present, 2:] > 0).all(1)
-    extras, visible = {}, None
+    extras = {}
     for name in (*layout.flags, *layout.numbers):
         if (folder / name).is_file():
             watch.add(folder / name)
             extras[Path(name).stem] = read_flags(folder / name, count).astype(np.float32)
             if name in layout.flags:
-                shown = np.isin(extras[Path(name).stem], layout.flags[name])
-                visible = shown if visible is None else visible & shown
-    if visible is not None:
-        present &= visible
+                present &= np.isin(extras[Path(name).stem], layout.flags[name])
     second = _first_file(folder, layout.second_boxes) if len(frames) > 1 else None
     second_boxes = _place(second, _rows(second, layout, entry, watch), count, layout)[0] if second else None
     files = {stream: FrameFiles.of(where, names) for stream, (where, names) in frames.items()}
     return Sequence(entry.name, files, boxes, present, annotated, second_boxes, layout.name, layout.min_side,
-                    visible=visible, extras=extras)
+                    extras=extras)
 
 
 def _frame_names(entry: Entry, folder: Path) -> list[str]:

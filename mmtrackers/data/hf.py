@@ -33,7 +33,7 @@ def features() -> "Features":
     frames = List(Image(decode=False))
     return Features({
         **texts, **numbers, "attributes": List(Value("string")), "boxes": boxes, "boxes_x": boxes, "present": flags,
-        "annotated": flags, "visible": flags, "extras": extras, "frames": frames, "frames_x": frames,
+        "annotated": flags, "extras": extras, "frames": frames, "frames_x": frames,
     })  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _row(sequence: Sequence) -> dict[str, Any]:
         "length": len(sequence), "usable": int(np.count_nonzero(sequence.trainable)), "min_side": sequence.min_side,
         "attributes": list(sequence.attributes), "boxes": listed(sequence.boxes_xywh),
         "boxes_x": listed(sequence.second_boxes_xywh), "present": listed(sequence.present),
-        "annotated": listed(sequence.annotated), "visible": listed(sequence.visible),
+        "annotated": listed(sequence.annotated),
         "extras": [{"name": name, "values": values.tolist()} for name, values in sequence.extras.items()],
         "frames": files("rgb"), "frames_x": None if second == "rgb" else files(second),
     }  # fmt: skip
@@ -141,6 +141,12 @@ class _RowSet(SequenceSet):
         if "usable" in self._rows.column_names:
             return np.array(self._column("usable"), dtype=np.int64)
         return np.array([np.count_nonzero(sequence.trainable) for sequence in self], dtype=np.int64)
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        if "modality" in self._rows.column_names:
+            return set(self._column("modality"))
+        return {sequence.modality for sequence in self}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -216,5 +222,5 @@ def _sequence(row: "pyarrow.Table") -> Sequence:
     extras = {extra["name"]: np.array(extra["values"], np.float32) for extra in plain("extras", [])}
     return Sequence(
         name, frames, boxes, present, array("annotated"), array("boxes_x", 4), plain("layout", ""),
-        plain("min_side", 0.0), plain("dataset", ""), array("visible"), tuple(plain("attributes", [])), extras,
+        plain("min_side", 0.0), plain("dataset", ""), tuple(plain("attributes", [])), extras,
     )  # fmt: skip

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 # A set of fewer frames is listed as fast as its index would be opened.
 INDEXED_FROM = 20_000
-_MAGIC = b"mmtidx01"
-_ARRAYS = ("boxes_xywh", "present", "annotated", "second_boxes_xywh", "visible")
+_MAGIC = b"mmtidx02"
+_ARRAYS = ("boxes_xywh", "present", "annotated", "second_boxes_xywh")
 _PLAIN = ("name", "layout", "min_side", "dataset", "attributes")
 
 
@@ -57,7 +57,8 @@ def _stamp(path: str) -> int:
 class SequenceSet(collections.abc.Sequence):
     """Sequences of a set, as a list would hold them.
 
-    `lengths` [N] and `usable` [N] (frames whose box may be trained on) are known without going through the sequences.
+    `lengths` [N], `usable` [N] (frames whose box may be trained on), `names` and the `modalities` that occur are known
+    without going through the sequences.
 
     Args:
         items (iterable of [`Sequence`]): in order.
@@ -82,7 +83,12 @@ class SequenceSet(collections.abc.Sequence):
 
     @cached_property
     def usable(self) -> np.ndarray:
-        return np.array([np.count_nonzero(sequence.trainable) for sequence in self._items], dtype=np.int64)
+        frames = (getattr(sequence, "trainable", sequence.present) for sequence in self._items)
+        return np.array([np.count_nonzero(usable) for usable in frames], dtype=np.int64)
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        return {sequence.modality for sequence in self._items}
 
     def __len__(self) -> int:
         return len(self._items)
@@ -107,6 +113,41 @@ class SequenceSet(collections.abc.Sequence):
 
     def _item(self, i: int) -> Sequence:
         return self._items[i]
+
+
+class JoinedSet(SequenceSet):
+    """Several sets, one behind the other.
+
+    Args:
+        sets (list of [`SequenceSet`]): in order.
+    """
+
+    def __init__(self, sets: Iterable[SequenceSet]) -> None:
+        self._sets = list(sets)
+        self._ends = np.cumsum([len(one) for one in self._sets])
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [name for one in self._sets for name in one.names]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.concatenate([one.lengths for one in self._sets])
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        return np.concatenate([one.usable for one in self._sets])
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        return {modality for one in self._sets for modality in one.modalities}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _item(self, i: int) -> Sequence:
+        which = int(np.searchsorted(self._ends, i, side="right"))
+        return self._sets[which][i - int(self._ends[which])]  # negative: counted from that set's end
 
 
 class IndexedSet(SequenceSet):
@@ -147,6 +188,10 @@ class IndexedSet(SequenceSet):
     @cached_property
     def names(self) -> list[str]:
         return self._strings("names")
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        return set(self._strings("modalities"))
 
     def is_current(self) -> bool:
         """Whether everything that the index was made of is as it was."""
@@ -216,14 +261,15 @@ def write_index(path: Path, sequences: Iterable[Sequence], watch: Watch) -> None
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
         try:
             file.write(_MAGIC)
-            names, at, lengths, usable = [], [file.tell()], [], []
+            names, at, lengths, usable, modalities = [], [file.tell()], [], [], set()
             for sequence in sequences:
                 _put_record(file, sequence)
                 names.append(sequence.name)
+                modalities.add(sequence.modality)
                 at.append(file.tell())
                 lengths.append(len(sequence))
                 usable.append(np.count_nonzero(sequence.trainable))
-            strings = {"names": names, "watched": list(watch.stamps)}
+            strings = {"names": names, "modalities": sorted(modalities), "watched": list(watch.stamps)}
             numbers = {"at": at, "lengths": lengths, "usable": usable, "stamps": list(watch.stamps.values())}
             tables = {key: _put(file, _joined(value)) for key, value in strings.items()}
             tables |= {key: _put(file, np.array(value, np.int64)) for key, value in numbers.items()}

@@ -1,21 +1,25 @@
 """Training pairs and clips from annotated sequences."""
 
 import logging
+import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from mmtrackers.frames import ANY
 
 from .augment import Augmentation, Sample, TrainingAugmentation
 from .draws import CausalDraw, FrameDraw
+from .failures import Failures
+from .index import JoinedSet, SequenceSet
 from .sequence import Sequence
 
 if TYPE_CHECKING:
+    from mmtrackers.data.hf import SequenceStream
     from mmtrackers.image_processing import TrackerImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -28,10 +32,11 @@ class PairDataset(Dataset):
     """Template and search crops of annotated sequences: what `forward` and the losses take, as uint8.
 
     An item is a function of (seed, epoch, index) alone, whatever the number of workers or processes. A frame that
-    cannot be read is named in a warning, counted in `unreadable`, and the sample is drawn anew.
+    cannot be read is named in a warning, counted in `unreadable`, and the sample is drawn anew. Large sets stay in
+    their index: a sequence is made when it is drawn.
 
     Args:
-        sequences (iterable of [`Sequence`]): annotated ones.
+        sequences ([`SequenceSet`] or iterable of [`Sequence`]): annotated ones.
         processor ([`TrackerImageProcessor`]): makes the crops.
         modality (`str`): "rgb", or the second modality, which all sequences must have; "any": each sequence's own, for
             trackers that take any.
@@ -69,57 +74,50 @@ class PairDataset(Dataset):
                  streams: int = 1, samples_per_epoch: int = 60_000, seed: int = 0,
                  augment: TrainingAugmentation | None = None, skip_short: bool = False,
                  draw: FrameDraw | None = None, chances: Iterable[float] | None = None):
-        if streams not in (1, 2) or (streams == 2) != (modality != "rgb"):
-            raise ValueError(f"streams={streams} with modality={modality!r}: expected 1 with 'rgb', or 2 with "
-                             "'thermal', 'depth', 'event' or 'any'")
+        self._make = SampleMaker(processor, modality, streams, augment, draw)
         if samples_per_epoch < 1 or seed < 0:
             raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
-        self.processor, self.modality, self.streams = processor, modality, streams
         self.samples_per_epoch, self.seed = samples_per_epoch, seed
-        self.augment = Augmentation() if augment is None else augment
-        self.draw = CausalDraw() if draw is None else draw
-        self.unreadable: Counter[str] = Counter()
         # In shared memory, so that workers that live on through the epochs see the new number too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        sequences = list(sequences)
-        chances = [1.0] * len(sequences) if chances is None else list(chances)
-        if len(chances) != len(sequences) or not all(chance >= 0 for chance in chances):
+        self._sequences = sequences if isinstance(sequences, SequenceSet) else SequenceSet(sequences)
+        chances = np.ones(len(self._sequences)) if chances is None else np.array(list(chances), dtype=np.float64)
+        if len(chances) != len(self._sequences) or not (chances >= 0).all():
             raise ValueError(
-                f"{len(chances)} chances for {len(sequences)} sequences: expected one each, none negative"
+                f"{len(chances)} chances for {len(self._sequences)} sequences: expected one each, none negative"
             )
-        self._sequences, self._visible, chances = self._usable(sequences, chances, skip_short)
-        # Where a uniform number falls in it says which sequence is drawn.
-        self._ladder = np.cumsum(chances) / np.sum(chances)
-
-    def _usable(
-        self, sequences: list[Sequence], chances: list[float], skip_short: bool
-    ) -> tuple[list[Sequence], list[np.ndarray], list[float]]:
-        usable, visible, kept, short = [], [], [], []
-        for sequence, chance in zip(sequences, chances, strict=True):
-            if self.streams == 2 and self.modality not in (ANY, sequence.modality):
-                raise ValueError(f"sequence {sequence.name!r} has {sequence.modality} as its second stream, the "
-                                 f"tracker takes {self.modality}")
-            frames = np.flatnonzero(getattr(sequence, "trainable", sequence.present))
-            still = len(sequence) == len(frames) == 1
-            if not still and (len(sequence) < MIN_FRAMES or len(frames) < self.draw.least_visible):
-                short.append(f"{sequence.name!r} ({len(sequence)} frames, {len(frames)} with a usable box)")
-                continue
-            only_rgb = self.streams == 1 and isinstance(sequence, Sequence)
-            usable.append(sequence.rgb_only() if only_rgb else sequence)
-            visible.append(frames)
-            kept.append(chance)
-        least = self.draw.least_visible
-        message = (f"training takes sequences of at least {MIN_FRAMES} frames with at least {least} usable "
-                   f"boxes; too short: {', '.join(short[:5])}{' ...' if len(short) > 5 else ''}")
-        if short and not (skip_short and usable):
-            raise ValueError(message + ("" if skip_short else ". Remove them, or pass skip_short=True"))
-        if short:
-            logger.warning("%d of %d sequences are left out: %s", len(short), len(sequences), message)
-        if not usable:
-            raise ValueError("there are no sequences to train on")
-        if not sum(kept):
+        if streams == 2 and modality != ANY and self._sequences.modalities - {modality}:
+            other = next(sequence for sequence in self._sequences if sequence.modality != modality)
+            raise ValueError(f"sequence {other.name!r} has {other.modality} as its second stream, the tracker takes "
+                             f"{modality}")
+        self._kept = self._usable(skip_short)
+        if not chances[self._kept].any():
             raise ValueError("all sequences that can be used have the chance 0")
-        return usable, visible, kept
+        # Where a uniform number falls in it says which of the kept sequences is drawn.
+        self._ladder = np.cumsum(chances[self._kept]) / chances[self._kept].sum()
+
+    def _usable(self, skip_short: bool) -> np.ndarray:
+        """Indices of the sequences that samples can be drawn from."""
+        lengths, usable, least = self._sequences.lengths, self._sequences.usable, self._make.draw.least_visible
+        fits = (lengths >= MIN_FRAMES) & (usable >= least) | (lengths == 1) & (usable == 1)
+        short = np.flatnonzero(~fits)
+        if not len(short) and len(fits):
+            return np.flatnonzero(fits)
+        if not len(fits):
+            raise ValueError("there are no sequences to train on")
+        names = [f"{self._sequences.names[i]!r} ({lengths[i]} frames, {usable[i]} with a usable box)"
+                 for i in short[:5]]  # fmt: skip
+        message = (f"training takes sequences of at least {MIN_FRAMES} frames with at least {least} usable "
+                   f"boxes; too short: {', '.join(names)}{' ...' if len(short) > 5 else ''}")
+        if not skip_short or not fits.any():
+            raise ValueError(message + ("" if skip_short else ". Remove them, or pass skip_short=True"))
+        logger.warning("%d of %d sequences are left out: %s", len(short), len(fits), message)
+        return np.flatnonzero(fits)
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """What could not be read so far, by this process and its workers -> how often it was met."""
+        return self._make.failures.counts()
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -134,37 +132,119 @@ class PairDataset(Dataset):
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         reason = ""
         for _ in range(MAX_DRAWS):
-            sequence, frames, templates = self._draw(rng)
-            try:
-                images = {frame: self._load(sequence, frame) for frame in dict.fromkeys(frames)}
-            except (ValueError, OSError) as error:
-                reason = str(error)
-                if reason not in self.unreadable:
-                    logger.warning("left out of training: %s", reason)
-                self.unreadable[reason] += 1
-                continue
-            boxes = [sequence.boxes_xywh[frame] for frame in frames]
-            sample = self.augment(self.processor, [images[frame] for frame in frames], boxes, templates, rng)
+            sample, reason = self._make(self._drawn(rng), rng)
             if sample is not None:
                 return sample
-            reason = f"sequence {sequence.name!r}, frames {frames}: a crop is empty"
         raise RuntimeError(f"sample {index}: {MAX_DRAWS} samples in a row cannot be used "
                            f"({self.unreadable.total()} unreadable frames met so far); the last: {reason}")
 
     def describe(self, index: int) -> str:
         """The sequence and frames that item `index` of this epoch is drawn from first, for messages."""
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        sequence, frames, templates = self._draw(rng)
-        return f"{sequence.name}: templates {frames[:templates]}, search {frames[templates:]}"
+        sequence = self._drawn(rng)
+        templates, searches = self._make.frames(sequence, rng)
+        return f"{sequence.name}: templates {templates}, search {searches}"
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Sequence, list[int], int]:
-        """A sequence, the frames of a sample, and how many of them are templates."""
-        which = int(np.searchsorted(self._ladder, rng.random(), side="right"))
-        sequence, visible = self._sequences[which], self._visible[which]
-        templates, searches = _still(self.draw) if len(sequence) == 1 else self.draw(visible, len(sequence), rng)
-        return sequence, [*templates, *searches], len(templates)
+    def _drawn(self, rng: np.random.Generator) -> Sequence:
+        return self._sequences[int(self._kept[np.searchsorted(self._ladder, rng.random(), side="right")])]
+
+
+class StreamSamples(IterableDataset):
+    """Samples of sequences that are streamed: some of each sequence while it is at hand.
+
+    A sample is a function of (seed, epoch, sequence, its number) alone; their order follows the stream's.
+
+    Args:
+        stream ([`SequenceStream`]): as `from_hf_dataset` gives it for a streamed dataset.
+        processor, modality, streams, seed, augment, draw: as for [`PairDataset`].
+        samples_per_sequence (`int`): how many samples are drawn of each.
+
+    Sequences that are too short, and frames that cannot be read, are named in a warning and counted in `unreadable`.
+
+    Example:
+        ```python
+        rows = datasets.load_dataset("org/set", split="train", streaming=True).shuffle(seed=0, buffer_size=50)
+        samples = StreamSamples(from_hf_dataset(rows), processor, "thermal", streams=2, samples_per_sequence=16)
+        loader = torch.utils.data.DataLoader(samples, batch_size=32, num_workers=4)
+        ```
+    """
+
+    def __init__(self, stream: "SequenceStream", processor: "TrackerImageProcessor", modality: str = "rgb",
+                 streams: int = 1, samples_per_sequence: int = 16, seed: int = 0,
+                 augment: TrainingAugmentation | None = None, draw: FrameDraw | None = None):
+        self._make = SampleMaker(processor, modality, streams, augment, draw)
+        if samples_per_sequence < 1 or seed < 0:
+            raise ValueError(f"samples_per_sequence={samples_per_sequence} must be positive and seed={seed} not "
+                             "negative")
+        self.stream, self.samples_per_sequence, self.seed, self.epoch = stream, samples_per_sequence, seed, 0
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """As for [`PairDataset`]."""
+        return self._make.failures.counts()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0): other samples, and another order if the stream is shuffled."""
+        self.epoch = epoch
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sequence in self.stream:
+            usable, least = np.count_nonzero(sequence.trainable), self._make.draw.least_visible
+            if len(sequence) > 1 and (len(sequence) < MIN_FRAMES or usable < least):
+                self._make.failures.add(f"sequence {sequence.name!r} is too short: {len(sequence)} frames, {usable} "
+                                        f"with a usable box; at least {MIN_FRAMES} and {least} are needed")
+                continue
+            name = zlib.crc32(sequence.name.encode())
+            for number in range(self.samples_per_sequence):
+                rng = np.random.default_rng((self.seed, self.epoch, name, number))
+                made = (self._make(sequence, rng)[0] for _ in range(MAX_DRAWS))
+                sample = next((sample for sample in made if sample is not None), None)
+                if sample is None:
+                    self._make.failures.add(f"sequence {sequence.name!r}: {MAX_DRAWS} samples in a row cannot be used")
+                    break
+                yield sample
+
+
+class SampleMaker:
+    """Draws frames of a sequence, reads them and makes a sample of them. Arguments as for [`PairDataset`]."""
+
+    def __init__(self, processor: "TrackerImageProcessor", modality: str, streams: int,
+                 augment: TrainingAugmentation | None, draw: FrameDraw | None) -> None:
+        if streams not in (1, 2) or (streams == 2) != (modality != "rgb"):
+            raise ValueError(f"streams={streams} with modality={modality!r}: expected 1 with 'rgb', or 2 with "
+                             "'thermal', 'depth', 'event' or 'any'")
+        self.processor, self.modality, self.streams = processor, modality, streams
+        self.augment = Augmentation() if augment is None else augment
+        self.draw = CausalDraw() if draw is None else draw
+        self.failures = Failures()
+
+    def __call__(self, sequence: Sequence, rng: np.random.Generator) -> tuple[Sample | None, str]:
+        """A sample, or None and the reason why these frames give none."""
+        try:
+            templates, searches = self.frames(sequence, rng)
+        except ValueError as error:
+            return None, f"sequence {sequence.name!r}: {error}"
+        frames = [*templates, *searches]
+        try:
+            images = {frame: self._load(sequence, frame) for frame in dict.fromkeys(frames)}
+        except (ValueError, OSError) as error:
+            self.failures.add(str(error))
+            return None, str(error)
+        boxes = [sequence.boxes_xywh[frame] for frame in frames]
+        sample = self.augment(self.processor, [images[frame] for frame in frames], boxes, len(templates), rng)
+        return sample, f"sequence {sequence.name!r}, frames {frames}: a crop is empty"
+
+    def frames(self, sequence: Sequence, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Template and search frames, as the rule draws them."""
+        if len(sequence) == 1:  # a still picture stands for every frame of a clip
+            return [0] * self.draw.templates, [0] * self.draw.searches
+        usable = getattr(sequence, "trainable", sequence.present)
+        return self.draw(np.flatnonzero(usable), len(sequence), rng)
 
     def _load(self, sequence: Sequence, frame: int) -> np.ndarray:
+        if self.streams == 1 and isinstance(sequence, Sequence):
+            sequence = sequence.rgb_only()
         try:
             modality = sequence.modality if self.modality == ANY else self.modality
             return self.processor.stack(sequence.read(frame), modality=modality, streams=self.streams)
@@ -172,30 +252,28 @@ class PairDataset(Dataset):
             raise ValueError(f"sequence {sequence.name!r}, frame {frame}: {error}") from error
 
 
-def _still(draw: FrameDraw) -> tuple[list[int], list[int]]:
-    """A still picture stands for every frame of a clip."""
-    return [0] * draw.templates, [0] * draw.searches
-
-
-def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tuple[list[Sequence], list[float]]:
-    """Several sets as one list of sequences, and the chance of each: a set's weight, shared by its sequences.
+def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tuple[SequenceSet, np.ndarray]:
+    """Several sets as one, and the chance of each sequence: a set's weight, shared by its sequences.
 
     Args:
-        sets: sequences of each set.
-        weights: how often a set is drawn, relative to the others.
+        sets (iterable of [`SequenceSet`] or of lists of [`Sequence`]): at least one.
+        weights (iterable of `float`): how often a set is drawn, relative to the others.
+
+    Returns:
+        `tuple`: all sequences, and `np.ndarray` `[N]`: `chances` of [`PairDataset`].
 
     Raises:
         ValueError: other numbers of sets and weights, an empty set, or a weight that is not positive.
 
     Example:
-        >>> mixture([["a", "b"], ["c"]], [1, 1])
-        (['a', 'b', 'c'], [0.5, 0.5, 1.0])
+        >>> one = Sequence("a", {"rgb": ["1.jpg"]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
+        >>> sequences, chances = mixture([[one, one], [one]], [1, 1])
+        >>> len(sequences), chances.tolist()
+        (3, [0.5, 0.5, 1.0])
     """
-    sets, weights = [list(one) for one in sets], list(weights)
-    if len(sets) != len(weights) or not all(sets) or not all(weight > 0 for weight in weights):
-        raise ValueError(
-            f"a mixture needs a positive weight for every set and sequences in each: got sets of "
-            f"{[len(one) for one in sets]} sequences and weights {weights}"
-        )
-    pairs = [(sequence, weight / len(one)) for one, weight in zip(sets, weights, strict=True) for sequence in one]
-    return [sequence for sequence, _ in pairs], [chance for _, chance in pairs]
+    sets, weights = [one if isinstance(one, SequenceSet) else SequenceSet(one) for one in sets], list(weights)
+    counts = [len(one) for one in sets]
+    if not sets or len(sets) != len(weights) or not all(counts) or not all(weight > 0 for weight in weights):
+        raise ValueError(f"a mixture needs a positive weight for every set and sequences in each: got sets of "
+                         f"{counts} sequences and weights {weights}")
+    return JoinedSet(sets), np.repeat(np.array(weights, dtype=np.float64) / counts, counts)

@@ -223,8 +223,6 @@ class Sequence:
         layout (`str`): the on-disk layout it was read from.
         dataset (`str`): the set it was opened as (`open_dataset(dataset=...)`), else empty.
         min_side (`float`): pixels; for training a box counts only if both of its sides are larger.
-        visible (`np.ndarray`, *optional*): [N] bool, what the set's own flags alone say of the target; none: the set
-            has no flags. `present` also asks for a box of some size.
         attributes (`tuple[str, ...]`): the set's labels of the whole sequence, such as "LR" (low resolution).
         extras (`dict[str, np.ndarray]`): [N] float32 each, the set's own numbers per frame as they stand in the file
             of that name: "absent_label", "full_occlusion", "cover", "anchor" ...
@@ -247,7 +245,6 @@ class Sequence:
     layout: str = field(default="", compare=False)
     min_side: float = 0.0
     dataset: str = field(default="", compare=False)
-    visible: np.ndarray | None = None
     attributes: tuple[str, ...] = ()
     extras: dict[str, np.ndarray] = field(default_factory=dict)
 
