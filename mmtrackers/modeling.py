@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -310,8 +311,15 @@ class TrackerPreTrainedModel(PreTrainedModel):
     load_adapter = _unless_packed(PreTrainedModel.load_adapter)
     set_adapter = _unless_packed(PreTrainedModel.set_adapter)
     delete_adapter = _unless_packed(PreTrainedModel.delete_adapter)
-    enable_adapters = _unless_packed(PreTrainedModel.enable_adapters)
     disable_adapters = _unless_packed(PreTrainedModel.disable_adapters)
+
+    @_unless_packed
+    def enable_adapters(self) -> None:
+        """As in transformers, whose own leaves the modules that an adapter trained in full switched off."""
+        super().enable_adapters()
+        for module in self.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.enable_adapters(enabled=True)
 
     @classmethod
     def from_base(

@@ -51,8 +51,9 @@ class LowRankLinear(AMGLoraLayer):
 class GuidedAttentionCore(AMGLoraLayer):
     """Attention whose logits take in the other stream's (adaptive mutual guidance, SEATrack, equations 3 and 4).
 
-    `S'_rgb = S_rgb + w_x (S_x - S_rgb)` and `S'_x = S_x + w_rgb (S_rgb - S_x)`, before the softmax. The logits are
-    computed here, so the model's attention implementation serves the other layers only.
+    `S'_rgb = S_rgb + w_x (S_x - S_rgb)` and `S'_x = S_x + w_rgb (S_rgb - S_x)`, before the softmax. Prefix tokens
+    attend as without it: each stream's stays its own. The logits are computed here, so the model's attention
+    implementation serves the other layers only.
     """
 
     adapter_layer_names = ("amg_lora_x_to_rgb", "amg_lora_rgb_to_x")
@@ -69,11 +70,13 @@ class GuidedAttentionCore(AMGLoraLayer):
             return self.base_layer(query, key, value, scaling, layout, **kwargs)
         query = query if scaling == 1.0 else query * scaling
         logits = (query @ key.transpose(-1, -2)).float()
-        rgb, x = logits.view(2, -1, *logits.shape[1:])
+        rgb, x = logits.view(2, -1, *logits.shape[1:])[..., layout.prefix :, :]
         into_rgb, into_x = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
         difference = x - rgb
         if torch.is_grad_enabled() and (logits.requires_grad or into_rgb.requires_grad):
-            weights = torch.cat([rgb + into_rgb * difference, x - into_x * difference]).softmax(-1)
+            guided = torch.cat([rgb + into_rgb * difference, x - into_x * difference])
+            guided = guided if layout.prefix == 0 else torch.cat([logits[:, :, : layout.prefix], guided], 2)
+            weights = guided.softmax(-1)
         else:
             rgb.addcmul_(difference, into_rgb)
             x.addcmul_(difference, into_x, value=-1.0)
