@@ -47,6 +47,7 @@ TRACKERS = {
     "patrack": mmtrackers.PATrackForTracking,
     "sdmoea": mmtrackers.SDMoEAForTracking,
     "seatrack": mmtrackers.SEATrackForTracking,
+    "spmtrack": mmtrackers.SPMTrackForTracking,
 }
 
 
@@ -154,12 +155,16 @@ def build_model(options: Options) -> nn.Module:
 
 
 def build_processor(options: Options, model: nn.Module) -> Any:
-    """The image processor saved with the model, else a plain one of the model's sizes."""
+    """The image processor saved with the model, else what trackers of its sizes are trained with."""
+    kind = mmtrackers.TrackerImageProcessor
+    repo = options.model or options.new_base
     try:
-        return mmtrackers.TrackerImageProcessor.from_pretrained(options.model or options.new_base)
+        saved = kind.get_image_processor_dict(repo)[0]
     except OSError:
-        sizes = {"template_size": model.config.template_size, "search_size": model.config.search_size}
-        return mmtrackers.TrackerImageProcessor(**sizes)
+        saved = {}
+    # a DINOv2 has a processor of its own, for classification
+    own = saved.get("image_processor_type") == kind.__name__
+    return kind.from_pretrained(repo) if own else model.image_processor()
 
 
 def build_dataset(options: Options, model: nn.Module, processor: Any, samples: int) -> Dataset:

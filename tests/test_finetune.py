@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from mmtrackers import (
     AutoTracker,
@@ -302,6 +303,46 @@ def test_clips_train_a_base_that_carries_state(place, tmp_path):
     assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "out"))
     facts = json.loads((tmp_path / "out" / "training_facts.json").read_text())["recipe"]
     assert (facts["preset"], facts["templates"], facts["max_gap"]) == ("odtrack-384", 3, 400)
+
+
+@pytest.fixture(scope="module")
+def bases(place, tmp_path_factory) -> dict[str, Path]:
+    """A folder for each family: DINOv2 as transformers writes it, OSTrack, ODTrack."""
+    root = tmp_path_factory.mktemp("bases")
+    dinov2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    Dinov2Model(dinov2).save_pretrained(root / "dino")
+    BitImageProcessor().save_pretrained(root / "dino")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "head_channels": 16}
+    odtrack = ODTrackForTracking(ODTrackConfig(**sizes, template_size=32, search_size=64))
+    odtrack.save_pretrained(root / "odtrack")
+    TrackerImageProcessor(template_size=32, search_size=64).save_pretrained(root / "odtrack")
+    return {"dino": root / "dino", "odtrack": root / "odtrack", "ostrack": place / "base"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "base", "frames", "prefix"),
+    [
+        ("lorat", "dino", (1, 1), "lora_"),
+        ("spmtrack", "dino", (3, 2), "tmoe_"),
+        ("seatrack-rgbt", "ostrack", (1, 1), "amg_lora_"),
+        ("patrack-rgbt", "ostrack", (1, 1), "progressive_"),
+        ("sdmoea-256", "odtrack", (3, 2), "sdmoe_"),
+    ],
+)
+def test_every_system_trains_by_its_preset(place, bases, tmp_path, preset, base, frames, prefix):
+    """One step of each recipe, from its kind of base to an adapter folder that loads again."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    options = ["--preset", preset, "--model", str(bases[base]), "--data", str(place / "sequences"), "--workers", "0"]
+    options += ["--output", str(tmp_path), "--samples-per-epoch", "4", "--batch-size", "2", "--mixed-precision", "no"]
+    trainer = finetune.main([*options, "--max-steps", "1", "--log-every", "1", "--warmup-steps", "0"])
+    item = trainer.dataset[0]
+    found = item["search"].shape[0] if item["search"].ndim == 5 else 1
+    assert (item["template"].shape[0], found) == frames
+    assert math.isfinite(history(tmp_path)[-1]["loss"])
+    assert any(prefix in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    assert AutoTracker.from_pretrained(tmp_path).has_adapter
+    assert TrackerImageProcessor.from_pretrained(tmp_path).crop_style == ("lorat" if base == "dino" else "ostrack")
 
 
 def test_bf16_and_new_base(place, tmp_path):

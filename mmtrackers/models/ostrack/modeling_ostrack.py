@@ -8,6 +8,7 @@ from transformers.utils.generic import can_return_tuple
 
 from mmtrackers.backbones.vit import ViTTrunk, init_vit_weights
 from mmtrackers.heads.center import CenterHead, decode_center
+from mmtrackers.image_processing import TrackerImageProcessor
 from mmtrackers.losses import center_loss
 from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
 
@@ -132,6 +133,11 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,
         )
+
+    def image_processor(self) -> TrackerImageProcessor:
+        """The crops that the published trackers of these sizes were trained with."""
+        sizes = {"template_size": self.config.template_size, "search_size": self.config.search_size}
+        return TrackerImageProcessor(**sizes, search_factor=5.0 if self.config.search_size == 384 else 4.0)
 
     def decode(self, output: TrackingOutput, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Boxes cxcywh `[B, 4]` (fractions of the crop) and scores `[B]` of an output, under a window `[g, g]`."""
