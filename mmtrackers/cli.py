@@ -341,7 +341,7 @@ def push(
 @app.command()
 @_user_errors
 def convert(
-    system: Annotated[str, typer.Argument(help="Whose file it is: lorat, ostrack, odtrack, patrack or seatrack.")],
+    system: Annotated[str, typer.Argument(help="Whose file: lorat, ostrack, odtrack, patrack, seatrack, spmtrack.")],
     file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth), or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,

@@ -15,6 +15,7 @@ from .models.odtrack.convert_odtrack import convert_odtrack
 from .models.ostrack.convert_ostrack import convert_ostrack
 from .models.patrack.convert_patrack import convert_patrack
 from .models.seatrack.convert_seatrack import convert_seatrack, split_official
+from .models.spmtrack.convert_spmtrack import convert_spmtrack
 
 
 class Converter(NamedTuple):
@@ -37,6 +38,7 @@ SYSTEMS = {
     "odtrack": Converter(convert_odtrack),
     "patrack": Converter(convert_patrack, base=True, modality=True),
     "seatrack": Converter(convert_seatrack, base=True, modality=True),
+    "spmtrack": Converter(convert_spmtrack, base=True),
 }
 
 def convert_checkpoint(
@@ -52,21 +54,23 @@ def convert_checkpoint(
 
     The file is read without running anything in it. An OSTrack or ODTrack file becomes a full model. A SEATrack or
     PATrack file becomes an adapter folder, and without `base` also the base that the file holds, in `out/base`. A
-    LoRAT file becomes an adapter folder on its DINOv2, or a full model where it is merged. The result is loaded back,
-    and compared with the file's numbers and, on one random input, with the model it was saved from.
+    LoRAT or SPMTrack file becomes an adapter folder on its DINOv2, or a full model where it is merged (LoRAT). The
+    result is loaded back, and compared with the file's numbers and, on one random input, with the model it was saved
+    from.
 
     Args:
-        system: "lorat", "ostrack", "odtrack", "patrack" or "seatrack".
+        system: "lorat", "ostrack", "odtrack", "patrack", "seatrack" or "spmtrack".
         file: `.pth`, `.pth.tar` or `.safetensors`, whatever its name ends in.
         out: folder to make.
         base: seatrack, patrack: the OSTrack it was trained on, as folder or Hub id of this package's form. Compared
-            with the file's own (seatrack: to tell whether its weights are merged), and named in the adapter. lorat:
-            the plain DINOv2 that it stands on, such as "facebook/dinov2-base".
+            with the file's own (seatrack: to tell whether its weights are merged), and named in the adapter. lorat,
+            spmtrack: the plain DINOv2 that it stands on, such as "facebook/dinov2-base".
         modality: seatrack, patrack: "thermal", "depth" or "event".
         overwrite: write into `out` although it holds files already.
         overrides: fields of `OSTrackConfig` that a file does not tell, such as `num_attention_heads` where heads are
             not 64 wide. lorat: `search_size` (224 or 378), which published files do not tell, and `lora_alpha`
-            where a file that lacks it was trained with another than its rank.
+            where a file that lacks it was trained with another than its rank. spmtrack: `alpha`, where a file that
+            lacks it was trained with another than 1.
 
     Raises:
         FileNotFoundError, FileExistsError: no such file; `out` is not an empty folder.

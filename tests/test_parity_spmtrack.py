@@ -16,7 +16,7 @@ from mmtrackers.heads.mlp import decode_cells
 from mmtrackers.losses import covered_cells
 from mmtrackers.modeling import backward_clip
 from mmtrackers.models.spmtrack import tmoe_config
-from mmtrackers.models.spmtrack.convert_spmtrack import our_name, renamed
+from mmtrackers.models.spmtrack.convert_spmtrack import our_name, rename_spmtrack
 
 SMALL = cases(r"spmtrack-(small|swiglu).*")
 BASE = cases(r"spmtrack-base.*")
@@ -65,7 +65,7 @@ def official_model(description: dict, **fields) -> SPMTrackForTracking:
             **fields,
         )
     )
-    ours = renamed(official_net(description))
+    ours = rename_spmtrack(official_net(description))
     base = {name: tensor for name, tensor in ours.items() if ".tmoe_" not in name}
     model.load_state_dict(base)
     model.requires_grad_(False)

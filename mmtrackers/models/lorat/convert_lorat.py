@@ -32,7 +32,7 @@ _FIXED = {
     "norm.weight": "model.norm.weight",
     "norm.bias": "model.norm.bias",
 }
-_MAPS = {
+MAPS = {
     "attn.qkv.q": "attention.q_proj",
     "attn.qkv.k": "attention.k_proj",
     "attn.qkv.v": "attention.v_proj",
@@ -61,7 +61,7 @@ def our_names(official: str) -> tuple[str, ...] | None:
     if official in _FIXED:
         return (_FIXED[official],)
     if match := _LINEAR.fullmatch(official):
-        return (f"model.layers.{match[1]}.{_MAPS[match[2]]}.{_LEAVES.get(match[3], match[3])}",)
+        return (f"model.layers.{match[1]}.{MAPS[match[2]]}.{_LEAVES.get(match[3], match[3])}",)
     if match := _FUSED.fullmatch(official):
         return tuple(f"model.layers.{match[1]}.attention.{part}_proj.{match[2]}" for part in "qkv")
     if match := _NORM.fullmatch(official):

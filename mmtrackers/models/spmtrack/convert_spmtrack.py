@@ -1,53 +1,106 @@
-"""Official SPMTrack checkpoints (WenRuiCai/SPMTrack) to adapter folders."""
+"""Official SPMTrack checkpoints (github.com/WenRuiCai/SPMTrack), turned into adapter folders.
+
+Names are LoRAT's, with experts under `tmoe` beside each linear map in place of a low-rank pair. Published files hold
+only what was trained: the frozen rest is DINOv2's.
+"""
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-# official name -> this package's, in order
-NAMES = (
-    (r"^pos_embed$", "model.embeddings.position"),
-    (r"^token_type_embed$", "model.embeddings.token_type.weight"),
-    (r"^patch_embed\.proj\.", "model.embeddings.patch."),
-    (r"^track_query$", "model.track_token.start"),
-    (r"^query_embed$", "model.track_token.position"),
-    (r"^norm\.", "model.norm."),
-    (r"^head\.cls_mlp\.layers\.", "head.score."),
-    (r"^head\.reg_mlp\.layers\.", "head.box."),
-    (r"(?<=^head\.score\.)2|(?<=^head\.box\.)2", "4"),
-    (r"(?<=^head\.score\.)1|(?<=^head\.box\.)1", "2"),
-    (r"^blocks\.", "model.layers."),
-    (r"\.attn\.qkv\.([qkv])\.", r".attention.\1_proj."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-    (r"\.ls1\.", ".attention.scale."),
-    (r"\.ls2\.", ".mlp.scale."),
-    (r"\.linear\.", "."),
-    (r"\.tmoe\.(?:compress_expert(?:\.\d+)?|expert_route\.weight)$", ".tmoe_down"),
-    (r"\.tmoe\.(?:routed_experts\.\d+|shared_expert)$", ".tmoe_up"),
+from mmtrackers.conversion import ConversionJob, ConversionReport
+from mmtrackers.models.lorat.convert_lorat import MAPS, convert_on_dinov2, our_names
+from mmtrackers.tuners.tmoe import TMoEConfig
+
+from .configuration_spmtrack import tmoe_config
+from .modeling_spmtrack import SPMTrackForTracking
+
+_TOKENS = {"track_query": "model.track_token.start", "query_embed": "model.track_token.position"}
+_TMOE = re.compile(
+    r"blocks\.(\d+)\.(attn\.qkv\.[qkv]|attn\.proj|mlp\.(?:fc1|fc2|w12|w3))\.tmoe\."
+    r"(compress_expert(?:\.\d+)?|expert_route\.weight|routed_experts\.\d+|shared_expert)"
 )
 
-# the two rows whose sum is the state token; `[1, C]` there, `[1, 1, C]` here
-STATE = ("track_query", "query_embed")
 
+def our_name(official: str) -> str | None:
+    """The name here of one official SPMTrack entry, `None` for a name that SPMTrack has not.
 
-def our_name(official: str) -> str:
-    """The name in this package of an official tensor; all up-projections of a map share one.
+    Of a linear map, compressions and router are parts of one tensor, and so are all up-projections.
 
     Example:
         >>> our_name("blocks.3.attn.qkv.k.tmoe.routed_experts.1")
         'model.layers.3.attention.k_proj.tmoe_up'
     """
-    for pattern, replacement in NAMES:
-        official = re.sub(pattern, replacement, official)
-    return official
+    if official in _TOKENS:
+        return _TOKENS[official]
+    if match := _TMOE.fullmatch(official):
+        leaf = "tmoe_down" if match[3].startswith(("compress", "expert_route")) else "tmoe_up"
+        return f"model.layers.{match[1]}.{MAPS[match[2]]}.{leaf}"
+    names = our_names(official)
+    return names[0] if names is not None and len(names) == 1 else None
 
 
-def renamed(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official tensors under this package's names: a linear map's up-projections side by side, in order."""
+def rename_spmtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official SPMTrack state dict, whole or in part, under this package's names.
+
+    Raises:
+        ValueError: a name that SPMTrack does not have.
+    """
+
+    def place(name: str) -> list[str | int]:
+        # expert 10 comes after expert 9; the router after the compressions; the expert without a gate at the end
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
     found: dict[str, list[Tensor]] = {}
-    # expert 10 comes after expert 9, and the expert without a gate after all others
-    for name in sorted(net, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)]):
-        found.setdefault(our_name(name), []).append(net[name][None] if name in STATE else net[name])
+    for name in sorted(net, key=place):
+        ours = our_name(name)
+        if ours is None:
+            raise ValueError(f"unexpected tensor {name!r}: SPMTrack has none of that name")
+        found.setdefault(ours, []).append(net[name][None] if name in _TOKENS else net[name])
     return {name: torch.cat(parts, 1 if name.endswith("tmoe_up") else 0) for name, parts in found.items()}
+
+
+def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None) -> tuple[TMoEConfig, str]:
+    """Takes the scale's entries out of an official state dict; returns the adapter's config and where its scale came
+    from, in words.
+
+    Files say `expert_alpha` and `use_rsexpert` for the whole model; the official code leaves out both where alpha is
+    1.
+
+    Raises:
+        ValueError: no experts, or the file has another alpha than `given`.
+    """
+    entries = [match[3] for name in net if (match := _TMOE.fullmatch(name)) and match[2] == "attn.proj"]
+    compressions = [tensor for name, tensor in net.items() if ".tmoe.compress_expert" in name]
+    if not entries or not compressions:
+        raise ValueError(f"{file} has no experts (names with .tmoe.): is it an SPMTrack file?")
+    if "expert_alpha" in net:
+        alpha, told = float(net.pop("expert_alpha")), "as the file says"
+        if given is not None and given != alpha:
+            raise ValueError(f"alpha is {given}, but {file} says {alpha:g}.")
+    elif given is not None:
+        alpha, told = given, "as given"
+    else:
+        alpha, told = 1.0, "which the official code leaves out of its files for 1 (give alpha= for another)"
+    config = tmoe_config(
+        r=compressions[0].shape[0],
+        alpha=alpha,
+        num_experts=len({entry for entry in entries if entry.startswith("routed_experts")}),
+        use_rsexpert=bool(net.pop("use_rsexpert", torch.tensor(False))),
+        shared_low_rank_expert="shared_expert" in entries,
+        routed_compression=any(entry.startswith("compress_expert.") for entry in entries),
+    )
+    return config, f"{config.num_experts} experts of rank {config.r}, alpha {alpha:g}, {told}"
+
+
+def convert_spmtrack(job: ConversionJob) -> ConversionReport:
+    """An official SPMTrack file to an adapter folder; see `mmtrackers.convert.convert_checkpoint`."""
+    net = dict(job.net)
+    config, told = read_adapter_config(net, job.file, job.overrides.get("alpha"))
+    if "pos_embed" not in net:  # all published trackers have these crops, and no other tensor tells
+        job = replace(job, overrides={"search_size": 378} | job.overrides)
+    return convert_on_dinov2("spmtrack", SPMTrackForTracking, job, rename_spmtrack(net), config, told)
