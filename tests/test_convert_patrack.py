@@ -83,6 +83,7 @@ def test_parity_patrack_converted_without_base(patrack: Net, tmp_path: Path, leg
     assert len(load_file(out / "adapter_model.safetensors")) == 4 * 9 + 4 * 6 + 6
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "./base"
     assert AutoTracker.from_pretrained(out).config.modality == "event"
+    assert "license: unknown" in (out / "README.md").read_text()
     assert_parity(out)
     text = str(report)
     for said in (

@@ -190,7 +190,9 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
     tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
     check_tensors(adapter_state_dict(model, "default"), tensors, str(job.file))
     set_peft_model_state_dict(model, tensors, adapter_name="default")
-    facts = TrainingFacts(data=f"as its authors trained it; converted from the official file `{job.file.name}`")
+    # the official repository states no licence
+    data = f"as its authors trained it; converted from the official file `{job.file.name}`"
+    facts = TrainingFacts(data=data, license="unknown")
     model.eval().save_pretrained(job.out, card=facts)
     if job.base is None:
         processor_of(config).save_pretrained(job.out)
