@@ -8,8 +8,9 @@ Queries and keys start as nearly the same orthogonal map, so attention begins as
 "Mimetic initialization of self-attention layers", arXiv 2305.09828): a search token looks at template tokens like it
 from the first step, where a plain start spends most of a short training on finding that out.
 
-With a trained OSTrack, an ODTrack of its sizes starts from its weights; only the track token is new. The features that
-its head reads are larger by their product with the token, which the head's batch norms find out in the first steps:
+With a trained OSTrack, an ODTrack of its sizes starts from its weights and answers nearly as it does from the first
+step. Only the track token is new; the head's first convolutions are divided by the nearly constant factor that it puts
+on the features:
 
     python examples/new_tiny.py out/odtrack-start --odtrack-from examples/checkpoints/ostrack-tiny
     python examples/finetune.py --model out/odtrack-start --train-base --templates 3 --searches 2 --order causal ...
@@ -63,8 +64,25 @@ def compare_contents(model: OSTrackForTracking) -> None:
     model.head.score[-1].bias.fill_(SCORE_BIAS)
 
 
+@torch.no_grad()
+def level_head(model: ODTrackForTracking) -> float:
+    """Divides the head's first convolutions by the mean product of features and track token on noise; returns it."""
+    config, random = model.config, torch.Generator().manual_seed(0)
+    search, template = (
+        torch.randn(8, *lead, 3, side, side, generator=random)
+        for lead, side in (((1,), config.search_size), ((1, 1), config.template_size))
+    )
+    trunk = model.model.eval()(search, template)
+    factor = (trunk.last_hidden_state @ trunk.token.transpose(1, 2)).mean().item()
+    if factor <= 0:
+        raise ValueError(f"The new token's product with the features is {factor:.3g}, no factor: try another --seed.")
+    for branch in (model.head.score, model.head.size, model.head.offset):
+        branch[0].conv.weight.div_(factor)
+    return factor
+
+
 def odtrack_from(folder: str | Path) -> ODTrackForTracking:
-    """An ODTrack with the sizes and all weights of the OSTrack in `folder`, and a new track token.
+    """An ODTrack with the sizes and all weights of the OSTrack in `folder`, and a new track token, see `level_head`.
 
     Raises:
         ValueError: `folder` holds another tracker.
@@ -76,6 +94,7 @@ def odtrack_from(folder: str | Path) -> ODTrackForTracking:
     model = ODTrackForTracking(ODTrackConfig(**sizes | {"fusion": ODTrackConfig.fusion}))
     new = model.load_state_dict(base.state_dict(), strict=False)
     assert not new.unexpected_keys and {name.rpartition(".")[0] for name in new.missing_keys} == {"model.track_token"}
+    level_head(model)
     return model
 
 
