@@ -85,4 +85,4 @@ def decode_cells(
     scores = score_map.flatten(1).gather(1, cell).squeeze(1)
     corners = box_map.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, 4, 1)).squeeze(2)
     first, second = corners.chunk(2, 1)
-    return torch.cat([(first + second) / 2, second - first], 1), scores
+    return torch.cat([torch.lerp(first, second, 0.5), second - first], 1), scores
