@@ -42,6 +42,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmtrackers import (
+    LoRATForTracking,
     ODTrackForTracking,
     OSTrackForTracking,
     PATrackForTracking,
@@ -58,6 +59,7 @@ BUILDERS = {
     "seatrack": ("lib.models.seatrack:build_seatrack", "experiments/seatrack/rgbt.yaml"),
 }
 TRACKERS = {
+    "lorat": LoRATForTracking,
     "odtrack": ODTrackForTracking,
     "ostrack": OSTrackForTracking,
     "patrack": PATrackForTracking,
@@ -246,7 +248,7 @@ def reference_frame(path: Path, system: str, builder: str | None, config: str | 
 
 
 def tracker_rows(system: str, tiny: bool) -> list[Row]:
-    """Plain, packed and packed bf16 rows of a system."""
+    """Plain, packed and packed bf16 rows of a system; of LoRAT also one with its adapter merged and nothing else."""
     plain = build(system, tiny)
     frame = frame_of(plain)
     with torch.no_grad():
@@ -254,6 +256,10 @@ def tracker_rows(system: str, tiny: bool) -> list[Row]:
     macs = count_macs(frame)
     saved = training_bytes(plain, **({"batch": 1, "frames": 2} if system == "spmtrack" else {}))
     rows = [Row(system, "plain", frame, launches=count_launches(frame), macs=macs, saved=saved)]
+    if system == "lorat":
+        frame = frame_of(build(system, tiny).merge_and_unload())
+        macs = count_macs(frame)
+        rows.append(Row(system, "merged", frame, launches=count_launches(frame), macs=macs))
     for variant, dtype in (("packed", torch.float32), ("packed bf16", torch.bfloat16)):
         model = build(system, tiny).to(dtype)
         for parameter in model.parameters():

@@ -83,9 +83,9 @@ def test_hostile_file_converts_and_runs_nothing(ostrack: Net, tmp_path: Path) ->
     ("arguments", "error", "message"),
     [
         (
-            ("lorat", "a", "out"),
+            ("siamfc", "a", "out"),
             ValueError,
-            "unknown system 'lorat'; files of these can be converted: .*ostrack, .*seatrack",
+            "unknown system 'siamfc'; files of these can be converted: .*ostrack, .*seatrack",
         ),
         (("ostrack", "a", "out", None, "depth"), ValueError, "modality has no meaning for 'ostrack' files"),
         (("seatrack", "a", "out"), ValueError, "does not say what its second stream was, so say it: thermal, depth"),

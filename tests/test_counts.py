@@ -120,6 +120,24 @@ def test_launches_per_frame_patrack():
 
 
 @pytest.mark.slow
+def test_launches_and_bytes_lorat():
+    lorat = benchmark.build("lorat")
+    frame = benchmark.frame_of(lorat)
+    assert benchmark.count_launches(frame) <= 490
+    # the published code has 33.2e9, and 29.8e9 merged; its last layer makes template rows that nobody reads
+    assert benchmark.count_macs(frame) == pytest.approx(33.2e9, rel=0.02)
+    official = 407e6  # bytes that the published code saves
+    assert benchmark.training_bytes(lorat) <= 403e6 <= official
+    assert benchmark.training_bytes(lorat, checkpointing=True) <= 0.1 * official
+    lorat.merge_and_unload()
+    frame = benchmark.frame_of(lorat)
+    assert benchmark.count_launches(frame) <= 200
+    assert benchmark.count_macs(frame) == pytest.approx(29.8e9, rel=0.02)
+    lorat.pack()
+    assert benchmark.count_launches(frame) <= 120
+
+
+@pytest.mark.slow
 def test_launches_and_bytes_spmtrack():
     spmtrack = benchmark.build("spmtrack")
     frame = benchmark.frame_of(spmtrack)
@@ -139,7 +157,9 @@ def test_benchmark_prints_every_row(capsys):
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
     systems = sorted(benchmark.TRACKERS)
-    expected = [[system, variant] for system in systems for variant in ("plain", "packed", "packed bf16")]
+    variants = {"lorat": ("plain", "merged", "packed", "packed bf16")}
+    usual = ("plain", "packed", "packed bf16")
+    expected = [[system, variant] for system in systems for variant in variants.get(system, usual)]
     assert [re.split(" {2,}", line)[:2] for line in lines if line.split()[0] in systems] == expected
     assert sum("GFLOP/s" in line for line in lines) == 2
 
