@@ -46,6 +46,7 @@ from mmtrackers import (
     ODTrackForTracking,
     OSTrackForTracking,
     PATrackForTracking,
+    SDMoEAForTracking,
     SEATrackForTracking,
     SPMTrackForTracking,
     TrackerPreTrainedModel,
@@ -63,6 +64,7 @@ TRACKERS = {
     "odtrack": ODTrackForTracking,
     "ostrack": OSTrackForTracking,
     "patrack": PATrackForTracking,
+    "sdmoea": SDMoEAForTracking,
     "seatrack": SEATrackForTracking,
     "spmtrack": SPMTrackForTracking,
 }

@@ -138,6 +138,19 @@ def test_launches_and_bytes_lorat():
 
 
 @pytest.mark.slow
+def test_launches_and_bytes_sdmoea():
+    sdmoea = benchmark.build("sdmoea", search_size=256, template_size=128)
+    frame = benchmark.frame_of(sdmoea)
+    assert benchmark.count_launches(frame) <= 530
+    # two streams of ODTrack, twelve mixtures of which all experts are computed, and the hypergraph
+    assert benchmark.count_macs(frame) == pytest.approx(91.5e9, rel=0.01)
+    assert benchmark.training_bytes(sdmoea) <= 960e6
+    assert benchmark.training_bytes(sdmoea, checkpointing=True) <= 110e6
+    sdmoea.pack()
+    assert benchmark.count_launches(frame) <= 400
+
+
+@pytest.mark.slow
 def test_launches_and_bytes_spmtrack():
     spmtrack = benchmark.build("spmtrack")
     frame = benchmark.frame_of(spmtrack)
