@@ -131,7 +131,7 @@ def test_published_figures_name_metrics_of_their_protocol() -> None:
             rows += 1
             assert set(row.scores) <= set(protocol.metric_names) and row.source
             assert protocol.headline in row.scores and all(0.2 < value < 0.95 for value in row.scores.values())
-    assert rows == 101
+    assert rows == 111
     best = max(published_on("vot22rgbd"), key=lambda row: row.scores["EAO"])
     assert best.tracker == "STTrack" and best.scores == {"EAO": 0.776}
 
@@ -139,7 +139,7 @@ def test_published_figures_name_metrics_of_their_protocol() -> None:
 def test_results_are_grouped_and_ranked() -> None:
     one = EvaluationResult("one", "LasHeR", "lasher", {"PR": 0.7, "SR": 0.5}, "SR")
     two = EvaluationResult("two", "LasHeR", "lasher", {"PR": 0.6, "SR": 0.55}, "SR")
-    other = EvaluationResult("one", "OTB100", "otb", {"AUC": 0.6}, "AUC")
+    other = EvaluationResult("one", "OTB100", "otb100", {"AUC": 0.6}, "AUC")
     first, second = grouped([one, other, two])
     assert [row.tracker for row in first.results] == ["two", "one"] and first.best("PR") == 0.7
     assert [row.tracker for row in first.published][:2] == ["SUTrack-L384", "SeqTrackv2-L384"]
