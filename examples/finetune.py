@@ -19,6 +19,7 @@ import argparse
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -467,8 +468,12 @@ class Trainer:
     def finish(self) -> None:
         """Exports the result and uploads it if asked for."""
         self.accelerator.wait_for_everyone()
+        left_out = sum(map(Counter, gather_object([dict(getattr(self.dataset, "unreadable", {}))])), Counter())
         if not self.accelerator.is_main_process:
             return
+        if left_out:
+            print("drawn anew, since something could not be used:")
+            print("\n".join(f"{count:6d} times: {reason}" for reason, count in left_out.most_common()))
         self.export(self.output)
         print(f"{self.state} after {self.progress.step} steps; result in {self.output}")
         if self.options.push_to_hub:  # checkpoints and logs are sub-folders, which stay here

@@ -5,7 +5,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from mmtrackers import TrackerImageProcessor
 from mmtrackers.data import from_hf_dataset, open_dataset, to_hf_dataset
+from mmtrackers.data.sampling import StreamSamples
 
 NAME = "org/tiny-tracking-set"
 
@@ -23,5 +25,9 @@ def there_and_back(root: Path) -> dict[str, object]:
         same.append(all(np.array_equal(a, b) for a, b in images)
                     and np.array_equal(sequence.boxes_xywh, other.boxes_xywh, equal_nan=True)
                     and np.array_equal(sequence.present, other.present))
+    processor = TrackerImageProcessor(template_size=32, search_size=64)
+    shuffled = from_hf_dataset(streamed.shuffle(seed=0, buffer_size=4))
+    samples = StreamSamples(shuffled, processor, "any", 2, samples_per_sequence=2)
+    shapes = [tuple(sample["search"].shape) for sample in samples]
     paths = [row["path"] for row in next(iter(streamed))["frames"]]
-    return {"names": list(sequences), "same": same, "paths": paths[:2]}
+    return {"names": list(sequences), "same": same, "shapes": shapes, "paths": paths[:2]}

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 from local_hub import LocalHub
-from test_data_sets import got10k, grow, rgbt, visevent
+from test_data_sets import BOX, got10k, grow, rgbt, visevent
 
 from mmtrackers.data import Sequence, SequenceSet, from_hf_dataset, open_dataset, to_hf_dataset
 from mmtrackers.data.index import _ARRAYS, _PLAIN
@@ -114,10 +114,16 @@ def test_broken_images_in_memory_are_named():
 
 @pytest.mark.slow
 def test_push_to_a_hub_and_stream(tmp_path):
+    rng = np.random.default_rng(1)
     root = grow(tmp_path / "set", rgbt("a") | rgbt("b") | visevent("c"))
+    for name in "ab":
+        for stream in ("visible", "infrared"):
+            for k in range(5, 25):
+                (root / name / stream / f"v{k:06d}.jpg").touch()
+            (root / name / f"{stream}.txt").write_text(BOX * 24)
     for file in sorted(root.rglob("*.*")):
         if file.suffix in (".jpg", ".bmp"):
-            assert cv2.imwrite(str(file), np.random.default_rng(len(str(file))).integers(0, 256, (9, 9, 3), np.uint8))
+            assert cv2.imwrite(str(file), rng.integers(0, 256, (60, 80, 3), np.uint8))
     rounds = f"from pathlib import Path; import dataset_rounds as rounds; root = Path({str(root)!r})"
     with LocalHub() as hub:
         found = ast.literal_eval(hub.run(f"{rounds}; print(rounds.there_and_back(root))", tmp_path / "home"))
@@ -125,6 +131,7 @@ def test_push_to_a_hub_and_stream(tmp_path):
         assert len([name for name in files if name.endswith(".parquet")]) == 2
         assert not any(str(tmp_path).encode() in data for data in files.values())
     assert found["names"] == ["a", "b", "c"] and found["same"] == [True] * 3
+    assert found["shapes"] == [(2, 3, 64, 64)] * 4  # of "a" and "b"; "c" is too short to train on
     assert found["paths"] == ["v000001.jpg", "v000002.jpg"]
 
 
