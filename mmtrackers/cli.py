@@ -243,6 +243,9 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away what a run with other settings left in --output.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a report too: Markdown, LaTeX, JSON and one HTML page.")
+    ] = False,
     card: Annotated[bool, typer.Option("--card", help="Write the scores into the cards of local trackers.")] = False,
 ) -> None:
     """Track through a data set and score the boxes under its rules; or score raw results.

@@ -407,8 +407,10 @@ def test_the_command(dataset, tiny, others, tmp_path):
     saved = EvaluationResult.load(tmp_path / "out" / "lasher" / "tiny" / SCORES)
     assert saved.settings.system == "OSTrackForTracking" and saved.sequences[0].frames_per_second > 0
     assert EvaluationResult.load(tmp_path / "out" / "lasher" / "theirs" / SCORES).scores["PR"] == 1.0
-    again = call(*arguments, "--output", tmp_path / "out")
+    again = call(*arguments, "--output", tmp_path / "out", "--report")
     assert "tiny: 4 of 4 runs are there already" in again.stdout
+    report = (tmp_path / "out" / "lasher-report" / "report.md").read_text()
+    assert "theirs" in report and "95.2" in report
     other = call(*arguments, "--output", tmp_path / "out", "--pack")
     assert other.exit_code == 2 and "other settings (pack False -> True)" in other.stderr
     packed = call(*arguments, "--output", tmp_path / "packed", "--pack")

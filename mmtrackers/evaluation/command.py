@@ -49,6 +49,7 @@ class Request:
     partial: bool = False
     overwrite: bool = False
     card: bool = False
+    report: bool = False
 
     @property
     def protocol_name(self) -> str:
@@ -95,6 +96,12 @@ def evaluate(request: Request, say: Callable[[str], None] = typer.echo) -> list[
         found.append(_run(name, repo, sequences, protocol, split or "", request, processes))
     if processes.main:
         _print(found, protocol, request.output, say)
+        scored = [result for result in found if result.scores]
+        if request.report and scored:
+            from .report import write_report
+
+            files = write_report(scored, request.output / f"{protocol.name}-report", {protocol.title: sequences})
+            say("report: " + ", ".join(map(str, files)))
         if request.card:
             for result in found[len(folders) :]:
                 say("card: " + ", ".join(map(str, add_to_card(trackers[result.tracker], result))))

@@ -127,7 +127,9 @@ class OnePass(Protocol):
 class LongTerm(Protocol):
     """Precision, recall and F over confidence thresholds; overlap in whole pixels inside the image.
 
-    The first frame has no region and confidence 0; a frame without ground truth has overlap 0.
+    The first frame has no region and confidence 0; a frame without ground truth has overlap 0. Ground truth given as a
+    polygon or a mask counts by its upright bounds, where the VOT toolkit fills its pixels; the sets named here have
+    rectangles.
 
     Args:
         resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
@@ -147,6 +149,8 @@ class LongTerm(Protocol):
 @dataclass(frozen=True)
 class MultiStart(Protocol):
     """Runs from several anchors, forward and backward: expected average overlap, accuracy, robustness.
+
+    Overlap as in [`LongTerm`].
 
     Args:
         threshold (`float`), grace (`int`): so many frames in a row with an overlap at or below it end a run.
