@@ -4,6 +4,7 @@
 belong to an adapter, which belong to the base, was the adapter trained on *this* base, and is an adapter's name safe.
 """
 
+import copy
 import json
 import math
 import re
@@ -67,6 +68,31 @@ def active_adapter(model: nn.Module) -> str:
         f"{len(active)} of the adapters {sorted(names)} are active, a file holds one: choose it with "
         "model.set_adapter(name) or adapter_name=."
     )
+
+
+def bound_copy(model: nn.Module, adapter_name: str) -> nn.Module:
+    """A model of its own that shares all weights with ``model`` and in which one adapter is active.
+
+    Only modules are copied, no tensor: what is switched on ``model`` afterwards does not reach the copy, and the other
+    way round, so that several can be used at a time.
+
+    Args:
+        model: a tracker with injected adapters, not packed.
+        adapter_name: the adapter that is active in the copy.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    if adapter_name not in adapter_names(model):
+        known = ", ".join(sorted(adapter_names(model))) or "none"
+        raise ValueError(f"There is no adapter {adapter_name!r}; loaded: {known}. Tracker.add_adapter loads another.")
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    for module in twin.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            # not by set_adapter, which would change requires_grad of the shared tensors
+            module._active_adapter = [adapter_name]
+            module._disable_adapters = False
+    return twin
 
 
 def adapter_state_dict(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from .adapters import (
     MODEL_CONFIG,
     PREPROCESSOR_CONFIG,
     TRACKER_CONFIG,
+    active_adapter,
     adapter_names,
     adapter_state_dict,
     check_adapter_name,
@@ -137,6 +138,59 @@ class AutoTracker(_BaseAutoModelClass):
         if not os.path.isdir(source):
             revision = root.name  # the snapshot's commit: weights come from the state that was just looked at
         return _load_checked(super().from_pretrained, source, revision=revision, subfolder=subfolder, **hub, **kwargs)
+
+
+def add_adapter(
+    model: PreTrainedModel, source: str | os.PathLike[str], adapter_name: str, revision: str | None = None, **hub: Any
+) -> str:
+    """Load a further adapter onto a tracker that has one: same type, same base, checked tensor by tensor.
+
+    The adapter that was active stays active.
+
+    Args:
+        model: a tracker with an adapter, not packed.
+        source: Hub id or folder of the adapter.
+        adapter_name: its name in the model.
+        revision: branch, tag or commit.
+        **hub: ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
+
+    Returns:
+        Modality of the adapter's second stream.
+
+    Raises:
+        OSError: not found; a file is missing, corrupt or truncated.
+        ValueError: another type of adapter, another base or another tracker; a name that is taken or unsafe; tensors
+            that do not fit. The model is then as before.
+
+    Example:
+        >>> add_adapter(model, "org/seatrack-depth", "depth")  # doctest: +SKIP
+        'depth'
+    """
+    source = os.fspath(source)
+    folder = _small_files(source, revision, "", hub)
+    recorded, loaded = _recorded_adapter(folder, source), list(model.peft_config.values())
+    record = read_json(folder / TRACKER_CONFIG, source)
+    if recorded.peft_type != loaded[0].peft_type or record.get("model_type") != model.config.model_type:
+        raise ValueError(
+            f"{source} is a {recorded.peft_type.value} adapter for {record.get('model_type')}; this tracker is a "
+            f"{model.config.model_type} with {loaded[0].peft_type.value}. Load it as a tracker of its own that shares "
+            "the base: Tracker.from_pretrained(repo, base_model=base), with the loaded base."
+        )
+    if adapter_name in model.peft_config:
+        raise ValueError(f"The tracker has an adapter {adapter_name!r} already: choose another name.")
+    if different := fingerprint_difference(record.get("base_fingerprint", {}), model):
+        raise ValueError(f"Adapter {source} was trained on another base than this tracker's: {different}.")
+    active = active_adapter(model)
+    try:
+        _load_adapter(model, recorded, folder, source, model, adapter_name, is_trainable=False)
+    except (ValueError, OSError):
+        if adapter_name in model.peft_config:
+            model.delete_adapter(adapter_name)
+        raise
+    finally:
+        model.set_adapter(active)
+        model.requires_grad_(False)
+    return record.get("config", {}).get("modality", model.config.modality)
 
 
 def _small_files(source: str, revision: str | None, subfolder: str, hub: dict[str, Any]) -> Path:

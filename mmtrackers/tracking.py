@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .adapters import active_adapter, bound_copy
 from .boxes import check_box_xywh
 from .frames import ANY, second_stream
 from .image_processing import TrackerImageProcessor
@@ -84,6 +85,8 @@ class Tracker:
         self.device: torch.device = torch.device(model.device)
         self.dtype: torch.dtype = model.dtype
         self.window: torch.Tensor = model.window().to(self.device)
+        self._modalities: dict[str, str] = {}
+        self._bound: dict[tuple[str, tuple[int, ...]], Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -133,8 +136,59 @@ class Tracker:
             tracker.model.pack()
         return tracker
 
+    def add_adapter(self, repo: str, name: str, **kwargs: Any) -> None:
+        """Loads a further adapter onto the same base, for `start(..., adapter=name)`; the active one stays active.
+
+        Args:
+            repo (`str`): folder or Hub id of an adapter of the same type and base.
+            name (`str`): what to call it, such as "depth".
+            kwargs: `revision`, `cache_dir`, `token`, ...
+
+        Raises:
+            OSError, ValueError: as `mmtrackers.auto.add_adapter`; also for a model that is packed or has no adapter.
+
+        Example:
+            ```python
+            tracker = Tracker.from_pretrained("examples/checkpoints/seatrack-tiny-thermal")
+            tracker.add_adapter("examples/checkpoints/seatrack-tiny-depth", "depth")
+            session = tracker.start({"rgb": rgb, "depth": depth}, box, adapter="depth")
+            ```
+        """
+        from .auto import add_adapter
+
+        if self.model.is_packed or not self.model.has_adapter:
+            why = "is packed" if self.model.is_packed else "has no adapter of its own"
+            raise ValueError(f"no adapter can be added: the model {why}. Load an adapter first, pack() never")
+        self._modalities[name] = add_adapter(self.model, repo, name, **kwargs)
+
+    def bind(self, adapter: str | None = None) -> Any:
+        """The model that a session runs: a copy that shares all weights, in which one adapter is active for good.
+
+        Args:
+            adapter (`str`, *optional*): its name; the active one by default.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        if not getattr(self.model, "has_adapter", False) or self.model.is_packed:
+            if adapter is not None:
+                raise ValueError(
+                    f"adapter {adapter!r} cannot be chosen: this tracker has no adapters, or is packed with one"
+                )
+            return self.model
+        name = adapter or active_adapter(self.model)
+        key = (name, tuple(id(parameter) for parameter in self.model.parameters()))
+        if key not in self._bound:
+            self._bound = {old: bound for old, bound in self._bound.items() if old[1] == key[1]}
+            self._bound[key] = bound_copy(self.model, name)
+        return self._bound[key]
+
     def start(
-        self, frame: Frame, box_xywh: Box | Sequence[Box], modality: str | None = None
+        self,
+        frame: Frame,
+        box_xywh: Box | Sequence[Box],
+        modality: str | None = None,
+        adapter: str | None = None,
     ) -> "TrackingSession":
         """Begins a video.
 
@@ -143,12 +197,14 @@ class Tracker:
                 millimetres), or the RGB picture alone.
             box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target. Several targets share
                 each frame's forward pass.
-            modality (`str`, *optional*): the second stream of this video, in place of the tracker's.
+            modality (`str`, *optional*): the second stream of this video, in place of the adapter's.
+            adapter (`str`, *optional*): name of the adapter to track with; the active one by default. A session keeps
+                its adapter whatever is switched on the model or in other sessions, also in other threads.
 
         Raises:
-            ValueError: a box that is empty, NaN or outside the frame; a stream that is missing.
+            ValueError: a box that is empty, NaN or outside the frame; a stream or an adapter that is missing.
         """
-        return TrackingSession(self, frame, box_xywh, modality)
+        return TrackingSession(self, frame, box_xywh, modality or self._modalities.get(adapter or ""), adapter)
 
     def track(
         self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box], modality: str | None = None
@@ -192,9 +248,14 @@ class TrackingSession:
     """
 
     def __init__(
-        self, tracker: Tracker, frame: Frame, box_xywh: Box | Sequence[Box], modality: str | None = None
+        self,
+        tracker: Tracker,
+        frame: Frame,
+        box_xywh: Box | Sequence[Box],
+        modality: str | None = None,
+        adapter: str | None = None,
     ) -> None:
-        self.tracker = tracker
+        self.tracker, self.model = tracker, tracker.bind(adapter)
         self.modality = modality or tracker.modality
         if self.modality == ANY and tracker.streams == 2:
             self.modality = second_stream(frame)
@@ -208,12 +269,12 @@ class TrackingSession:
             ValueError: as for `Tracker.start`; the session is then as it was before.
         """
         tracker = self.tracker
-        if getattr(tracker.model, "training", False):
+        if getattr(self.model, "training", False):
             raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
         image = tracker.stack(frame, self.modality)
         height, width = image.shape[:2]
         boxes, single = _boxes_of(box_xywh, height, width)
-        memory = TemplateMemory(tracker.model.template_policy, self._embed)
+        memory = TemplateMemory(self.model.template_policy, self._embed)
         crops = self._template_crops(image, boxes)
         memory.add(0, crops)
         memory.template(1)
@@ -226,7 +287,7 @@ class TrackingSession:
     def _template_crops(self, image: np.ndarray, boxes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Template crops round the boxes, as they are kept on the host: `[targets, S, 3, h, w]`, 0 to 255, and their
         masks `[targets, g, g]` where the model reads them."""
-        processor, model = self.tracker.image_processor, self.tracker.model
+        processor, model = self.tracker.image_processor, self.model
         cut = [processor.crop(image, box, "template") for box in boxes]
         mask = None
         if model.reads_template_mask:
@@ -239,8 +300,8 @@ class TrackingSession:
         template = tracker.image_processor.normalize(pixels.to(tracker.device, non_blocking=True))
         template = template.to(tracker.dtype)[:, None]
         if mask is None:
-            return tracker.model.embed_template(template)
-        return tracker.model.embed_template(template, mask.to(tracker.device)[:, None])
+            return self.model.embed_template(template)
+        return self.model.embed_template(template, mask.to(tracker.device)[:, None])
 
     @property
     def boxes_xywh(self) -> np.ndarray:
@@ -333,7 +394,7 @@ def update_together(
 
     Args:
         sessions (list of [`TrackingSession`]): of one tracker. Their videos may differ in size, length and targets;
-            those whose templates have different numbers of tokens take a pass each.
+            those with other adapters, or templates of other numbers of tokens, take a pass each.
         frames: the next frame of each.
         watch: as in `TrackingSession.update`.
 
@@ -354,7 +415,7 @@ def update_together(
     templates = [session._memory.template(session.frame_index + 1) for session in sessions]
     passes: dict[tuple[int, ...], list[int]] = {}
     for i, template in enumerate(templates):
-        passes.setdefault((sessions[i]._state is None, *template.shape[1:]), []).append(i)
+        passes.setdefault((id(sessions[i].model), sessions[i]._state is None, *template.shape[1:]), []).append(i)
     answers: list[Any] = [None] * len(sessions)
     for members in passes.values():
         group = [sessions[i] for i in members]
@@ -367,7 +428,7 @@ def update_together(
 def _one_pass(
     sessions: list[TrackingSession], frames: list[Frame], templates: list[torch.Tensor], watch: Watch | None
 ) -> list[Prediction | list[Prediction]]:
-    tracker, told = sessions[0].tracker, watch or _nobody
+    tracker, model, told = sessions[0].tracker, sessions[0].model, watch or _nobody
     processor = tracker.image_processor
     pairs = list(zip(sessions, frames, strict=True))
     images = [session._checked(tracker.stack(frame, session.modality)) for session, frame in pairs]
@@ -379,9 +440,9 @@ def _one_pass(
     search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
     told("crop")
     sizes = [len(cut) for cut in crops]
-    output = tracker.model(search, _joined(templates, sizes), state=_joined([s._state for s in sessions], sizes))
+    output = model(search, _joined(templates, sizes), state=_joined([s._state for s in sessions], sizes))
     told("model")
-    boxes, scores = tracker.model.decode(output, tracker.window)
+    boxes, scores = model.decode(output, tracker.window)
     # The one copy from the device per frame: everything that the host needs, in one tensor.
     found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
     for session, state in zip(sessions, _parted(output.state, sizes), strict=True):
