@@ -16,6 +16,7 @@ from mmtrackers.evaluation import (
     PROTOCOLS,
     EvaluationResult,
     RawResult,
+    SequenceScore,
     Settings,
     Speed,
     StageTime,
@@ -24,7 +25,7 @@ from mmtrackers.evaluation import (
     score,
 )
 from mmtrackers.evaluation.report import grouped, published_on, read_report, tex, write_report
-from mmtrackers.evaluation.report_pictures import window_round
+from mmtrackers.evaluation.report_pictures import boxes_of, window_round
 
 TRACKERS = {"good": 1.0, "a <b>bold</b> | name & \"more\"": 6.0, "lost": 40.0}
 LENGTH, SIZE = 24, (120, 160)
@@ -108,8 +109,9 @@ def test_markdown_is_ready_to_paste(made) -> None:
     assert "**lost** (partial)" in text and "> **Partial:** lost lacks 1 sequences and has 1 short ones" in text
     assert "They are of the whole test split (245 sequences), the measured ones of 3: no comparison." in text
     assert "[5] AutoLab-SAI-SJTU/SEATrack, assets/Results.png" in text
-    assert "\n| FM (3) | " in text and "\n| OCC & co (2) | " in text
+    assert "\n| FM (3) | " in text and "\n| OCC &amp; co (2) | " in text
     assert "AMG_LORA on org/base, thermal, float32, cpu, packed; settings" in text and "mixed pixel bases" in text
+    assert "<b>" not in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for line in tables:  # a bar inside of a name is escaped: every row has as many cells as its table's ruler
         assert len(re.findall(r"(?<!\\)\|", line)) in {len(re.findall(r"\|", t)) for t in tables if "---" in t}
@@ -118,7 +120,7 @@ def test_markdown_is_ready_to_paste(made) -> None:
 def test_latex_is_escaped_and_marks_what_is_published(made) -> None:
     text = (made[0] / "report.tex").read_text()
     assert r"SEATrack$^\dagger$ & 71.6 & 67.5 & 57.3 \\" in text
-    assert r"a <b>bold</b> | name \& " in text and r"lost (partial) & " in text
+    assert r"bold\textless{}/b\textgreater{} \textbar{} name \& " in text and r"lost (partial) & " in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
     assert len(set(re.findall(r"\\label\{(.+?)\}", text))) == 2
     assert tex("a_b% {x} \\") == r"a\_b\% \{x\} \textbackslash{}"
@@ -165,6 +167,29 @@ def test_windows_hold_the_boxes_and_keep_the_pictures_shape() -> None:
     assert window_round(far, 1920, 1080) == (0, 0, 1920, 1080)
     left, top, width, height = window_round([np.array([-30.0, 20, 60, 40]), np.array([100.0, 60, 80, 60])], 640, 480)
     assert (left, width / height) == (0, pytest.approx(640 / 480, rel=0.01)) and width >= 180 and top + height >= 120
+
+
+def test_pictures_take_the_boxes_of_every_form_of_result(tmp_path: Path) -> None:
+    boxes = np.array([[0.0, 0, 0, 0], [0, 0, 0, 0], [10, 10, 20, 16], [12, 11, 20, 16], [14, 12, 20, 16]])
+    present = np.array([False, False, True, True, True])
+    video = Sequence("late", {"rgb": [tmp_path / "none.png"] * 5}, boxes, present)
+    files = {"from the first visible": boxes[2:], "short": boxes[:4]}
+    rows = []
+    for name, found in files.items():
+        file = tmp_path / f"{name}.txt"
+        file.write_text("".join(",".join(map(str, row)) + "\n" for row in found.tolist()))
+        row = SequenceScore("late", 5, {"SR": 0.5}, file=str(file))
+        rows.append(EvaluationResult(name, "VisEvent", "visevent", {"SR": 0.5}, "SR", sequences=(row,)))
+    rows.append(replace(rows[0], tracker="lost file", sequences=(replace(row, file="nowhere.txt"),)))
+    read = boxes_of(grouped(rows)[0], video)
+    assert set(read) == set(files)
+    np.testing.assert_array_equal(read["from the first visible"][2:], boxes[2:])
+    np.testing.assert_array_equal(read["short"][:4], boxes[:4])
+    assert np.isnan(read["from the first visible"][:2]).all() and np.isnan(read["short"][4]).all()
+    video = Sequence("late", {"rgb": [tmp_path / "none.png"] * 3}, boxes[2:], present[2:])
+    corners = np.concatenate([boxes[2:, :2], boxes[2:, :2] + boxes[2:, 2:]], axis=1)
+    file.write_text("".join(",".join(map(str, row)) + "\n" for row in corners.tolist()))
+    np.testing.assert_array_equal(boxes_of(grouped(rows)[0], video)["short"], boxes[2:])
 
 
 class Page(HTMLParser):

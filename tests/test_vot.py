@@ -46,14 +46,16 @@ class Driver:
     """Plays the toolkit: TraX over the pipes of a process that serves the stub tracker."""
 
     def __init__(self, **stub) -> None:
-        trax = pytest.importorskip("trax.client", reason="vot-trax is not installed")
+        self.trax = pytest.importorskip("trax", reason="vot-trax is not installed")
+        from trax.client import Client
+
         environment = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}", TRAX="1")
         script = STUB.format(**({"streams": 1, "modality": "rgb"} | stub))
         self.process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, env=environment, bufsize=0)
         self.log: list[str] = []
         pipes = (self.process.stdin.fileno(), self.process.stdout.fileno())
-        self.client = trax.Client(stream=pipes, log=self.log.append)
+        self.client = Client(stream=pipes, log=self.log.append)
 
     def start(self, files: dict[str, Path], box: tuple[float, ...]) -> tuple[np.ndarray, float]:
         from trax.region import Rectangle
@@ -115,10 +117,8 @@ def test_the_process_answers_as_a_session_does(tmp_path: Path, modality: str) ->
 
 
 def test_the_toolkit_is_told_why_a_run_ends(tmp_path: Path) -> None:
-    from trax import TraxException
-
     driver = Driver()
-    with pytest.raises(TraxException):
+    with pytest.raises(driver.trax.TraxException):
         driver.start(write(tmp_path, 0, frame((40, 50, 24, 20))), (400, 50, 24, 20))
     driver.process.wait(60)
     assert "lies outside the picture of 160 x 120 pixels" in "".join(driver.log)

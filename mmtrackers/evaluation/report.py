@@ -268,7 +268,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _markdown_scores(part: SetReport) -> str:
@@ -356,6 +357,7 @@ def _markdown_settings(sets: Sequence[SetReport]) -> str:
 # ------------------------------------------------------------------------------------------------------------- LaTeX
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
 
 

@@ -57,13 +57,13 @@ def worst_sequences(
                 scores.setdefault(row.name, []).append(row.scores[part.headline])
     strips = []
     for name in sorted(scores, key=lambda name: float(np.mean(scores[name]))):
-        boxes = _boxes(part, by_name[name])
+        boxes = boxes_of(part, by_name[name])
         if boxes and len(strips) < count:
             strips.append(_strip(part, styles, by_name[name], boxes))
     return strips
 
 
-def _boxes(part: SetReport, sequence: VideoSequence) -> dict[str, np.ndarray]:
+def boxes_of(part: SetReport, sequence: VideoSequence) -> dict[str, np.ndarray]:
     """Tracker -> boxes `[N, 4]`, NaN where its result has none; of the trackers whose result can be read."""
     files = PROTOCOLS[part.protocol].files if part.protocol in PROTOCOLS else "lines"
     found: dict[str, np.ndarray] = {}
