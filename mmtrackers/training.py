@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -67,8 +68,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     Args:
         model (`nn.Module`): the tracker, without wrappers.
         recipe (`Recipe`): `trunk_lr_factor` is for the trunk (`model.*`); `decay` says what decays: "all";
-            "matrices" (tensors of two or more dimensions whose name has no "embed", as SPMTrack); "weights" (the same
-            after axes of length 1 are dropped, and nothing of a normalisation, as LoRAT).
+            "matrices" (tensors of two or more dimensions, without embeddings and positions, as SPMTrack); "weights"
+            (the same after axes of length 1 are dropped, and nothing of a normalisation, as LoRAT).
 
     Returns:
         `list[dict]`: groups for an optimiser, each with `factor` (of the learning rate) and `decays`.
@@ -88,8 +89,9 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             axes = sum(size > 1 for size in parameter.shape) if recipe.decay == "weights" else parameter.ndim
+            table = re.search("embed|position", name) is not None
             decays = recipe.decay == "all" or (
-                axes > 1 and "embed" not in name and (recipe.decay == "matrices" or name not in norms)
+                axes > 1 and not table and (recipe.decay == "matrices" or name not in norms)
             )
             factor = recipe.trunk_lr_factor if name.startswith("model.") else 1.0
             groups.setdefault((factor, decays), []).append(parameter)

@@ -17,7 +17,8 @@ class SPMTrackConfig(LoRATConfig):
     Args:
         reference_rule (`str`): which frames the two later references are, "quarters" (about a quarter and three
             quarters of the video so far) or "thirds" (the rule of SPMTrack-B's published LaSOT result).
-        max_memory (`int` or None): most frames whose crops are kept for it; None for all that it can reach.
+        max_memory (`int` or None): most frames whose crops a session keeps for it, 0.46 MB each; in longer videos
+            references are up to a few frames late, see `GrowingPolicy`. None for the exact rule and memory that grows.
 
     Example:
         >>> SPMTrackConfig.published("large").search_grid
