@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -464,3 +465,14 @@ def test_preset_and_what_replaces_it(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         finetune.parse([*common, "--preset", "seatrack"])
     assert "--preset 'seatrack' is unknown; there are ostrack-256" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_the_list_of_what_could_not_be_used(place, tmp_path, capsys):
+    shutil.copytree(place / "sequences", tmp_path / "sequences")
+    for file in sorted((tmp_path / "sequences" / "s0" / "visible").iterdir())[2:12]:
+        file.write_bytes(b"")
+    common = ["--new-base", str(place / "base"), "--data", str(tmp_path / "sequences")]
+    common += ["--output", str(tmp_path / "out"), "--samples-per-epoch", "32", "--batch-size", "4"]
+    finetune.main([*common, "--epochs", "1", "--workers", "0"])
+    said = capsys.readouterr().out
+    assert "drawn anew, since something could not be used:" in said and "is empty (0 bytes)" in said
