@@ -59,10 +59,9 @@ class ModalityDependentAdapter(nn.Module):
         self.high_depthwise = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
         self.high_pooled = nn.Conv2d(quarter, half, 1)
         self.mix = nn.Conv2d(mixed, mixed, 3, padding=1, groups=mixed, bias=False)
-        self.up = nn.Linear(mixed, dim)
+        self.up = nn.Linear(mixed, dim)  # starts as the published 1x1 convolution does, its bias uniform
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.zeros_(self.down.bias)
-        # the published layer is a 1x1 convolution, whose bias starts uniform as nn.Linear's does
 
     def frequencies(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Projected maps `[M, width, g, g]` to their high `[M, width, g, g]` and low `[M, width / 2, g, g]` parts."""
