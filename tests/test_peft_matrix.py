@@ -212,7 +212,7 @@ def test_file_holds_exactly_the_adapter(row: Row, base: Path, saved: Path) -> No
     header = int.from_bytes((saved / WEIGHTS).read_bytes()[:8], "little")
     assert (saved / WEIGHTS).stat().st_size == 8 + header + 4 * sum(p.numel() for p in trained.values())
     names = {path.name for path in saved.iterdir()}
-    assert names == {"README.md", "adapter_config.json", WEIGHTS, "tracker_config.json"}
+    assert names == {"README.md", "adapter_config.json", WEIGHTS, "preprocessor_config.json", "tracker_config.json"}
     assert json.loads((saved / "tracker_config.json").read_text())["model_type"] == row.tracker_config().model_type
 
 
