@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import tracking_stub
+from model_rows import ROWS
 from tracking_stub import RedPatchModel
 from typer.testing import CliRunner
 
@@ -180,6 +181,29 @@ def test_videos_of_one_batch_keep_their_own_state(streams):
         assert prediction.box == pytest.approx(np.array(box), abs=1.5)
     with pytest.raises(ValueError, match="2 sessions, 1 frames"):
         update_together(sessions[:2], starts[:1])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_videos_side_by_side_equal_each_alone(row):
+    """With templates, states and streams of every kind of model; three videos of two sizes."""
+    model = row.build()
+    modality = "thermal" if model.config.modality == "any" else model.config.modality
+    tracker = Tracker(model, TrackerImageProcessor(template_size=32, search_size=64), modality=modality)
+    random = np.random.default_rng(0)
+    videos = []
+    for size in ((120, 160), (90, 120), (120, 160)):
+        frames = random.integers(0, 255, (4, *size, 3), dtype=np.uint8)
+        second = {} if modality == "rgb" else {modality: frames[::-1, ..., 0].astype(
+            np.uint16 if modality == "depth" else np.uint8)}  # fmt: skip
+        videos.append([{"rgb": frames[i]} | {name: rows[i] for name, rows in second.items()} for i in range(4)])
+    boxes = [(40, 50, 24, 20), (50, 30, 30, 24), (20, 40, 24, 30)]
+    alone, together = ([tracker.start(v[0], b) for v, b in zip(videos, boxes, strict=True)] for _ in range(2))
+    for i in (1, 2, 3):
+        found = update_together(together, [video[i] for video in videos])
+        for session, video, prediction in zip(alone, videos, found, strict=True):
+            expected = session.update(video[i])
+            assert prediction.box == pytest.approx(expected.box, abs=2e-3)
+            assert prediction.score == pytest.approx(expected.score, abs=1e-5)
 
 
 def test_the_given_box_is_that_of_the_first_frame_with_the_target(tmp_path, dataset):
