@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor, cli
 from mmtrackers.data import open_dataset
 from mmtrackers.evaluation import EvaluationResult
+from mmtrackers.evaluation.plan import planned
+from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.evaluation.raw import score_folder
-from mmtrackers.evaluation.run import SCORES, evaluate_tracker
+from mmtrackers.evaluation.run import SCORES, FrameReader, evaluate_tracker
 from mmtrackers.evaluation.truths import truth_of
 from mmtrackers.model_card import TrainingFacts, read_facts, write_card
 from mmtrackers.tracking import update_together
@@ -253,9 +255,25 @@ def test_streams_that_are_missing(dataset):
         evaluate_tracker(tracker, open_dataset(dataset), "lasher")
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_frames_that_are_read_ahead(dataset, ahead):
+    sequences = list(open_dataset(dataset))[:2]
+    truths = [truth_of(sequence, "lasher") for sequence in sequences]
+    jobs = planned(truths, sequences, PROTOCOLS["lasher"])
+    (dataset / "dog" / "visible" / "v003.png").write_bytes(b"no picture")
+    with FrameReader(sequences, jobs, ahead) as reader:
+        for step in range(3):
+            for i, sequence in enumerate(sequences):
+                frame, seconds = reader(i, step)
+                assert np.array_equal(frame["rgb"], sequence.read(step)["rgb"]) and seconds > 0
+        reader(0, 3)
+        with pytest.raises(ValueError, match=r"dog, frame 3: .*v003\.png is not a readable image"):
+            reader(1, 3)
+
+
 def test_a_frame_that_cannot_be_read_is_named(dataset):
     (dataset / "dog" / "visible" / "v003.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"dog \(frame 3\): .*v003\.png is not a readable image"):
+    with pytest.raises(ValueError, match=r"dog, frame 3: .*v003\.png is not a readable image"):
         evaluate_tracker(stub(), open_dataset(dataset), "lasher")
 
 

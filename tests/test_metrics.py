@@ -9,6 +9,7 @@ from mmtrackers.evaluation import (
     card,
     command,
     metrics,
+    plan,
     protocols,
     raw,
     results,
@@ -20,7 +21,7 @@ from mmtrackers.evaluation import (
     vot_scoring,
 )
 
-MODULES = (card, command, metrics, protocols, raw, results, run, scoring, settings, speed, truths, vot_scoring)
+MODULES = (card, command, metrics, plan, protocols, raw, results, run, scoring, settings, speed, truths, vot_scoring)
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from mmtrackers.data.layouts import DATASETS
 from mmtrackers.tracking import Tracker
 
 from .card import add_to_card
+from .plan import Processes
 from .protocols import PROTOCOLS, Protocol, get_protocol
 from .raw import Form, score_folder
 from .results import EvaluationResult
-from .run import SCORES, Processes, evaluate_tracker
+from .run import SCORES, evaluate_tracker
 from .settings import settings_of
 from .speed import speed_table
 from .truths import truth_of

@@ -1,25 +1,25 @@
 """Runs over whole data sets: one process or many, resumable, and the same boxes every time."""
 
 import json
-import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmtrackers import data
 from mmtrackers.data.datasets import read_boxes
 from mmtrackers.frames import ANY
 from mmtrackers.tracking import Tracker, update_together
 
-from .protocols import MultiStart, Protocol, get_protocol
+from .plan import Job, Processes, grouped, planned
+from .protocols import Protocol, get_protocol
 from .raw import RawResult, read_folder, result_file, score_raw, write_result
 from .results import EvaluationResult, Settings, write_whole
 from .scoring import Truth
@@ -104,122 +104,16 @@ def evaluate_tracker(
         clock = StageClock(tracker.device)
         with _bar(mine, name, progress and processes.main, processes.count) as bar:
             for group in mine:
-                found = _track(tracker, [sequences[job.sequence] for job in group], group, clock, bar)
-                for job, track in found:
-                    _keep(folder, job, protocol, track)
+                videos = [sequences[job.sequence] for job in group]
+                with FrameReader(videos, group, ahead=tracker.device.type != "cpu") as reader:
+                    for job, track in _track(tracker, group, reader, clock, bar):
+                        _keep(folder, job, protocol, track)
         processes.wait()
         result = replace(_scored(folder, truths, sequences, protocol, name, settings, tracker), split=split)
         if processes.main and output is not None:
             result.save(folder / SCORES)
         processes.wait()
     return result
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a tracker: a sequence from its start, or from one of its anchors.
-
-    Args:
-        sequence (`int`): its index.
-        name (`str`): its name.
-        frames (`np.ndarray`): the frames that the run goes through, in order.
-        box_xywh (`np.ndarray`): `[4]`, given in the first of them.
-        length (`int`): frames of the sequence.
-        anchor (`int`, *optional*): of multi-start runs.
-    """
-
-    sequence: int
-    name: str
-    frames: np.ndarray
-    box_xywh: np.ndarray
-    length: int
-    anchor: int | None = None
-
-    @property
-    def label(self) -> str:
-        """Its name among files."""
-        return self.name if self.anchor is None else f"{self.name}_{self.anchor:08d}"
-
-
-def planned(truths: Sequence[Truth], sequences: Sequence[data.Sequence], protocol: Protocol) -> list[Job]:
-    """The runs that a protocol asks for. A run begins at the first frame where the target is present."""
-    jobs = []
-    for i, (truth, sequence) in enumerate(zip(truths, sequences, strict=True)):
-        if isinstance(protocol, MultiStart):
-            runs: dict[int | None, np.ndarray] = dict(truth.runs)
-        else:
-            first = int(np.argmax(sequence.present)) if sequence.present.any() else 0
-            runs = {None: np.arange(first, len(truth))}
-        for anchor, frames in runs.items():
-            jobs.append(Job(i, truth.name, frames, truth.boxes_xywh[frames[0]], len(truth), anchor))
-    return jobs
-
-
-def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
-    """Groups of `batch` runs of about the same length, longest first; the same for the same jobs.
-
-    Example:
-        >>> jobs = [Job(i, name, np.arange(n), np.ones(4), n) for i, (name, n) in enumerate([("a", 3), ("b", 9)])]
-        >>> [[job.name for job in group] for group in grouped(jobs, 1)]
-        [['b'], ['a']]
-    """
-    ordered = sorted(jobs, key=lambda job: (-len(job.frames), job.label))
-    return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
-
-
-class Processes:
-    """The processes that `accelerate launch` or `torchrun` has started; one where neither has.
-
-    Example:
-        >>> Processes().share([[1], [2]]) if Processes().count == 1 else None
-        [[1], [2]]
-    """
-
-    def __init__(self) -> None:
-        self._state: Any = None
-        self.count, self.index = 1, 0
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-
-            # Processes wait for the slowest one, which may track for hours.
-            self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-            self.count, self.index = self._state.num_processes, self._state.process_index
-
-    @property
-    def main(self) -> bool:
-        return self.index == 0
-
-    def device(self, device: str) -> str:
-        """The device of this process: "cuda" becomes its own GPU."""
-        return f"cuda:{self._state.local_process_index}" if device == "cuda" and self._state is not None else device
-
-    def wait(self) -> None:
-        """Until all are here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
-
-    def share(self, groups: list[list[Any]]) -> list[list[Any]]:
-        """The groups of this process: each goes to the one with the fewest frames so far."""
-        if self.count == 1:
-            return groups
-        return dealt(groups, self.count)[self.index]
-
-
-def dealt(groups: Sequence[list[Job]], count: int) -> list[list[list[Job]]]:
-    """Groups dealt to `count` processes, each to the one that has the fewest frames so far.
-
-    Example:
-        >>> jobs = [Job(i, str(n), np.arange(n), np.ones(4), n) for i, n in enumerate((9, 5, 4, 1))]
-        >>> [[group[0].name for group in part] for part in dealt([[job] for job in jobs], 2)]
-        [['9', '1'], ['5', '4']]
-    """
-    parts: list[list[list[Job]]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for group in groups:
-        at = loads.index(min(loads))
-        parts[at].append(group)
-        loads[at] += sum(len(job.frames) for job in group)
-    return parts
 
 
 def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
@@ -254,16 +148,51 @@ class Track:
     timed: np.ndarray
 
 
+class FrameReader:
+    """The frames of a group of runs; on request each is read by a thread while the device works on the one before.
+
+    Args:
+        sequences (list of [`Sequence`]), jobs (list of [`Job`]): `sequences[i]` is that of `jobs[i]`.
+        ahead (`bool`): whether to read ahead. It pays where the model runs on another device than the reading.
+    """
+
+    def __init__(self, sequences: Sequence[data.Sequence], jobs: Sequence[Job], ahead: bool) -> None:
+        self._sequences, self._jobs = sequences, jobs
+        self._pool = ThreadPoolExecutor(min(len(jobs), 4), "frames") if ahead else None
+        self._waiting: dict[tuple[int, int], Future] = {}
+
+    def __call__(self, member: int, step: int) -> tuple[dict[str, np.ndarray], float]:
+        """Frame and the seconds that its reading took; errors name run and frame."""
+        waiting = self._waiting.pop((member, step), None)
+        if self._pool is not None and step + 1 < len(self._jobs[member].frames):
+            self._waiting[member, step + 1] = self._pool.submit(self._read, member, step + 1)
+        return self._read(member, step) if waiting is None else waiting.result()
+
+    def _read(self, member: int, step: int) -> tuple[dict[str, np.ndarray], float]:
+        job, begin = self._jobs[member], time.perf_counter()
+        frame = int(job.frames[step])
+        try:
+            return self._sequences[member].read(frame), time.perf_counter() - begin
+        except ValueError as error:
+            raise ValueError(f"{job.label}, frame {frame}: {error}") from error
+
+    def __enter__(self) -> "FrameReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
 def _track(
-    tracker: Tracker, sequences: Sequence[data.Sequence], jobs: Sequence[Job], clock: StageClock, bar: Any
+    tracker: Tracker, jobs: Sequence[Job], reader: FrameReader, clock: StageClock, bar: Any
 ) -> Iterator[tuple[Job, Track]]:
     """Tracks through a group, a frame of each at a time; yields each run as it ends."""
     sessions, rows = [], []
-    for sequence, job in zip(sequences, jobs, strict=True):
-        clock.begin()
+    for i, job in enumerate(jobs):
+        frame, seconds = reader(i, 0)
+        clock.begin(seconds)
         try:
-            frame = sequence.read(int(job.frames[0]))
-            clock("read")
             sessions.append(tracker.start(frame, job.box_xywh))
         except ValueError as error:
             raise ValueError(f"{job.label}, frame {job.frames[0]}: {error}") from error
@@ -277,11 +206,10 @@ def _track(
             yield jobs[i], Track(*(np.array(column) for column in zip(*rows[i], strict=True)))
         if not active:
             return
-        clock.begin()
+        read = [reader(i, step) for i in active]
+        clock.begin(sum(seconds for _, seconds in read))
         try:
-            frames = [sequences[i].read(int(jobs[i].frames[step])) for i in active]
-            clock("read")
-            found = update_together([sessions[i] for i in active], frames, clock)
+            found = update_together([sessions[i] for i in active], [frame for frame, _ in read], clock)
         except ValueError as error:
             names = ", ".join(f"{jobs[i].label} (frame {jobs[i].frames[step]})" for i in active)
             raise ValueError(f"{names}: {error}") from error

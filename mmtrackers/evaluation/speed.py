@@ -41,9 +41,9 @@ class StageClock:
         self._row = dict.fromkeys(STAGES, 0.0)
         self._last = 0.0
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._row = dict.fromkeys(STAGES, 0.0)
+    def begin(self, read: float = 0.0) -> None:
+        """A step begins; `read` are the seconds of reading, where they were measured elsewhere."""
+        self._row = dict.fromkeys(STAGES, 0.0) | {"read": read}
         self._last = self._now()
 
     def __call__(self, stage: str) -> None:

@@ -1,0 +1,122 @@
+"""Which runs a protocol asks for, which of them share a forward pass, and which process does them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmtrackers import data
+
+from .protocols import MultiStart, Protocol
+from .scoring import Truth
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a tracker: a sequence from its start, or from one of its anchors.
+
+    Args:
+        sequence (`int`): its index.
+        name (`str`): its name.
+        frames (`np.ndarray`): the frames that the run goes through, in order.
+        box_xywh (`np.ndarray`): `[4]`, given in the first of them.
+        length (`int`): frames of the sequence.
+        anchor (`int`, *optional*): of multi-start runs.
+    """
+
+    sequence: int
+    name: str
+    frames: np.ndarray
+    box_xywh: np.ndarray
+    length: int
+    anchor: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name among files."""
+        return self.name if self.anchor is None else f"{self.name}_{self.anchor:08d}"
+
+
+def planned(truths: Sequence[Truth], sequences: Sequence[data.Sequence], protocol: Protocol) -> list[Job]:
+    """The runs that a protocol asks for. A run begins at the first frame where the target is present."""
+    jobs = []
+    for i, (truth, sequence) in enumerate(zip(truths, sequences, strict=True)):
+        if isinstance(protocol, MultiStart):
+            runs: dict[int | None, np.ndarray] = dict(truth.runs)
+        else:
+            first = int(np.argmax(sequence.present)) if sequence.present.any() else 0
+            runs = {None: np.arange(first, len(truth))}
+        for anchor, frames in runs.items():
+            jobs.append(Job(i, truth.name, frames, truth.boxes_xywh[frames[0]], len(truth), anchor))
+    return jobs
+
+
+def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
+    """Groups of `batch` runs of about the same length, longest first; the same for the same jobs.
+
+    Example:
+        >>> jobs = [Job(i, name, np.arange(n), np.ones(4), n) for i, (name, n) in enumerate([("a", 3), ("b", 9)])]
+        >>> [[job.name for job in group] for group in grouped(jobs, 1)]
+        [['b'], ['a']]
+    """
+    ordered = sorted(jobs, key=lambda job: (-len(job.frames), job.label))
+    return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
+
+
+class Processes:
+    """The processes that `accelerate launch` or `torchrun` has started; one where neither has.
+
+    Example:
+        >>> Processes().share([[1], [2]]) if Processes().count == 1 else None
+        [[1], [2]]
+    """
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self.count, self.index = 1, 0
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            # Processes wait for the slowest one, which may track for hours.
+            self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+            self.count, self.index = self._state.num_processes, self._state.process_index
+
+    @property
+    def main(self) -> bool:
+        return self.index == 0
+
+    def device(self, device: str) -> str:
+        """The device of this process: "cuda" becomes its own GPU."""
+        return f"cuda:{self._state.local_process_index}" if device == "cuda" and self._state is not None else device
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def share(self, groups: list[list[Any]]) -> list[list[Any]]:
+        """The groups of this process: each goes to the one with the fewest frames so far."""
+        if self.count == 1:
+            return groups
+        return dealt(groups, self.count)[self.index]
+
+
+def dealt(groups: Sequence[list[Job]], count: int) -> list[list[list[Job]]]:
+    """Groups dealt to `count` processes, each to the one that has the fewest frames so far.
+
+    Example:
+        >>> jobs = [Job(i, str(n), np.arange(n), np.ones(4), n) for i, n in enumerate((9, 5, 4, 1))]
+        >>> [[group[0].name for group in part] for part in dealt([[job] for job in jobs], 2)]
+        [['9', '1'], ['5', '4']]
+    """
+    parts: list[list[list[Job]]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for group in groups:
+        at = loads.index(min(loads))
+        parts[at].append(group)
+        loads[at] += sum(len(job.frames) for job in group)
+    return parts
