@@ -39,6 +39,7 @@ from mmtrackers import training
 from mmtrackers.data import Augmentation, DeiTAugmentation, Sequence, TrainingAugmentation
 from mmtrackers.hub import TrainingFacts, push, write_card
 from mmtrackers.model_card import is_own_text
+from mmtrackers.modeling import backward_clip
 from mmtrackers.recipes import RECIPES, Recipe, listed, option
 
 STARVED = 0.3
@@ -71,6 +72,7 @@ class Options(Recipe):
     gradient_accumulation: int = option(1, "Passes that an optimiser step is split into.")
     frozen_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that frozen weights are held in.")
     checkpointing: bool = option(False, "Compute activations anew in the backward pass: less memory, a third slower.")
+    frame_by_frame: bool = option(False, "Backward after each frame of a clip: less memory, the same gradients.")
     ema: float = option(0.0, "Decay of averaged weights, which are then what is saved as the result; 0: off.")
 
     validate: list[str] = listed(  # noqa: RUF009
@@ -105,6 +107,8 @@ class Options(Recipe):
             raise ValueError(f"--system {self.system} cannot be trained yet; there is {', '.join(TRACKERS)}.")
         if self.system != "none" and (self.train_base or self.new_base):
             raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
+        if self.box_warmup_epochs and self.system not in ("lorat", "spmtrack"):
+            raise ValueError("--box-warmup-epochs belongs to MLP heads: use it with --system lorat or spmtrack.")
         if self.system in ("seatrack", "patrack", "sdmoea") and self.modality == "rgb":
             raise ValueError(f"--system {self.system} needs --modality thermal, depth or event.")
         for name in ("samples_per_epoch", "epochs", "batch_size", "gradient_accumulation", "log_every"):
@@ -339,8 +343,14 @@ class Trainer:
         accelerator, options = self.accelerator, self.options
         with accelerator.accumulate(self.model):
             pixels = {name: self.processor.normalize(batch[name]) for name in ("search", "template")}
-            output = self.model(**(batch | {name: value.to(self.unwrapped.dtype) for name, value in pixels.items()}))
-            accelerator.backward(output.loss)
+            inputs = batch | {name: value.to(self.unwrapped.dtype) for name, value in pixels.items()}
+            if self.progress.epoch < options.box_warmup_epochs:
+                inputs["box_weight"] = 10.0
+            if options.frame_by_frame and inputs["search"].ndim == 6:
+                output = backward_clip(self.model, **inputs, backward=accelerator.backward)
+            else:
+                output = self.model(**inputs)
+                accelerator.backward(output.loss)
             parts = {"loss": output.loss, **output.loss_parts}
             if accelerator.sync_gradients:
                 parts["gradient"] = accelerator.clip_grad_norm_(self.trained, options.clip_norm or math.inf)

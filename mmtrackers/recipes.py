@@ -62,6 +62,7 @@ class Recipe:
     warmup_steps: int = option(0, "Steps of linear growth at the start.")
     warmup_lr: float = option(0.0, "Schedule 'warm-cosine': rate of the first step.")
     final_lr: float = option(0.0, "Schedule 'warm-cosine': rate that the cosine falls to.")
+    box_warmup_epochs: int = option(0, "First epochs in which an MLP head's GIoU term counts ten times.")
     clip_norm: float = option(0.1, "Largest norm of all gradients together; 0: no clipping.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast; weights and losses stay float32.")
     seed: int = option(0, "Of weights, data and dropout.")
@@ -140,5 +141,7 @@ RECIPES: dict[str, Recipe] = {
     "lorat": _LORAT,
     "lorat-got10k": replace(_LORAT, sets=["got10k/train"], epochs=100),
     "spmtrack": _SPMTRACK,
+    "spmtrack-large": replace(_SPMTRACK, batch_size=64, warmup_steps=4_096, box_warmup_epochs=2),
+    "spmtrack-giant": replace(_SPMTRACK, batch_size=32, warmup_steps=8_192),
     "spmtrack-got10k": replace(_SPMTRACK, sets=["got10k/train"], epochs=100),
 }

@@ -346,6 +346,25 @@ def test_every_system_trains_by_its_preset(place, bases, tmp_path, preset, base,
     assert TrackerImageProcessor.from_pretrained(tmp_path).crop_style == ("lorat" if base == "dino" else "ostrack")
 
 
+def test_clips_frame_by_frame_and_box_warmup(place, bases, tmp_path):
+    first, trained = {}, {}
+    for name, more in {"clip": [], "frames": ["--frame-by-frame"], "warm": ["--box-warmup-epochs", "1"]}.items():
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        options = ["--preset", "spmtrack", "--model", str(bases["dino"]), "--data", str(place / "sequences"), *more]
+        options += ["--output", str(tmp_path / name), "--samples-per-epoch", "2", "--batch-size", "2"]
+        options += ["--workers", "0", "--mixed-precision", "no", "--log-every", "1", "--warmup-steps", "0"]
+        finetune.main([*options, "--max-steps", "1"])
+        first[name] = history(tmp_path / name)[0]
+        trained[name] = load_file(tmp_path / name / "adapter_model.safetensors")
+    assert first["frames"]["loss"] == pytest.approx(first["clip"]["loss"], rel=1e-5)
+    for name, tensor in trained["clip"].items():
+        assert torch.allclose(trained["frames"][name], tensor, atol=2e-4), name
+    # the parts are means over the two frames, the loss is their sum
+    more = 9 * 2 * first["clip"]["giou"]
+    assert first["warm"]["loss"] == pytest.approx(first["clip"]["loss"] + more, rel=1e-5)
+
+
 def test_bf16_and_new_base(place, tmp_path):
     common = ["--new-base", str(place / "base"), "--data", str(place / "sequences"), "--output", str(tmp_path / "out")]
     common += ["--samples-per-epoch", "8", "--batch-size", "4", "--epochs", "1", "--workers", "0"]
