@@ -11,8 +11,19 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from tracking_stub import frame as stub_frame
 
-from mmtrackers import OSTrackConfig, OSTrackForTracking, SDMoEConfig
+from mmtrackers import (
+    ODTrackConfig,
+    ODTrackForTracking,
+    OSTrackConfig,
+    OSTrackForTracking,
+    SDMoEAForTracking,
+    SDMoEConfig,
+    Tracker,
+    TrackerImageProcessor,
+)
+from mmtrackers.frames import MODALITIES
 from mmtrackers.tuners.sdmoe.fusion import GSAHF, HyperConv
 from mmtrackers.tuners.sdmoe.layer import HypergraphFusion, MixtureJunction, SDMoELayer
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
@@ -299,6 +310,26 @@ def test_saved_and_loaded_adapter_is_the_same(tmp_path: Path) -> None:
     assert "**unofficial reconstruction**" in card and "`hyper_epsilon`" in card
     again = OSTrackForTracking.from_pretrained(tmp_path / "adapter")
     assert torch.equal(maps(again, feed), expected)
+
+
+def test_one_adapter_tracks_every_second_stream(tmp_path: Path) -> None:
+    config = {**TINY, "num_templates": 2}
+    base = ODTrackForTracking(ODTrackConfig(**config))
+    scramble(base, 0.1)
+    base.save_pretrained(tmp_path)
+    model = SDMoEAForTracking.from_base(tmp_path, adapter_config=SDMoEConfig(**SMALL)).eval()
+    scramble(model, 0.1, trainable_only=True)
+    assert (model.config.streams, model.config.modality, model.config.fusion) == (2, "any", "mean")
+    tracker = Tracker(model, TrackerImageProcessor(template_size=32, search_size=64))
+    videos = {kind: [stub_frame((40 + i, 50, 24, 20), modality=kind) for i in range(6)] for kind in MODALITIES[1:]}
+    alone = {kind: [p.box for p in tracker.track(video, (40, 50, 24, 20))] for kind, video in videos.items()}
+    sessions = {kind: tracker.start(video[0], (40, 50, 24, 20)) for kind, video in videos.items()}
+    for index in range(1, 6):
+        for kind, session in sessions.items():
+            assert (session.update(videos[kind][index]).box == alone[kind][index]).all()
+    # the pictures of thermal and event are the same here, depth is coloured
+    last = {kind: boxes[-1].tolist() for kind, boxes in alone.items()}
+    assert last["thermal"] == last["event"] != last["depth"]
 
 
 # --------------------------------------------------------------------------------------------- forms of computing
