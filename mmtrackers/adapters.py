@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -212,6 +212,18 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
             + "; ".join(problems)
             + ". Nothing was loaded: the file is incomplete, or made for another base or another configuration."
         )
+
+
+def cast_saved_modules(model: nn.Module, adapter_name: str) -> None:
+    """Puts modules that train in full with an adapter in float32, as its own tensors are, whatever the base is in.
+
+    Only modules that take tokens of another precision: embeddings, and those that say so by `takes_any_dtype`.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+            saved = module.modules_to_save[adapter_name]
+            if isinstance(saved, nn.Embedding) or getattr(saved, "takes_any_dtype", False):
+                saved.float()
 
 
 def check_new_tensors(model: nn.Module, base: str) -> None:

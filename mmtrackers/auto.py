@@ -29,6 +29,7 @@ from .adapters import (
     active_adapter,
     adapter_names,
     adapter_state_dict,
+    cast_saved_modules,
     check_adapter_name,
     check_new_tensors,
     check_tensors,
@@ -384,6 +385,8 @@ def _load_adapter(
     recorded.inference_mode = not is_trainable
     model.add_adapter(recorded, adapter_name)
     cast_adapter_dtype(model, adapter_name)  # float32 whatever the base is in, as get_peft_model does
+    if is_trainable:
+        cast_saved_modules(model, adapter_name)
     recorded.base_model_name_or_path = base if isinstance(base, str) else model.name_or_path
     check_new_tensors(model, model.name_or_path)
     check_tensors(adapter_state_dict(model, adapter_name), tensors, f"{source}/{ADAPTER_WEIGHTS}")

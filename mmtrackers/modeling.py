@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .adapters import check_new_tensors
+from .adapters import cast_saved_modules, check_new_tensors
 from .crops import hann_window
 from .memory import TemplatePolicy
 
@@ -366,6 +366,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
             )
         model.requires_grad_(False)
         model.add_adapter(adapter_config or cls.default_adapter(), adapter_name=adapter_name)
+        cast_saved_modules(model, adapter_name)
         check_new_tensors(model, str(base))
         return model.train()
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmtrackers import (
     AMGLoraConfig,
+    LoRATConfig,
+    LoRATForTracking,
     ODTrackConfig,
     ODTrackForTracking,
     OSTrackConfig,
@@ -27,6 +30,7 @@ from mmtrackers import (
     SEATrackForTracking,
     TMoEConfig,
 )
+from mmtrackers.models.lorat import lora_config
 
 TINY = {
     "hidden_size": 32,
@@ -38,6 +42,13 @@ TINY = {
     "template_size": 32,
     "elimination_layers": [],
     "drop_path_rate": 0.0,
+}
+TINY_LORAT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "search_size": 56,
+    "template_size": 28,
 }
 
 
@@ -84,6 +95,11 @@ def tiny_odtrack() -> PreTrainedModel:
     with torch.no_grad():  # the head reads features times their product with a token
         model.model.norm.weight.mul_(0.3)
     return model
+
+
+def tiny_lorat() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return _shaken(LoRATForTracking(LoRATConfig(**TINY_LORAT)))
 
 
 _LORA = partial(LoraConfig, target_modules=["k_proj", "v_proj"], r=2)
@@ -135,13 +151,25 @@ ROWS = [
         "every token",
     ),
     Row("LORA", tiny_odtrack, ODTrackForTracking, lambda: ODTrackConfig(**TINY), _LORA, _LORA, False, None),
+    Row(
+        "LORA",
+        tiny_lorat,
+        LoRATForTracking,
+        lambda: LoRATConfig(**TINY_LORAT),
+        partial(lora_config, 2, 2),  # with head and token types trained in full
+        partial(lora_config, 2, 2, init_lora_weights=True),
+        True,
+        None,
+    ),
 ]
 
 
 def inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, Tensor]:
-    """Search and template crops of the model's sizes and streams, and labels."""
+    """Search and template crops of the model's sizes and streams, and labels; a mask where the model reads one."""
     config, random = model.config, torch.Generator().manual_seed(1)
-    return {
+    mask = torch.zeros(batch, 1, config.template_grid, config.template_grid)
+    mask[..., 0] = 1
+    return ({"template_mask": mask} if model.reads_template_mask else {}) | {
         "search": torch.randn(batch, config.streams, 3, config.search_size, config.search_size, generator=random),
         "template": torch.randn(
             batch, 1, config.streams, 3, config.template_size, config.template_size, generator=random
@@ -176,5 +204,12 @@ def scramble(model: nn.Module, seed: int) -> None:
 @torch.no_grad()
 def maps(model: nn.Module, feed: dict[str, Tensor]) -> Tensor:
     """All that the head says, in one tensor."""
-    output = model.eval()(feed["search"], feed["template"])
-    return torch.cat([output.score_map, output.size_map, output.offset_map], dim=1)
+    output = model.eval()(**{name: value for name, value in feed.items() if name != "labels"})
+    found = (output.score_map, output.size_map, output.offset_map, output.box_map)
+    return torch.cat([value for value in found if value is not None], dim=1)
+
+
+def adapter_parameters(row: Row, model: nn.Module) -> set[str]:
+    """Names of a tracker's parameters that belong to its adapter, modules trained in full included."""
+    marks = (PEFT_TYPE_TO_PREFIX_MAPPING[row.peft_type], ".modules_to_save.")
+    return {name for name, _ in model.named_parameters() if any(mark in name for mark in marks)}

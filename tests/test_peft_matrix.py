@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from peft_rows import ROWS, Row, inputs, maps, plain_tracker, scramble, with_adapter
+from peft_rows import ROWS, Row, adapter_parameters, inputs, maps, plain_tracker, scramble, with_adapter
 from safetensors.torch import load_file, save_file
 
 from mmtrackers import AutoTracker
@@ -133,8 +133,12 @@ def test_unload_is_the_base(row: Row, base: Path, saved: Path) -> None:
     plain = plain_tracker(row, base)
     unloaded = PeftModel.from_pretrained(plain_tracker(row, base), saved).unload()
     feed = inputs(plain)
-    assert same(maps(unloaded, feed), maps(plain, feed))
-    assert unloaded.state_dict().keys() == plain.state_dict().keys()
+    trained = tuple(row.config().modules_to_save or ())  # peft leaves these as trained
+    expected, found = plain.state_dict(), unloaded.state_dict()
+    assert found.keys() == expected.keys()
+    changed = {name for name in found if not same(found[name], expected[name])}
+    assert all(set(trained) & set(name.split(".")) for name in changed)
+    assert same(maps(unloaded, feed), maps(plain, feed)) is not bool(trained)
 
 
 def test_merge(row: Row, base: Path, saved: Path) -> None:
@@ -152,7 +156,7 @@ def test_merge(row: Row, base: Path, saved: Path) -> None:
 
 def test_gradients_reach_the_adapter_and_nothing_else(row: Row, base: Path, saved: Path) -> None:
     fresh = with_adapter(row, base)
-    adapter = {name for name, _ in fresh.named_parameters() if PEFT_TYPE_TO_PREFIX_MAPPING[row.peft_type] in name}
+    adapter = adapter_parameters(row, fresh)
     loaded = AutoTracker.from_pretrained(saved, is_trainable=True)
     for model in (fresh, loaded):
         assert {name for name, p in model.named_parameters() if p.requires_grad} == adapter
@@ -205,7 +209,8 @@ def test_bfloat16_base_keeps_a_float32_adapter(row: Row, base: Path, saved: Path
 
 def test_file_holds_exactly_the_adapter(row: Row, base: Path, saved: Path) -> None:
     trained = {name: p for name, p in with_adapter(row, base).named_parameters() if p.requires_grad}
-    expected = {f"base_model.model.{name.replace('.default', '')}": list(p.shape) for name, p in trained.items()}
+    saved_as = {name: name.replace(".modules_to_save.default", "").replace(".default", "") for name in trained}
+    expected = {f"base_model.model.{saved_as[name]}": list(p.shape) for name, p in trained.items()}
     tensors = load_file(saved / WEIGHTS)
     assert {key: list(value.shape) for key, value in tensors.items()} == expected
     assert {value.dtype for value in tensors.values()} == {torch.float32}

@@ -41,6 +41,8 @@ class MlpHead(nn.Module):
         ((1, 1, 16, 16), (1, 4, 16, 16))
     """
 
+    takes_any_dtype = True
+
     def __init__(self, width: int, grid: int):
         super().__init__()
         self.grid = grid
