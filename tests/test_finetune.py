@@ -22,13 +22,17 @@ from safetensors.torch import load_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from mmtrackers import (
+    AMGLoraConfig,
     AutoTracker,
+    LoRATForTracking,
     ODTrackConfig,
     ODTrackForTracking,
     OSTrackConfig,
     OSTrackForTracking,
+    Tracker,
     TrackerImageProcessor,
 )
+from mmtrackers.data import open_sequence
 from mmtrackers.training import changing_tensors
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
@@ -318,6 +322,24 @@ def bases(place, tmp_path_factory) -> dict[str, Path]:
     odtrack.save_pretrained(root / "odtrack")
     TrackerImageProcessor(template_size=32, search_size=64).save_pretrained(root / "odtrack")
     return {"dino": root / "dino", "odtrack": root / "odtrack", "ostrack": place / "base"}
+
+
+def test_a_new_combination_trains_and_tracks(place, bases, tmp_path):
+    """README's: SEATrack's adapter on the DINOv2 trunk, from a plain DINOv2 to boxes."""
+    new = AMGLoraConfig(modules_to_save=["head", "token_type"])
+    model = LoRATForTracking.from_base(bases["dino"], "thermal", new)
+    model.save_pretrained(tmp_path / "start")
+    model.image_processor().save_pretrained(tmp_path / "start")
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    options = ["--model", str(tmp_path / "start"), "--data", str(place / "sequences"), "--workers", "0"]
+    options += ["--order", "interval", "--augmentation", "deit", "--modality", "thermal", "--samples-per-epoch", "4"]
+    finetune.main([*options, "--output", str(tmp_path / "new"), "--batch-size", "2", "--max-steps", "2"])
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("start", "new"))
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    tracker, sequence = Tracker.from_pretrained(str(tmp_path / "new")), open_sequence(place / "sequences" / "s0")
+    session = tracker.start(sequence.read(0), sequence.boxes_xywh[0])
+    assert np.isfinite(session.update(sequence.read(1)).box).all() and session.modality == "thermal"
 
 
 @pytest.mark.parametrize(
