@@ -483,3 +483,22 @@ def test_packed_in_bfloat16_chooses_in_float32() -> None:
     errors = [difference(maps(model, feed).float(), exact) for model in (plain, packed)]
     assert set(seen) == {torch.float32}
     assert errors[1] <= 1.5 * errors[0] + 0.01
+
+
+class Maps(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, search: Tensor, template: Tensor) -> Tensor:
+        return maps(self.model, {"search": search, "template": template})
+
+
+@torch.no_grad()
+def test_exports_with_static_shapes() -> None:
+    """The expert that a token takes changes no shape, so that a program or a graph of a frame can be kept."""
+    model = tracker()
+    feed = inputs(model.config)
+    program = torch.export.export(Maps(model), tuple(feed.values())).module()
+    for given in (feed, {name: value.flip(0) for name, value in feed.items()}):
+        assert difference(program(*given.values()), maps(model, given)) <= 1e-6

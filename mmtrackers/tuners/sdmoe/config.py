@@ -37,7 +37,7 @@ class SDMoEConfig(PeftConfig):
             with one expert the tracking loss could not reach the router.
         balance_loss_coef (`float`): weight of the balance loss, which is summed over the blocks.
         gather_experts (`bool`): compute only the chosen experts, by sorting tokens; pays with many experts. Otherwise
-            all experts are computed at once and masked, with the same result.
+            all experts are computed at once and masked, with the same result; that form also exports.
         num_shared_subnets (`int`), dense_gate (`str`): shared sub-networks, weighted by a "softmax" gate, by their
             "mean" or their "sum".
         adapter_prenorm (`bool`): whether a layer norm of its own stands before router and experts.
