@@ -405,6 +405,8 @@ def step(folder: str, rank: int, processes: int) -> None:
     feed = {name: value.chunk(processes)[rank] for name, value in feed.items()}
     wrapped = model
     if processes > 1:
+        # the blocks' shares are summed over processes again when a block is computed again
+        model.activation_checkpointing_enable()
         distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes
         )
