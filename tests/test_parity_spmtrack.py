@@ -81,13 +81,17 @@ def official_model(description: dict, **fields) -> SPMTrackForTracking:
 
 def drawn(description: dict, step: str) -> tuple[Tensor, Tensor]:
     """Search crops `[B, 1, 3, H, W]` and references `[B, 3, 1, 3, h, w]` of a step."""
-    shapes = {facts["name"]: facts["shape"] for facts in description["inputs"]}
-    prefix = f"{description['case']}.{step}"
+    return inputs_of(description, f"{step}.x")[:, None], references(description, step)
 
-    def draw(name: str) -> Tensor:
-        return seeded_input(f"{prefix}.{name}", shapes[f"{prefix}.{name}"], description["seed"])
 
-    return draw("x")[:, None], torch.stack([draw(f"z_{i}") for i in range(3)], 1)[:, :, None]
+def inputs_of(description: dict, name: str) -> Tensor:
+    """The input whose name ends in `name`."""
+    facts = next(facts for facts in description["inputs"] if facts["name"].endswith(f".{name}"))
+    return seeded_input(facts["name"], facts["shape"], description["seed"])
+
+
+def references(description: dict, step: str) -> Tensor:
+    return torch.stack([inputs_of(description, f"{step}.z_{i}") for i in range(3)], 1)[:, :, None]
 
 
 def masks(tensors: dict[str, Tensor], step: str) -> Tensor:
@@ -117,14 +121,10 @@ def test_three_calls_over_two_sequences(case: str) -> None:
 
 def clip(description: dict, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The training sample: three references and two search frames with their boxes."""
-    shapes = {facts["name"]: facts["shape"] for facts in description["inputs"]}
-    names = ["x_0", "x_1", "z_0", "z_1", "z_2"]
-    full = [f"{description['case']}.train.{name}" for name in names]
-    crops = [seeded_input(name, shapes[name], description["seed"]) for name in full]
     boxes = torch.stack([tensors[f"train.in.gt_box_{frame}"] for frame in range(2)], 1)
     return {
-        "search": torch.stack(crops[:2], 1)[:, :, None],
-        "template": torch.stack(crops[2:], 1)[:, :, None],
+        "search": torch.stack([inputs_of(description, f"train.x_{frame}") for frame in range(2)], 1)[:, :, None],
+        "template": references(description, "train"),
         "template_mask": masks(tensors, "train"),
         "labels": torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1),
     }
@@ -234,8 +234,8 @@ def followed(description: dict, tensors: dict[str, Tensor], rule: str) -> Iterat
     x1, y1, x2, y2 = description["video"]["first_box_xyxy"]
     session = Tracker(model, processor).start(pictures[0], [x1, y1, x2 - x1, y2 - y1])
     seen = {}
-    model.register_forward_pre_hook(lambda _m, args, kwargs: seen.update(search=args[0]), with_kwargs=True)
-    model.register_forward_hook(lambda _m, _args, out: seen.update(output=out))
+    session.model.register_forward_pre_hook(lambda _m, args: seen.update(search=args[0]))
+    session.model.register_forward_hook(lambda _m, _args, out: seen.update(output=out))
     for step in run["steps"]:
         seen["references"] = [session._memory._crops[index] for index in step["reference_frames"]]
         assert list(session._memory.policy.indices(step["frame"])) == step["reference_frames"]
@@ -281,7 +281,7 @@ def test_swiglu(case: str) -> None:
     shapes = description["parts"]["swiglu"]["state_dict"]
     mlp = SwiGLU(SPMTrackConfig(hidden_size=24, num_attention_heads=2, use_swiglu_ffn=True))
     weights = {name: seeded_tensor(name, tuple(shape), description["seed"]) for name, shape in shapes.items()}
-    weights = {name.removeprefix(f"{case}.swiglu."): weight for name, weight in weights.items()}
+    weights = {name.partition(".swiglu.")[2]: weight for name, weight in weights.items()}
     mlp.load_state_dict(weights | {"scale.gamma": torch.ones(24)})
     torch.testing.assert_close(mlp(tensors["swiglu.x"]), tensors["swiglu.y"], atol=2e-6, rtol=0)
 

@@ -32,11 +32,12 @@ def official_layer(weights: dict[str, Tensor], config: TMoEConfig) -> TMoELinear
     return layer
 
 
-def weights_under(prefix: str, shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
+def weights_under(part: str, shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
+    """Tensors drawn by their full names, under what follows `part` in them."""
     return {
-        name.removeprefix(prefix): seeded_tensor(name, tuple(shape), seed)
+        name.partition(f".{part}.")[2]: seeded_tensor(name, tuple(shape), seed)
         for name, shape in shapes.items()
-        if name.startswith(prefix)
+        if f".{part}." in name
     }
 
 
@@ -68,7 +69,7 @@ def test_official_layer(case: str, part: str) -> None:
         shared_low_rank_expert=sizes["shared"],
         routed_compression=sizes["routec"],
     )
-    layer = official_layer(weights_under(f"{case}.{part}.", facts["state_dict"], description["seed"]), config)
+    layer = official_layer(weights_under(part, facts["state_dict"], description["seed"]), config)
     x = seeded_input(facts["input"]["name"], facts["input"]["shape"], description["seed"])
     assert torch.equal(x, tensors[f"tmoe.{part}.x"])
     torch.testing.assert_close(layer(x), tensors[f"tmoe.{part}.y"], atol=2e-6, rtol=0)
@@ -82,7 +83,7 @@ def test_official_queries_keys_and_values(case: str) -> None:
     config = TMoEConfig(r=facts["r"], alpha=facts["alpha"], num_experts=facts["num_experts"])
     answers = []
     for name in "qkv":
-        weights = weights_under(f"{case}.qkv.{name}.", facts["state_dict"], description["seed"])
+        weights = weights_under(f"qkv.{name}", facts["state_dict"], description["seed"])
         answers.append(official_layer(weights, config)(tensors["qkv.x"]))
     torch.testing.assert_close(torch.cat(answers, -1), tensors["qkv.y"], atol=2e-6, rtol=0)
 

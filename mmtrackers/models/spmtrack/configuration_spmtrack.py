@@ -57,6 +57,6 @@ def tmoe_config(**fields: Any) -> TMoEConfig:
 
     Example:
         >>> sorted(tmoe_config().modules_to_save)
-        ['head', 'track_token', 'token_type']
+        ['head', 'token_type', 'track_token']
     """
     return TMoEConfig(**({"modules_to_save": ["track_token", "token_type", "head"]} | fields))
