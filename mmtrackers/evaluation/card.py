@@ -27,10 +27,10 @@ def figures_of(result: EvaluationResult) -> list[dict[str, Any]]:
         about |= {name: getattr(run, name) for name in kept}
         said.append(f"{run.dtype} on {run.device}{', packed' if run.pack else ''}, mmtrackers {run.version}")
     return [
-        {"dataset": result.dataset, "split": result.split, "metric": name, "value": round(value, 4),
-         "note": "; ".join(said), "settings": about}
+        {"dataset": result.dataset, "metric": name, "value": round(value, 4), "note": "; ".join(said), "settings": about}
+        | ({"split": result.split} if result.split else {})
         for name, value in result.scores.items()
-    ]  # fmt: skip
+    ]
 
 
 def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
