@@ -26,11 +26,9 @@ def figures_of(result: EvaluationResult) -> list[dict[str, Any]]:
         kept = ("dtype", "device", "pack", "batch", "absent_below", "allow_missing", "version", "fingerprint")
         about |= {name: getattr(run, name) for name in kept}
         said.append(f"{run.dtype} on {run.device}{', packed' if run.pack else ''}, mmtrackers {run.version}")
-    return [
-        {"dataset": result.dataset, "metric": name, "value": round(value, 4), "note": "; ".join(said), "settings": about}
-        | ({"split": result.split} if result.split else {})
-        for name, value in result.scores.items()
-    ]
+    common = {"dataset": result.dataset, "note": "; ".join(said), "settings": about}
+    common |= {"split": result.split} if result.split else {}
+    return [common | {"metric": name, "value": round(value, 4)} for name, value in result.scores.items()]
 
 
 def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
