@@ -29,6 +29,7 @@ CENTRE_JITTER = 3.0
 SCALE_JITTER = 0.25
 BRIGHTNESS = (0.8, 1.2)
 LONGEST_GAP = 200.0
+OTHER_CAMERA = 0.2
 SMALLEST_SIDE = 4.0
 
 
@@ -50,7 +51,8 @@ class SyntheticPairs(Dataset):
         library: the pictures.
         processor: gives template_size, template_factor, search_size and search_factor.
         modality: the second stream ("thermal", "depth", "event"), or "rgb"; "any" draws one for each scene.
-        streams: 1 for RGB alone, 2 for RGB and ``modality``.
+        streams: 1 for RGB alone, 2 for RGB and ``modality``. With RGB alone a fifth of the scenes are seen by one of
+            the other cameras instead: a base's weights read the second stream too.
         samples_per_epoch: length of the data set.
         seed: of all scenes.
         templates, searches: frames of each role. The first template and the last search frame are the ends of the
@@ -119,9 +121,12 @@ class SyntheticPairs(Dataset):
         start, gap = draw.uniform(0, 1000), draw.log_uniform(1, LONGEST_GAP)
         # half of the blind scenes show the target at first
         blind_from = start + 0.5 if draw.chance(0.5) else start - 1
-        modality = MODALITIES[1:][draw.below(3)] if self.modality == ANY else self.modality
+        alone = self.streams == 1 and draw.chance(OTHER_CAMERA)
+        modality = MODALITIES[1:][draw.below(3)] if alone or self.modality == ANY else self.modality
+        # where RGB is blind, the other camera is sure to see the target
+        blind = "night" if alone else None
         scene = SyntheticScene(
-            self.library, rng, modality, span=(start, start + gap), blind_from=blind_from
+            self.library, rng, modality, blind, span=(start, start + gap), blind_from=blind_from
         )
         times = self._times(scene.span, draw)
         boxes = [scene.visible_box_xyxy(time) for time in times]
@@ -178,7 +183,7 @@ class SyntheticPairs(Dataset):
         left, top, side = window
         view = View(left, top, side, side, size, size)
         rgb, other = scene.render(time, view)
-        streams = [rgb] if other is None else [rgb, as_picture(scene, time, view, other)]
+        streams = [rgb] if other is None else [rgb, as_picture(scene, time, view, other)][-self.streams :]
         brightness, flip = draw.uniform(*BRIGHTNESS), draw.chance(0.5)
         table = np.clip(np.arange(256) * brightness + 0.5, 0, 255).astype(np.uint8)
         streams = [cv2.LUT(cv2.flip(stream, 1) if flip else stream, table).transpose(2, 0, 1) for stream in streams]
