@@ -8,8 +8,10 @@ from parity_tools import cases, load_case, seeded_tensor
 from safetensors.torch import load_file, save_file
 from test_parity_lorat import check, config_of, inputs_of
 from transformers import Dinov2Config, Dinov2Model
+from typer.testing import CliRunner
 
 from mmtrackers import AutoTracker, LoRATConfig, LoRATForTracking, Tracker
+from mmtrackers.cli import app
 from mmtrackers.convert import convert_checkpoint
 from mmtrackers.models.lorat.convert_lorat import rename_lorat, split_trained
 
@@ -187,3 +189,17 @@ def test_on_a_plain_dinov2(tmp_path: Path) -> None:
     assert (loaded.config.template_size, loaded.config.search_grid) == (196, 27)
     assert loaded.config.num_attention_heads == config.num_attention_heads
     assert Tracker.from_pretrained(tmp_path / "out").image_processor.search_factor == 5.0
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    case, _, net = official_of("lorat-small")
+    case["config"]["template_size"], case["config"]["search_region_size"] = [196, 196], [378, 378]
+    net["pos_embed"] = seeded_tensor("pos_embed", (1, 729, 48))
+    base, file = base_of(case, net, tmp_path / "base"), file_of(net, tmp_path / "base.bin", **scales(case))
+    arguments = ["convert", "lorat", str(file), str(tmp_path / "out"), "--base", str(base)]
+    asked = CliRunner().invoke(app, arguments)
+    assert asked.exit_code == 2 and "--search-size 224" in " ".join(asked.output.split())
+    done = CliRunner().invoke(app, [*arguments, "--search-size", "378"])
+    assert done.exit_code == 0, done.output
+    assert "lorat (width 48, 378)" in done.output and "alpha 8, as the file says" in done.output
+    assert AutoTracker.from_pretrained(tmp_path / "out").config.template_grid == 14

@@ -265,6 +265,28 @@ def test_checkpointing_gives_the_same_gradients() -> None:
         torch.testing.assert_close(grad, gradients[1][name], msg=name)
 
 
+def test_as_a_transformers_model() -> None:
+    """Attention implementations, states on request, bfloat16, compiling and export."""
+    model = with_lora(tiny())
+    feed = inputs(model.config)
+    expected = maps(model, feed)
+    model.set_attn_implementation("eager")
+    assert (maps(model, feed) - expected).abs().max() <= 1e-5
+    output = model(**feed, output_hidden_states=True, output_attentions=True)
+    # the last layer has queries for the search rows only
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 2, 20, 20), (2, 2, 16, 20)]
+    assert output.hidden_states[1].shape == (2, 20, 32) and isinstance(model(**feed, return_dict=False), tuple)
+    model.set_attn_implementation("sdpa")
+    torch._dynamo.reset()
+    assert (maps(torch.compile(model, fullgraph=True, backend="eager"), feed) - expected).abs().max() <= 1e-5
+    exported = torch.export.export(model, (), feed).module()
+    assert (maps(exported, feed) - expected).abs().max() <= 1e-5
+    low = {name: value.bfloat16() for name, value in feed.items()}
+    output = model.to(torch.bfloat16)(**low)
+    assert output.score_map.dtype == output.boxes.dtype == torch.float32
+    assert (torch.cat([output.score_map, output.box_map], 1) - expected).abs().max() <= 0.05
+
+
 def test_template_mask_is_needed_and_used() -> None:
     model = tiny()
     feed = inputs(model.config)
