@@ -24,7 +24,7 @@ from mmtrackers.evaluation import (
     get_protocol,
     score,
 )
-from mmtrackers.evaluation.report import grouped, published_on, read_report, tex, write_report
+from mmtrackers.evaluation.report import grouped, markdown, published_on, read_report, tex, write_report
 from mmtrackers.evaluation.report_pictures import boxes_of, window_round
 
 TRACKERS = {"good": 1.0, "a <b>bold</b> | name & \"more\"": 6.0, "lost": 40.0}
@@ -107,7 +107,7 @@ def test_markdown_is_ready_to_paste(made) -> None:
     assert f"| **good** | **{shown['PR']}** | **{shown['NPR']}** | **{shown['SR']}** | 125.0 |" in text
     assert "| SEATrack (published [5]) | 71.6 | 67.5 | 57.3 |  |" in text
     assert "**lost** (partial)" in text and "> **Partial:** lost lacks 1 sequences and has 1 short ones" in text
-    assert "They are of the whole test split (245 sequences), the measured ones of 3: no comparison." in text
+    assert "They are of the whole test split (245 sequences), the measured ones of 3, some of them partial: no" in text
     assert "[5] AutoLab-SAI-SJTU/SEATrack, assets/Results.png" in text
     assert "\n| FM (3) | " in text and "\n| OCC &amp; co (2) | " in text
     assert "AMG_LORA on org/base, thermal, float32, cpu, packed; settings" in text and "mixed pixel bases" in text
@@ -147,6 +147,11 @@ def test_results_are_grouped_and_ranked() -> None:
     assert [row.tracker for row in first.published][:2] == ["SUTrack-L384", "SeqTrackv2-L384"]
     assert second.best("AUC") is None and not second.published
     assert grouped([one, replace(two, partial=True)])[0].best("SR") is None
+    rows = tuple(SequenceScore(str(k), 9, {"AO": 0.7}) for k in range(180))
+    whole = EvaluationResult("one", "GOT-10k", "got10k", {"AO": 0.7}, "AO", sequences=rows)
+    for result, same in [(whole, True), (replace(whole, split="val"), False), (replace(whole, partial=True), False)]:
+        assert grouped([result])[0].whole is same
+        assert ("no comparison" in markdown(grouped([result]))) is not same
     assert [part.title for part in grouped([one, replace(one, split="test"), replace(one, split="val")])] == [
         "LasHeR", "LasHeR", "LasHeR, val"
     ]  # fmt: skip

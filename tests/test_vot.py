@@ -174,7 +174,7 @@ def test_trajectories_in_both_forms(tmp_path: Path) -> None:
 
 VOT = os.environ.get("MMTRACKERS_VOT") or shutil.which("vot")
 BAG = ROOT.parent / "shared" / "data" / "rgb" / "VOT" / "bag"
-LOW, HIGH = 5, 20
+LOW, HIGH = 4, 16
 STACK = f"""title: tiny
 experiments:
   multistart:
@@ -261,17 +261,17 @@ def real_rgb(folder: Path) -> Truth:
     place = folder / "sequences" / "bag"
     place.mkdir(parents=True)
     (place / "color").symlink_to(BAG / "color")
-    boxes = read_trajectory(BAG / "groundtruth.txt").boxes_xywh[:26]
-    return Truth("bag", boxes.round(4), image_size=(480, 360), anchors=anchors(26, (0, 12), (25,)))
+    boxes = read_trajectory(BAG / "groundtruth.txt").boxes_xywh[:18]
+    return Truth("bag", boxes.round(4), image_size=(480, 360), anchors=anchors(18, (0,), (17,)))
 
 
 def generated_rgbd(folder: Path) -> Truth:
     """A red patch that crosses the picture, with a stretch where nothing is annotated."""
-    boxes = np.array([(20 + 3.4 * i, 40 + 1.3 * i, 26, 22) for i in range(24)])
+    boxes = np.array([(20 + 3.4 * i, 40 + 1.3 * i, 26, 22) for i in range(20)])
     for i, box in enumerate(boxes):
         write(folder / "sequences" / "patch", i + 1, frame(tuple(box.astype(int)), modality="depth"))
-    boxes[14:17] = np.nan
-    return Truth("patch", boxes.round(4), image_size=(160, 120), anchors=anchors(24, (0,), (23,)))
+    boxes[12:15] = np.nan
+    return Truth("patch", boxes.round(4), image_size=(160, 120), anchors=anchors(20, (0,), (19,)))
 
 
 @pytest.mark.slow

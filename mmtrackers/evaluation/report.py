@@ -85,8 +85,10 @@ class SetReport:
 
     @property
     def whole(self) -> bool:
-        """Whether the results are of as many sequences as the published figures."""
-        return all(len(result.sequences) == self.published_sequences for result in self.results)
+        """Whether the results are of the same sequences as the published figures, as far as can be seen."""
+        counts = {len(result.sequences) for result in self.results}
+        partial = any(result.partial for result in self.results)
+        return self.split in ("", "test") and counts == {self.published_sequences} and not partial
 
     def best(self, metric: str) -> float | None:
         """The largest of the measured scores, if there are several to compare and they are complete."""
@@ -254,8 +256,10 @@ def comparison_note(part: SetReport) -> str:
         return ""
     note = "Published figures are their authors' and were not measured here."
     if not part.whole:
+        split = f" of the split {part.split}" if part.split not in ("", "test") else ""
+        partial = ", some of them partial" if any(result.partial for result in part.results) else ""
         note += (f" They are of the whole test split ({part.published_sequences} sequences), the measured ones of "
-                 f"{part.counts[0]}: no comparison.")  # fmt: skip
+                 f"{part.counts[0]}{split}{partial}: no comparison.")  # fmt: skip
     return note
 
 

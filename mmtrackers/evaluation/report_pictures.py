@@ -47,7 +47,8 @@ def worst_sequences(
 ) -> list[Strip]:
     """The sequences with the lowest headline score, as the mean over the trackers, in pictures.
 
-    Sequences without images or without raw results are passed over: pictures are an addition to the tables.
+    Sequences without images or without raw results are passed over, and multi-start sets, which have many runs of
+    each: pictures are an addition to the tables.
     """
     by_name = {sequence.name: sequence for sequence in sequences}
     scores: dict[str, list[float]] = {}
