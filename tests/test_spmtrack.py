@@ -114,6 +114,8 @@ def test_whole_model_round_trip(tmp_path: Path) -> None:
     assert tiny().template_policy == QuarterReferences()
     with pytest.raises(Exception, match="reference_rule is 'halves', expected 'quarters' or 'thirds'"):
         SPMTrackConfig(reference_rule="halves")
+    with pytest.raises(Exception, match="max_memory is 4, expected at least 16 frames"):
+        SPMTrackConfig(max_memory=4)
 
 
 def test_the_state_is_carried_and_checked() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
+from mmtrackers.memory import QuarterReferences
 from mmtrackers.models.lorat.configuration_lorat import LoRATConfig
 from mmtrackers.tuners.tmoe import TMoEConfig
 
@@ -47,6 +48,7 @@ class SPMTrackConfig(LoRATConfig):
         super().validate_architecture()
         if self.reference_rule not in ("quarters", "thirds"):
             raise ValueError(f"reference_rule is {self.reference_rule!r}, expected 'quarters' or 'thirds'.")
+        QuarterReferences(max_memory=self.max_memory)  # which says what max_memory may be
 
 
 def tmoe_config(**fields: Any) -> TMoEConfig:
