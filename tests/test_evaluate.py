@@ -459,6 +459,24 @@ def test_the_command(dataset, tiny, others, tmp_path):
     assert packed.exit_code == 0, packed.output
 
 
+def test_a_set_by_its_name_and_split(tiny, tmp_path):
+    folder = tmp_path / "GOT-10k" / "val" / "GOT-10k_Val_000001"
+    folder.mkdir(parents=True)
+    for i in range(1, 5):
+        cv2.imwrite(str(folder / f"{i:08d}.jpg"), tracking_stub.frame((30, 40, 24, 20))["rgb"])
+    (folder / "groundtruth.txt").write_text("30,40,24,20\n" * 4)
+    (folder / "absence.label").write_text("0\n" * 4)
+    (folder / "cover.label").write_text("8\n8\n0\n8\n")
+    (folder.parent / "list.txt").write_text("GOT-10k_Val_000001\n")
+    options = ("--dataset", "got10k", "--root", tmp_path / "GOT-10k", "--tracker", tiny, "--output", tmp_path)
+    result = call(*options, "--split", "val")
+    assert result.exit_code == 0, result.output
+    saved = EvaluationResult.load(tmp_path / "got10k-val" / "tiny" / SCORES)
+    assert saved.split == "val" and set(saved.scores) == {"AO", "SR0.5", "SR0.75"}
+    missing = call(*options)
+    assert missing.exit_code == 2 and "test" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -83,6 +83,8 @@ def evaluate(request: Request, say: Callable[[str], None] = typer.echo) -> list[
         raise ValueError(f"{', '.join(twice)}: a name for a tracker and for results; choose another with NAME=PLACE")
     split = request.split or _only_split(request.dataset)
     sequences = open_dataset(request.root, request.names, dataset=request.dataset, split=split)
+    # Parts of a set in folders of their own: VTUAV's short and long videos are two tables.
+    place = request.output / (protocol.name if split in (None, "test") else f"{protocol.name}-{split}")
     say_once = say if processes.main else _silent
     say_once(f"{protocol.title}: {len(sequences)} sequences, rules of {protocol.source}")
     found = []
@@ -92,16 +94,16 @@ def evaluate(request: Request, say: Callable[[str], None] = typer.echo) -> list[
             result = score_folder(folder, truths, protocol, name, request.form, request.partial)
             found.append(replace(result, split=split or ""))
             if processes.main:
-                found[-1].save(request.output / protocol.name / name / SCORES)
+                found[-1].save(place / name / SCORES)
     for name, repo in trackers.items():
-        found.append(_run(name, repo, sequences, protocol, split or "", request, processes))
+        found.append(_run(name, repo, sequences, protocol, split or "", place, request, processes))
     if processes.main:
-        _print(found, protocol, request.output, say)
+        _print(found, protocol, place, say)
         scored = [result for result in found if result.scores]
         if request.report and scored:
             from .report import write_report
 
-            files = write_report(scored, request.output / f"{protocol.name}-report", {protocol.title: sequences})
+            files = write_report(scored, place.with_name(f"{place.name}-report"), {protocol.title: sequences})
             say("report: " + ", ".join(map(str, files)))
         if request.card:
             for result in found[len(folders) :]:
@@ -139,6 +141,7 @@ def _run(
     sequences: Sequence,
     protocol: Protocol,
     split: str,
+    place: Path,
     request: Request,
     processes: Processes,
 ) -> EvaluationResult:
@@ -158,7 +161,7 @@ def _run(
         sequences,
         protocol,
         name=name,
-        output=request.output / protocol.name / name,
+        output=place / name,
         batch=request.batch,
         settings=settings,
         overwrite=request.overwrite,
@@ -167,7 +170,7 @@ def _run(
     )
 
 
-def _print(results: Sequence[EvaluationResult], protocol: Protocol, output: Path, say: Callable[[str], None]) -> None:
+def _print(results: Sequence[EvaluationResult], protocol: Protocol, place: Path, say: Callable[[str], None]) -> None:
     width = max(len(result.tracker) for result in results) + 2
     say("".join([" " * width, *(f"{name:>8}" for name in protocol.metric_names)]))
     for result in results:
@@ -183,4 +186,4 @@ def _print(results: Sequence[EvaluationResult], protocol: Protocol, output: Path
             say(f"note ({result.tracker}): {len(notes) - 10} more in {SCORES}")
         if result.speed is not None:
             say(f"{result.tracker}: {speed_table(result.speed)}")
-    say(f"written: {output / protocol.name}/NAME/{SCORES}")
+    say(f"written: {place}/NAME/{SCORES}")
