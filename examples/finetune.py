@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -62,6 +63,9 @@ class Options(Recipe):
     model: str | None = option(None, "Repository or folder of a base, or of an adapter to go on with.")
     new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
+    adapter: str | None = option(
+        None, "Folder with an adapter_config.json of any kind (peft writes it): put on --model in place of --system's."
+    )
 
     data: list[str] = listed(  # noqa: RUF009
         "Folders to train on: FOLDER with sequences of any known layout, or SET/SPLIT=FOLDER, such as "
@@ -109,6 +113,10 @@ class Options(Recipe):
             raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
         if self.box_warmup_epochs and self.system not in ("lorat", "spmtrack"):
             raise ValueError("--box-warmup-epochs belongs to MLP heads: use it with --system lorat or spmtrack.")
+        if self.adapter and (self.train_base or self.new_base):
+            raise ValueError("--adapter needs a trained, frozen base: drop --train-base or --new-base.")
+        if self.frame_by_frame and self.searches < 2:
+            raise ValueError(f"--frame-by-frame is for clips: --searches is {self.searches}, expected 2 or more.")
         if self.system in ("seatrack", "patrack", "sdmoea") and self.modality == "rgb":
             raise ValueError(f"--system {self.system} needs --modality thermal, depth or event.")
         for name in ("samples_per_epoch", "epochs", "batch_size", "gradient_accumulation", "log_every"):
@@ -149,13 +157,18 @@ def build_model(options: Options) -> nn.Module:
         return mmtrackers.OSTrackForTracking(config).requires_grad_(True)
     if options.train_base:
         return mmtrackers.AutoTracker.from_pretrained(options.model, dtype=torch.float32).requires_grad_(True)
-    if options.system != "none":
-        return TRACKERS[options.system].from_base(options.model, modality=options.modality)
+    if options.adapter or options.system != "none":
+        adapter = PeftConfig.from_pretrained(options.adapter) if options.adapter else None
+        kind = TRACKERS.get(options.system, mmtrackers.AutoTracker)
+        return kind.from_base(options.model, modality=options.modality, adapter_config=adapter)
     try:
         return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
     except ValueError as error:
         if "full model" in str(error):
-            error.add_note("To train an adapter on it add --system seatrack; to train the base itself, --train-base.")
+            error.add_note(
+                "To train an adapter on it add --system seatrack, or --adapter FOLDER for one of your own; to train "
+                "the base itself, --train-base."
+            )
         raise
 
 
@@ -346,7 +359,7 @@ class Trainer:
             inputs = batch | {name: value.to(self.unwrapped.dtype) for name, value in pixels.items()}
             if self.progress.epoch < options.box_warmup_epochs:
                 inputs["box_weight"] = 10.0
-            if options.frame_by_frame and inputs["search"].ndim == 6:
+            if options.frame_by_frame:
                 output = backward_clip(self.model, **inputs, backward=accelerator.backward)
             else:
                 output = self.model(**inputs)

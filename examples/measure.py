@@ -9,6 +9,7 @@ Mean overlap of trackers on sequences, initialised once with each sequence's fir
         --tracker examples/checkpoints/seatrack-tiny-thermal --synthetic pictures --modality thermal --count 40
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from mmtrackers import Tracker
 from mmtrackers.boxes import iou_xywh
 from mmtrackers.data import open_sequence
-from mmtrackers.data.synthetic import PictureLibrary, synthetic_sequence
+from mmtrackers.data.synthetic import PictureLibrary, SyntheticSequence, synthetic_sequence
 
 BLIND = ("night", "camouflage", "glare")
 
@@ -56,6 +57,46 @@ def open_part(name: str):
     return sequence
 
 
+@dataclass
+class Clip:
+    """A sequence whose frames are held in memory, for many trackers one after the other."""
+
+    frames: list[dict[str, np.ndarray]]
+    boxes_xywh: np.ndarray
+    present: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        return self.frames[index]
+
+    def rgb_only(self) -> "Clip":
+        return replace(self, frames=[{"rgb": frame["rgb"]} for frame in self.frames])
+
+
+def held(sequence: SyntheticSequence) -> Clip:
+    """A sequence with all its frames read."""
+    frames = [sequence.read(index) for index in range(len(sequence))]
+    return Clip(frames, sequence.boxes_xywh, sequence.present)
+
+
+def composed(pictures: Path, modality: str, count: int, length: int = 40) -> list[SyntheticSequence]:
+    """Sequences of held-out pictures; with a second modality RGB is blind in all of them.
+
+    Args:
+        pictures (`Path`): the folder of pictures.
+        modality (`str`): "thermal", "depth", "event" or "rgb".
+        count, length (`int`): number of sequences, and of frames of each.
+    """
+    library = PictureLibrary(pictures, split="heldout")
+    blindnesses = ("none",) if modality == "rgb" else BLIND
+    return [
+        synthetic_sequence(library, 10_000 + seed, modality, length, blind=blindnesses[seed % len(blindnesses)])
+        for seed in range(count)
+    ]
+
+
 def main(
     sequences: Annotated[list[str] | None, typer.Argument(help="Folders of sequences, each FOLDER[:rgb|:x].")] = None,
     tracker: Annotated[list[str], typer.Option(help="Repository or folder; may be given several times.")] = ...,
@@ -69,11 +110,7 @@ def main(
     cv2.setNumThreads(1)
     named = [(name, open_part(name)) for name in sequences or []]
     if synthetic is not None:
-        library = PictureLibrary(synthetic, split="heldout")
-        for seed in range(count):
-            blind = "none" if modality == "rgb" else BLIND[seed % len(BLIND)]
-            video = synthetic_sequence(library, 10_000 + seed, modality, length, blind=blind)
-            named.append((video.name, video))
+        named += [(video.name, video) for video in composed(synthetic, modality, count, length)]
     if not named:
         raise typer.BadParameter("nothing to measure: give sequence folders or --synthetic.")
     columns = []

@@ -84,6 +84,26 @@ class AutoTracker(_BaseAutoModelClass):
         return {config.model_type: (config, model) for config, model in cls._model_mapping.items()}
 
     @classmethod
+    def from_base(cls, base: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
+        """`from_base` of the base's own class: its weights, frozen, with a fresh adapter.
+
+        Args:
+            base: Hub id or folder of a full model.
+            **kwargs: as for `TrackerPreTrainedModel.from_base`, such as ``modality`` and ``adapter_config``.
+
+        Raises:
+            OSError: there is no model at `base`.
+            ValueError: its ``model_type`` is unknown, or what `TrackerPreTrainedModel.from_base` raises.
+
+        Example:
+            >>> from peft import LoraConfig
+            >>> lora = LoraConfig(target_modules=["q_proj", "v_proj"])
+            >>> AutoTracker.from_base("org/base", modality="thermal", adapter_config=lora)  # doctest: +SKIP
+        """
+        model_type = getattr(AutoConfig.from_pretrained(base), "model_type", None)
+        return _tracker_class(cls, model_type, f"{base}/{MODEL_CONFIG}")[1].from_base(base, **kwargs)
+
+    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],

@@ -29,6 +29,7 @@ from mmtrackers import (
     ODTrackForTracking,
     OSTrackConfig,
     OSTrackForTracking,
+    SDMoEConfig,
     Tracker,
     TrackerImageProcessor,
 )
@@ -368,6 +369,17 @@ def test_every_system_trains_by_its_preset(place, bases, tmp_path, preset, base,
     assert TrackerImageProcessor.from_pretrained(tmp_path).crop_style == ("lorat" if base == "dino" else "ostrack")
 
 
+def test_any_adapter_on_a_base(place, tmp_path):
+    """A config that peft wrote, on two streams of a base that has no adapter of its own."""
+    SDMoEConfig(adapter_dim=4, hyper_dim=8).save_pretrained(tmp_path / "start")
+    options = ("--adapter", str(tmp_path / "start"), "--modality", "thermal", "--max-steps", "1")
+    trainer = train(place, tmp_path / "out", *options, model="base")
+    assert trainer.dataset[0]["search"].shape == (2, 3, 128, 128)
+    loaded = AutoTracker.from_pretrained(tmp_path / "out", base_model=place / "base")
+    assert type(loaded) is OSTrackForTracking and loaded.config.modality == "thermal"
+    assert all("sdmoe_" in name for name in weights(tmp_path / "out"))
+
+
 def test_clips_frame_by_frame_and_box_warmup(place, bases, tmp_path):
     first, trained = {}, {}
     for name, more in {"clip": [], "frames": ["--frame-by-frame"], "warm": ["--box-warmup-epochs", "1"]}.items():
@@ -475,6 +487,8 @@ def seatrack_without_dropout(place: Path) -> Path:
         (["--model", "x"], "either --data .* or --synthetic"),
         (["--model", "x", "--data", "x", "--system", "seatrack"], "needs --modality thermal, depth or event"),
         (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "drop --train-base or --new-base"),
+        (["--model", "x", "--data", "x", "--adapter", "y", "--train-base"], "--adapter needs a trained, frozen base"),
+        (["--model", "x", "--data", "x", "--frame-by-frame"], "--searches is 1, expected 2 or more"),
         (["--model", "x", "--data", "x", "--epochs", "0"], "--epochs is 0; expected at least 1"),
         (["--model", "x", "--data", "x", "--speed", "9"], "not used.*--speed"),
     ],
