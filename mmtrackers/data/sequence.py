@@ -72,9 +72,9 @@ class FrameFiles(collections.abc.Sequence):
         count (`int`): how many names these are.
 
     Example:
-        >>> files = FrameFiles.of("/data/cat", ["1.jpg", "2.jpg"])
+        >>> files = FrameFiles.of("cat", ["1.jpg", "2.jpg"])
         >>> len(files), files[-1].name, files[0:1]
-        (2, '2.jpg', [PosixPath('/data/cat/1.jpg')])
+        (2, '2.jpg', [PosixPath('cat/1.jpg')])
     """
 
     __slots__ = ("_count", "blob", "folder")
