@@ -12,7 +12,7 @@ from .config import TMoEConfig
 
 
 class TMoELinear(TrackerTunerLayer):
-    """`W x + b + s * sum_e g_e U_e D x` with gates `g = softmax(R x)` per token (SPMTrack, figure 2 of its paper).
+    """`W x + b + s * sum_e g_e U_e D x` with gates `g = softmax(R x)` per token (arXiv 2503.18338).
 
     All experts are one product: the gates weigh `D x` before the up-projection, and `[U_0 | ... | U_E]` multiplies the
     gated vectors laid side by side. So no expert's full-width answer exists, neither in forward nor for backward. `D`
