@@ -40,6 +40,7 @@ def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray
         view.x1, view.y1, view.width, view.height,
         max(4, min(view.columns, round(view.width))), max(4, min(view.rows, round(view.height))),
     )  # fmt: skip
+    scene.seen.clear()
     rgb = render_rgb(scene, time, native)
     size = (view.columns, view.rows)
     if (native.columns, native.rows) != size:
@@ -69,6 +70,16 @@ def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.
     return warp(picture, matrix, (right - left, bottom - top), cv2.BORDER_CONSTANT), left, top
 
 
+def heat_raster(scene: "SyntheticScene", layer: Layer, time: float, view: View) -> tuple[np.ndarray, int, int]:
+    """A layer's shade and cover as `raster` would warp them, out of its colours where those are warped already."""
+    if layer.unseen is not None or (layer, time, view) not in scene.seen:
+        return raster(layer, time, view, layer.sprite.heat_picture())
+    patch, left, top = scene.seen[layer, time, view]
+    if not patch.size:
+        return patch[..., :2], left, top
+    return cv2.merge((cv2.cvtColor(patch, cv2.COLOR_RGBA2GRAY), patch[..., 3])), left, top
+
+
 def background_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     """The photo alone, in the scene's colours, uint8 [rows, columns, 3]."""
     photo = warp(
@@ -83,8 +94,14 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
     """All layers in colour, before light, blindness and noise; for ``events`` unsmeared and without camouflage."""
     canvas = background_rgb(scene, time, view)
     for layer in (*scene.behind, scene.target, *scene.front):
-        sprite = layer.unseen if events and layer.unseen else layer.sprite
-        patch, left, top = raster(layer, time, view, sprite.picture)
+        hidden = events and layer.unseen is not None
+        if not hidden and (layer, time, view) in scene.seen:
+            patch, left, top = scene.seen[layer, time, view]
+        else:
+            sprite = layer.unseen if hidden else layer.sprite
+            patch, left, top = raster(layer, time, view, sprite.picture)
+            if not hidden:
+                scene.seen[layer, time, view] = patch, left, top
         if not patch.size:
             continue
         colour = layer.colour
@@ -209,6 +226,8 @@ def black_outside(scene: "SyntheticScene", canvas: np.ndarray, view: View) -> No
 
 def misaligned(scene: "SyntheticScene", view: View) -> View:
     """The window as the second camera has it: the two are registered to a few percent of the target only."""
+    if scene.shift == (0.0, 0.0):
+        return view
     size = math.exp(scene.target.log_size.base)
     shift_x, shift_y = scene.shift[0] * size, scene.shift[1] * size
     return View(view.x1 + shift_x, view.y1 + shift_y, view.width, view.height, view.columns, view.rows)
@@ -225,7 +244,7 @@ def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarr
     table = np.clip(scene.heat_floor + slope * (np.arange(256) - 110), 0, 255).astype(np.uint8)
     canvas = cv2.GaussianBlur(cv2.LUT(grey, table), (0, 0), 1.0)
     for layer in (*scene.behind, scene.target, *scene.front):
-        patch, left, top = raster(layer, time, own, layer.sprite.heat_picture())
+        patch, left, top = heat_raster(scene, layer, time, own)
         if not patch.size:
             continue
         alpha = patch[..., 1]
@@ -242,13 +261,14 @@ def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarr
 def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool = True) -> np.ndarray:
     """Distance, uint16 [rows, columns] in mm, 0 where the sensor has no answer."""
     matrix = view.matrix
-    x = ((np.arange(view.columns) + 0.5 - matrix[0, 2]) / (matrix[0, 0] * scene.width))[None, :]
-    y = ((np.arange(view.rows) + 0.5 - matrix[1, 2]) / (matrix[1, 1] * scene.height))[:, None]
+    rows, columns = (np.arange(length, dtype=np.float32) + np.float32(0.5) for length in (view.rows, view.columns))
+    x = ((columns - matrix[0, 2]) / (matrix[0, 0] * scene.width))[None, :]
+    y = ((rows - matrix[1, 2]) / (matrix[1, 1] * scene.height))[:, None]
     # a floor is linear in the inverse of the distance; the wall behind it is at `far`
     floor = 1.0 + scene.slope * (y - 0.35) * 2 + scene.tilt * (x - 0.5)
     canvas = np.float32(scene.far) / np.maximum(floor, 1.0, dtype=np.float32)
     for layer in (*scene.behind, scene.target, *scene.front):
-        patch, left, top = raster(layer, time, view, layer.sprite.heat_picture())
+        patch, left, top = heat_raster(scene, layer, time, view)
         if not patch.size:
             continue
         # what comes nearer grows, and its surface is not flat

@@ -56,7 +56,7 @@ def colour_matrix(draw: Draw, strength: float, permute: float = 0.0) -> np.ndarr
     return matrix
 
 
-@dataclass
+@dataclass(eq=False)
 class Layer:
     """A sprite with its motion; ``pose(t)`` maps sprite coordinates to the frame's."""
 
