@@ -248,7 +248,6 @@ class Trainer:
         if options.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.validation = [sequence for entry in options.validate for sequence in self.spread(entry)]
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The command line rules the rate and the decay: both are written into the optimiser anew, step by step.
         optimizer = torch.optim.AdamW(training.parameter_groups(model, options))
         loader = DataLoader(
@@ -263,8 +262,12 @@ class Trainer:
             generator=torch.Generator().manual_seed(options.seed),
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
+        # FSDP has put shards in the place of the parameters
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.rebuilt: nn.Module | None = None
         self.average = training.WeightAverage(model, options.ema) if options.ema else None
-        self.store = training.CheckpointStore(accelerator, model, self.output / "checkpoints", self.average)
+        folder = self.output / "checkpoints"
+        self.store = training.CheckpointStore(accelerator, model, folder, self.optimizer, self.average)
         self.progress = training.TrainingProgress(fixed=self.fixed_options())
         self.meter = training.LossMeter()
         self.started = self.last_save = time.monotonic()
@@ -366,7 +369,8 @@ class Trainer:
                 accelerator.backward(output.loss)
             parts = {"loss": output.loss, **output.loss_parts}
             if accelerator.sync_gradients:
-                parts["gradient"] = accelerator.clip_grad_norm_(self.trained, options.clip_norm or math.inf)
+                norm = accelerator.clip_grad_norm_(self.trained, options.clip_norm or math.inf)
+                parts["gradient"] = training.gathered(norm)
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate() * group["factor"]
                     group["weight_decay"] = options.weight_decay * group["decays"]
@@ -399,23 +403,34 @@ class Trainer:
 
     def validate(self) -> None:
         """Tracks through the validation sequences with what would be saved now; keeps it if it is the best so far."""
-        if not self.accelerator.is_main_process:
-            return
-        with self.averaged():
-            success = training.validation_overlap(self.unwrapped, self.processor, self.validation)
-        best = max((entry["validation"] for entry in self.progress.history if "validation" in entry), default=-1.0)
-        self.progress.history.append({"step": self.progress.step, "validation": success})
-        tqdm.write(f"epoch {self.progress.epoch}: mean overlap {success:.3f} on {len(self.validation)} sequences")
-        if success > best:
-            self.export(self.output / "best")
+        with self.result() as model:
+            if not self.accelerator.is_main_process:
+                return
+            success = training.validation_overlap(model, self.processor, self.validation)
+            best = max((entry["validation"] for entry in self.progress.history if "validation" in entry), default=-1.0)
+            self.progress.history.append({"step": self.progress.step, "validation": success})
+            tqdm.write(f"epoch {self.progress.epoch}: mean overlap {success:.3f} on {len(self.validation)} sequences")
+            if success > best:
+                self.write(self.output / "best", model)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model holds the averaged weights, where there are any."""
+    def result(self) -> Iterator[nn.Module]:
+        """What would be saved now, with averaged weights, where there are any. Every process calls; the main one gets
+        it. Where processes hold shards, it is a copy of the tracker with what was trained gathered."""
         if self.average is not None:
             self.average.swap(self.unwrapped)
         try:
-            yield
+            if not training.is_sharded(self.unwrapped):
+                yield self.unwrapped
+                return
+            trained = training.gathered_tensors(self.unwrapped)
+            if self.accelerator.is_main_process:
+                if self.rebuilt is None:
+                    with torch.random.fork_rng():
+                        self.rebuilt = build_model(self.options)
+                for name, tensor in training.changing_tensors(self.rebuilt).items():
+                    tensor.copy_(trained[name])
+            yield self.rebuilt
         finally:
             if self.average is not None:
                 self.average.swap(self.unwrapped)
@@ -480,9 +495,14 @@ class Trainer:
         training.write_json(folder / "training_log.json", log | {"history": self.progress.history})
 
     def export(self, folder: Path) -> None:
-        """Writes the result: adapter or base (averaged, if asked for), image processor, card and losses."""
-        with self.averaged():
-            self.unwrapped.save_pretrained(folder)
+        """Writes the result (every process calls)."""
+        with self.result() as model:
+            if self.accelerator.is_main_process:
+                self.write(folder, model)
+
+    def write(self, folder: Path, model: nn.Module) -> None:
+        """A model for use: adapter or base, image processor, card and losses."""
+        model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         self.write_log(folder)
         if not is_own_text(folder):
@@ -492,12 +512,12 @@ class Trainer:
         """Exports the result and uploads it if asked for."""
         self.accelerator.wait_for_everyone()
         left_out = sum(map(Counter, gather_object([dict(getattr(self.dataset, "unreadable", {}))])), Counter())
+        self.export(self.output)
         if not self.accelerator.is_main_process:
             return
         if left_out:
             print("drawn anew, since something could not be used:")
             print("\n".join(f"{count:6d} times: {reason}" for reason, count in left_out.most_common()))
-        self.export(self.output)
         print(f"{self.state} after {self.progress.step} steps; result in {self.output}")
         if self.options.push_to_hub:  # checkpoints and logs are sub-folders, which stay here
             push(self.output, self.options.push_to_hub, base_model=self.options.hub_base)

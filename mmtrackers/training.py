@@ -16,9 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .recipes import Recipe
 
@@ -123,6 +130,21 @@ def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and trained:
             found |= {f"{prefix}.{name}".lstrip("."): b for name, b in module.named_buffers(recurse=False)}
     return found
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that may be sharded over processes; then every process must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """`changing_tensors` whole and on the CPU, for files; every process must call."""
+    return {name: gathered(tensor).cpu().contiguous() for name, tensor in changing_tensors(model).items()}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the parameters only (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 @dataclass
@@ -258,6 +280,7 @@ class CheckpointStore:
         accelerator (`Accelerator`): after `prepare`.
         model (`nn.Module`): the tracker, without wrappers.
         folder (`Path`): created on the first save.
+        optimizer (`torch.optim.Optimizer`, *optional*): the prepared one; needed where FSDP2 shards the model.
         average (`WeightAverage`, *optional*): saved along.
         limit (`int`): checkpoints kept.
 
@@ -274,22 +297,43 @@ class CheckpointStore:
         accelerator: Accelerator,
         model: nn.Module,
         folder: Path,
+        optimizer: torch.optim.Optimizer | None = None,
         average: WeightAverage | None = None,
         limit: int = 2,
     ) -> None:
         self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
-        self.average, self.limit = average, limit
+        self.optimizer, self.average, self.limit = optimizer, average, limit
         accelerator.register_save_state_pre_hook(self._save_tensors)
         accelerator.register_load_state_pre_hook(self._load_tensors)
 
     def _save_tensors(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
         weights.clear()
+        tensors = gathered_tensors(self.model)
+        average = self.average and {name: gathered(t).cpu().contiguous() for name, t in self.average.tensors.items()}
         if self.accelerator.is_main_process:
-            tensors = {name: t.cpu().contiguous() for name, t in changing_tensors(self.model).items()}
             save_file(tensors, Path(folder) / self.TENSORS)
-            if self.average is not None:
-                tensors = {name: t.cpu().contiguous() for name, t in self.average.tensors.items()}
-                save_file(tensors, Path(folder) / self.AVERAGE, metadata={"steps": str(self.average.steps)})
+            if average:
+                save_file(average, Path(folder) / self.AVERAGE, metadata={"steps": str(self.average.steps)})
+
+    def _save_shards(self, folder: str) -> None:
+        """What `save_state` would, without the frozen weights, which accelerate saves with every sharded model."""
+        accelerator, options = self.accelerator, StateDictOptions(full_state_dict=True, cpu_offload=True)
+        self._save_tensors([], [], folder)
+        optimizer = get_optimizer_state_dict(self.model, self.optimizer, options=options)
+        if accelerator.is_main_process:
+            torch.save(optimizer, Path(folder) / "optimizer.bin")
+        save_accelerator_state(
+            folder, [], [], [], [], accelerator.process_index, accelerator.step, scaler=accelerator.scaler
+        )
+
+    def _load_shards(self, folder: str) -> None:
+        accelerator = self.accelerator
+        self._load_tensors([], folder)
+        optimizer = torch.load(Path(folder) / "optimizer.bin", weights_only=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=options)
+        own = load_accelerator_state(folder, [], [], [], [], accelerator.process_index, scaler=accelerator.scaler)
+        accelerator.step = own.get("step", 0)
 
     @torch.no_grad()
     def _load_tensors(self, models: list[nn.Module], folder: str) -> None:
@@ -313,7 +357,10 @@ class CheckpointStore:
                 "into another --output."
             )
         for name, tensor in target.items():
-            tensor.copy_(source[name])
+            whole = source[name]
+            if isinstance(tensor, DTensor):
+                whole = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
+            tensor.copy_(whole)
 
     def save(self, progress: TrainingProgress, export: Callable[[Path], None] | None = None) -> Path:
         """
@@ -321,7 +368,8 @@ class CheckpointStore:
 
         Args:
             progress (`TrainingProgress`): where the run stands.
-            export (`Callable`, *optional*): writes the model for use into the folder it gets (`model`).
+            export (`Callable`, *optional*): writes the model for use into the folder it gets (`model`); every process
+                calls it.
 
         Returns:
             `Path`: the checkpoint.
@@ -332,11 +380,14 @@ class CheckpointStore:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(draft))
+        if is_sharded(self.model):
+            self._save_shards(str(draft))
+        else:
+            self.accelerator.save_state(str(draft))
+        if export is not None:
+            export(draft / "model")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            if export is not None:
-                export(draft / "model")
             write_json(draft / self.PROGRESS, asdict(progress))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(draft, final)
@@ -366,7 +417,10 @@ class CheckpointStore:
         if not (Path(folder) / self.PROGRESS).is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no {self.PROGRESS}.")
         progress = TrainingProgress(**json.loads((Path(folder) / self.PROGRESS).read_text()))
-        self.accelerator.load_state(str(folder))
+        if is_sharded(self.model):
+            self._load_shards(str(folder))
+        else:
+            self.accelerator.load_state(str(folder))
         return progress
 
 

@@ -435,38 +435,48 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "seatrack"])
-def test_two_processes_equal_one(place, tmp_path, kind):
-    """gloo, dropout and drop path 0, the same batch of 4 pairs per step, in all 2 epochs."""
-    options = ["--data", str(place / "sequences"), "--samples-per-epoch", "16", "--epochs", "2", "--workers", "0"]
-    options += ["--log-every", "1", "--lr", "1e-3"]
-    if kind == "lora":
-        options += ["--model", str(place / "calm-lora")]
-    else:
-        adapter = seatrack_without_dropout(place)
-        options += ["--model", str(adapter)]
-    finetune.main([*options, "--batch-size", "4", "--output", str(tmp_path / "one")])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(free_port()), str(SCRIPT), *options]
+def launch(*arguments: str, script: Path = SCRIPT, **more: str) -> None:
+    """Two gloo processes on this machine's CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
     python_path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
-    command = [*launch, "--batch-size", "4", "--output", str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    where = arguments.index("--model")
+    command += [*arguments[:where], str(script), *arguments[where:]]
+    done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "seatrack", "lora in shards"])
+def test_two_processes_equal_one(place, tmp_path, kind):
+    """gloo, dropout and drop path 0, the same batch of 4 pairs per step, in all 2 epochs; FSDP2 is stopped once."""
+    start = seatrack_without_dropout(place) if kind == "seatrack" else place / "calm-lora"
+    options = ["--model", str(start), "--data", str(place / "sequences"), "--samples-per-epoch", "16", "--epochs", "2"]
+    options += ["--workers", "0", "--log-every", "1", "--lr", "1e-3", "--batch-size", "4"]
+    options += ["--ema", "0.9"] if kind == "lora in shards" else []
+    finetune.main([*options, "--output", str(tmp_path / "one")])
+    options += ["--output", str(tmp_path / "two")]
+    if kind == "lora in shards":
+        fsdp = ["--config_file", str(SCRIPT.parent / "accelerate" / "fsdp2.yaml")]
+        script = Path(__file__).with_name("fsdp_on_cpu.py")
+        launch(*fsdp, *options, "--max-steps", "5", script=script)
+        stored = load_file(tmp_path / "two" / "checkpoints" / "checkpoint-00000005" / "trained.safetensors")
+        assert stored and all("lora_" in name for name in stored)
+        launch(*fsdp, *options, "--resume", script=script)
+    else:
+        launch("--multi_gpu", *options)
     facts = json.loads((tmp_path / "two" / "training_facts.json").read_text())
     assert facts["hardware"] == "2 x cpu"
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert len(one) == len(two) == 8
     for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    start = weights(place / "calm-lora") if kind == "lora" else weights(adapter)
+    a, b, before = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(start)
     assert a.keys() == b.keys()
     for name in a:
         assert (b[name] - a[name]).abs().max().item() < 1e-5, name
-    assert max((a[name] - start[name]).abs().max().item() for name in a) > 1e-3
+    assert max((a[name] - before[name]).abs().max().item() for name in a) > 1e-3
 
 
 def seatrack_without_dropout(place: Path) -> Path:
