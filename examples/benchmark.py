@@ -4,6 +4,7 @@ Time, launches and memory of the trackers at their real size, beside what the ma
     python examples/benchmark.py                       # every tracker: plain, packed, packed in bf16
     python examples/benchmark.py --reference ~/OSTrack --system ostrack
     python examples/benchmark.py --tiny --rounds 1     # a smoke run
+    python examples/benchmark.py --training            # the training step: plain, and with what makes it cheaper
 
 Weights are random, batch 1, template embedded beforehand, one frame = forward and decoding. All rows and the matrix
 products that calibrate the floor take turns in every round and medians are printed, so that only ratios within one run
@@ -13,7 +14,7 @@ matrix product of the tracker's shapes reached in this run, stock or laid out be
 Launches are dispatched operations that are not views (`count_launches`). Bytes saved for backward are those that a
 training step on two search crops keeps, parameters not counted (`saved_bytes`): two pairs, for SPMTrack one clip of
 two frames; adapter training for trackers that have one, the whole base for OSTrack, with the recipe's dropouts and
-drop path.
+drop path. Peak is what the process grows by during one such step, at most; the optimiser is not part of a step.
 
 `--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/GXNU-ZhongLab/ODTrack,
 github.com/AutoLab-SAI-SJTU/SEATrack, or the folder PATrack of
@@ -26,6 +27,7 @@ runs in this process, takes `template=` and `search=`, and its elimination is th
 import argparse
 import gc
 import importlib
+import re
 import statistics
 import sys
 import time
@@ -51,7 +53,9 @@ from mmtrackers import (
     SPMTrackForTracking,
     TrackerPreTrainedModel,
 )
+from mmtrackers.modeling import backward_clip
 from mmtrackers.packing import PackedLinear
+from mmtrackers.training import hold_frozen
 
 BUILDERS = {
     "odtrack": ("lib.models.odtrack:build_odtrack", "experiments/odtrack/baseline.yaml"),
@@ -176,14 +180,19 @@ def frame_of(model: TrackerPreTrainedModel, dtype: torch.dtype | None = None, **
     return lambda: model.decode(model(search, embedded, state=state, **kwargs), window)
 
 
-def training_bytes(model: TrackerPreTrainedModel, batch: int = 2, frames: int = 1, checkpointing: bool = False) -> int:
-    """Bytes that a training step of a tracker saves for backward, on pairs or on clips of several search frames; with
-    `checkpointing`, what it keeps between layers."""
-    search, *template = crops(model, batch)
+def training_inputs(model: TrackerPreTrainedModel, batch: int = 2, frames: int = 1) -> dict[str, Tensor]:
+    """Arguments of a training step: pairs, or clips of several search frames."""
+    search, *template = crops(model, batch, model.dtype)
     labels = torch.tensor([[0.4, 0.4, 0.2, 0.2]]).repeat(batch, 1)
     if frames > 1:
         search, labels = (torch.stack([crop] * frames, 1) for crop in (search, labels))
-    inputs = {"search": search, "labels": labels} | dict(zip(("template", "template_mask"), template, strict=False))
+    return {"search": search, "labels": labels} | dict(zip(("template", "template_mask"), template, strict=False))
+
+
+def training_bytes(model: TrackerPreTrainedModel, batch: int = 2, frames: int = 1, checkpointing: bool = False) -> int:
+    """Bytes that a training step of a tracker saves for backward, on pairs or on clips of several search frames; with
+    `checkpointing`, what it keeps between layers."""
+    inputs = training_inputs(model, batch, frames)
     if checkpointing:
         model.activation_checkpointing_enable()
     total = saved_bytes(model.train(), lambda: model(**inputs).loss)
@@ -191,6 +200,80 @@ def training_bytes(model: TrackerPreTrainedModel, batch: int = 2, frames: int = 
         model.activation_checkpointing_disable()
     model.eval()
     return total
+
+
+def peak_growth(call: Callable[[], object]) -> int | None:
+    """Bytes by which this process grows at most during a call; None where the system does not tell (not Linux)."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before = int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
+        call()
+        return 1024 * max(0, int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) - before)
+    except OSError:
+        return None
+
+
+@dataclass
+class TrainingStep:
+    """Forward and backward, without the optimiser, in one of the ways that `examples/finetune.py` offers."""
+
+    system: str
+    variant: str
+    model: TrackerPreTrainedModel
+    inputs: dict[str, Tensor]
+    saved: int
+    peak: int | None = None
+    times: list[float] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        self.model.train()
+        if self.variant == "checkpointing":
+            self.model.activation_checkpointing_enable()
+        if self.variant == "frame by frame":
+            backward_clip(self.model, **self.inputs)
+        else:
+            self.model(**self.inputs).loss.backward()
+        if self.variant == "checkpointing":
+            self.model.activation_checkpointing_disable()
+        self.model.zero_grad()
+
+
+def training_steps(system: str, tiny: bool) -> list[TrainingStep]:
+    """A system's training step: plain, and with each option that makes it cheaper."""
+    model, size = build(system, tiny), {"batch": 1, "frames": 2} if system == "spmtrack" else {}
+    inputs = training_inputs(model, **size)
+    steps = [TrainingStep(system, "plain", model, inputs, training_bytes(model, **size))]
+    steps.append(
+        TrainingStep(system, "checkpointing", model, inputs, training_bytes(model, **size, checkpointing=True))
+    )
+    if size:
+        steps.append(TrainingStep(system, "frame by frame", model, inputs, training_bytes(model, batch=1)))
+    if model.has_adapter:  # of a base all weights are trained
+        half = build(system, tiny)
+        hold_frozen(half, torch.bfloat16)
+        steps.append(
+            TrainingStep(system, "frozen bf16", half, training_inputs(half, **size), training_bytes(half, **size))
+        )
+    return steps
+
+
+def report_training(systems: list[str], rounds: int, tiny: bool) -> None:
+    """Prints step time, bytes saved for backward and growth of the process, of one system after the other."""
+    print(f"{'system':10}{'training step':18}{'ms':>10}{'of plain':>10}{'saved MB':>10}{'peak MB':>10}")
+    for system in systems:
+        steps = training_steps(system, tiny)
+        for step in steps:
+            step()
+            step.peak = peak_growth(step)
+        for _ in range(rounds):
+            for step in steps:
+                step.times.append(clock(step))
+        plain = statistics.median(steps[0].times)
+        for step in steps:
+            seconds, peak = statistics.median(step.times), "" if step.peak is None else f"{step.peak / 1e6:.0f}"
+            cells = f"{1e3 * seconds:10.0f}{seconds / plain:10.2f}{step.saved / 1e6:10.0f}{peak:>10}"
+            print(f"{system:10}{step.variant:18}{cells}", flush=True)
 
 
 @dataclass
@@ -343,6 +426,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="times that every row has its turn")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--tiny", action="store_true", help="small random models: a smoke run")
+    parser.add_argument("--training", action="store_true", help="the training step in place of the frames")
     parser.add_argument("--reference", type=Path, help="checkout of --system's official code, run in turn")
     parser.add_argument("--reference-config", help="its experiment file, inside the checkout")
     parser.add_argument("--reference-builder", help="its builder, module:function")
@@ -356,12 +440,16 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    systems = [options.system] if options.system else sorted(TRACKERS)
+    if options.training:
+        report_training(systems, options.rounds, options.tiny)
+        return
     reference = None
     if options.reference:
         builder, config = options.reference_builder, options.reference_config
         reference = reference_frame(options.reference.expanduser(), options.system, builder, config)
     rows: list[Row] = []
-    for system in [options.system] if options.system else sorted(TRACKERS):
+    for system in systems:
         rows += tracker_rows(system, options.tiny)
     if reference is not None:
         macs = count_macs(reference)
