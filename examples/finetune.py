@@ -522,6 +522,11 @@ class Trainer:
         if self.options.push_to_hub:  # checkpoints and logs are sub-folders, which stay here
             push(self.output, self.options.push_to_hub, base_model=self.options.hub_base)
 
+    def release(self) -> None:
+        """Lets go of the wrapped model: if it outlives the process group, a process can hang at its end."""
+        self.model = self.unwrapped
+        self.accelerator.free_memory()
+
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Parses the command line and runs. Returns the trainer, for tests and notebooks."""
@@ -553,6 +558,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             f"{trainer.rate():.2g}); {batch}; {back}. Lower --lr or raise --warmup-steps, and --resume."
         ) from error
     trainer.finish()
+    trainer.release()
     accelerator.end_training()
     return trainer
 
