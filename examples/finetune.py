@@ -107,8 +107,6 @@ class Options(Recipe):
             raise ValueError(f"Give either --data (sequences) or --synthetic (a folder of pictures).{sets}")
         if self.weights and len(self.weights) != len(self.data):
             raise ValueError(f"{len(self.weights)} --weights for {len(self.data)} --data: expected one each.")
-        if self.system not in ("none", *TRACKERS):
-            raise ValueError(f"--system {self.system} cannot be trained yet; there is {', '.join(TRACKERS)}.")
         if self.system != "none" and (self.train_base or self.new_base):
             raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
         if self.box_warmup_epochs and self.system not in ("lorat", "spmtrack"):

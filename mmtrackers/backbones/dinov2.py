@@ -19,15 +19,15 @@ BACKGROUND, FOREGROUND, SEARCH = 0, 1, 2
 
 
 def resample_positions(table: Tensor, side: int) -> Tensor:
-    """DINOv2's position table for a square grid of another side.
+    """An image ViT's position table for a square grid of another side.
 
     Args:
         table (`Tensor`, shape `[1, 1 + n * n, C]`): class token's row, then the grid row by row.
         side (`int`): cells along a side of the new grid.
 
     Returns:
-        `Tensor`, shape `[1, side * side, C]`: bicubic in float32 without antialiasing, as LoRAT resamples it; the
-        class token's row is left out.
+        `Tensor`, shape `[1, side * side, C]`: bicubic in float32 without antialiasing, as OSTrack and LoRAT do it;
+        the class token's row is left out.
 
     Raises:
         ValueError: the table's grid is not square.

@@ -31,6 +31,13 @@ class TrackToken(nn.Module):
         return self.start + state.to(self.start.dtype) + self.position
 
 
+def init_track_token(module: nn.Module, std: float) -> None:
+    """Initial values of a `TrackToken`, from a truncated normal distribution; other modules are left alone."""
+    if isinstance(module, TrackToken):
+        init.trunc_normal_(module.start, std=std)
+        init.trunc_normal_(module.position, std=std)
+
+
 class ODTrackPreTrainedModel(OSTrackPreTrainedModel):
     """Weights' initial values of the family."""
 
@@ -39,9 +46,7 @@ class ODTrackPreTrainedModel(OSTrackPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, TrackToken):
-            init.trunc_normal_(module.start, std=self.config.initializer_range)
-            init.trunc_normal_(module.position, std=self.config.initializer_range)
+        init_track_token(module, self.config.initializer_range)
 
 
 class ODTrackModel(ODTrackPreTrainedModel, ViTTrunk):

@@ -5,37 +5,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from mmtrackers.backbones.dinov2 import resample_positions
 from mmtrackers.checkpoints import load_official
 
 from .configuration_ostrack import OSTrackConfig
 from .convert_ostrack import our_names, rename
 from .modeling_ostrack import OSTrackForTracking
-
-
-def resample_positions(table: Tensor, side: int) -> Tensor:
-    """The position table of an image ViT for a square grid of another side.
-
-    Args:
-        table (`Tensor`, shape `[1, 1 + n * n, C]`): class token's row, then the grid row by row.
-        side (`int`): cells along a side of the new grid.
-
-    Returns:
-        `Tensor`, shape `[1, side * side, C]`: bicubic, without the class token's row (OSTrack's official start).
-
-    Raises:
-        ValueError: the table's grid is not square.
-
-    Example:
-        >>> resample_positions(torch.zeros(1, 197, 768), 16).shape
-        torch.Size([1, 256, 768])
-    """
-    grid = round((table.shape[1] - 1) ** 0.5)
-    if grid * grid + 1 != table.shape[1]:
-        raise ValueError(f"The position table has {table.shape[1]} rows, expected 1 + n * n for a square grid.")
-    cells = table[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
-    return F.interpolate(cells, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
 
 def ostrack_from_image_vit(
@@ -64,7 +40,7 @@ def ostrack_from_image_vit(
     known = {f"backbone.{name}": tensor for name, tensor in net.items() if our_names(f"backbone.{name}") is not None}
     trunk = rename(known, our_names)
     for name, side in (("template", config.template_grid), ("search", config.search_grid)):
-        trunk[f"model.embeddings.{name}_position"] = resample_positions(net["pos_embed"].float(), side)
+        trunk[f"model.embeddings.{name}_position"] = resample_positions(net["pos_embed"], side)
     model = OSTrackForTracking(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("model.")}
     wrong = sorted(n for n, shape in expected.items() if n not in trunk or trunk[n].shape != shape)

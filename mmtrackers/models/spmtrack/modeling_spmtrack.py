@@ -2,12 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
 from mmtrackers.backbones.dinov2 import Dinov2Trunk
 from mmtrackers.memory import QuarterReferences, ThirdReferences
 from mmtrackers.models.lorat.modeling_lorat import LoRATForTracking, LoRATPreTrainedModel
-from mmtrackers.models.odtrack.modeling_odtrack import TrackToken
+from mmtrackers.models.odtrack.modeling_odtrack import TrackToken, init_track_token
 
 from .configuration_spmtrack import SPMTrackConfig, tmoe_config
 
@@ -20,9 +19,7 @@ class SPMTrackPreTrainedModel(LoRATPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, TrackToken):
-            init.trunc_normal_(module.start, std=self.config.initializer_range)
-            init.trunc_normal_(module.position, std=self.config.initializer_range)
+        init_track_token(module, self.config.initializer_range)
 
 
 class SPMTrackModel(SPMTrackPreTrainedModel, Dinov2Trunk):
