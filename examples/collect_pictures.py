@@ -1,7 +1,7 @@
 """Gather freely licensed pictures from Debian packages for training on composed scenes.
 
-    apt-get install tuxpaint-stamps-default gnome-backgrounds mate-backgrounds ukui-wallpapers \
-        lomiri-wallpapers-20.04 plasma-workspace-wallpapers
+    apt-get install tuxpaint-stamps-default openclipart-png gcompris-qt-data gnome-backgrounds mate-backgrounds \
+        ukui-wallpapers lomiri-wallpapers-20.04 plasma-workspace-wallpapers
     python examples/collect_pictures.py pictures
 
 The folder then holds ``cutouts/*.png`` (RGBA, cropped to the visible part), ``backgrounds/*.jpg`` and
@@ -9,9 +9,11 @@ The folder then holds ``cutouts/*.png`` (RGBA, cropped to the visible part), ``b
 reads it. The pictures are needed to train again, never to use a trained tracker.
 """
 
+import io
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +21,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-STAMPS_PACKAGE = "tuxpaint-stamps-default"
+STAMPS_PACKAGE, CLIPART_PACKAGE, ACTIVITIES_PACKAGE = "tuxpaint-stamps-default", "openclipart-png", "gcompris-qt-data"
 BACKGROUND_PACKAGES = (
     "gnome-backgrounds",
     "mate-backgrounds",
@@ -28,10 +30,13 @@ BACKGROUND_PACKAGES = (
     "plasma-workspace-wallpapers",
 )
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
-STAMP_ROOT = "/usr/share/tuxpaint/stamps/"
+CUTOUT_PACKAGES = (STAMPS_PACKAGE, CLIPART_PACKAGE)
+CUTOUT_ROOTS = ("/usr/share/tuxpaint/stamps/", "/usr/share/openclipart/png/")
 BACKGROUND_ROOTS = ("/usr/share/backgrounds/", "/usr/share/wallpapers/")
 # glyphs and drawn outlines teach a tracker nothing about things in photographs
-SKIPPED_STAMPS = ("symbols/alphabets", "symbols/math", "symbols/music", "symbols/shapes", "/cartoon/")
+SKIPPED_CUTOUTS = ("symbols/alphabets", "symbols/math", "symbols/music", "symbols/shapes", "/cartoon/", "png/shapes",
+                   "png/signs_and_symbols", "png/special", "computer/icons", "computer/buttons", "recreation/games",
+                   "aiga-symbols", "roadsigns", "people/stickmen", "people/smilies")
 SKIMAGE_SAMPLES = ("astronaut", "chelsea", "coffee", "rocket", "cat", "hubble_deep_field", "immunohistochemistry",
                    "retina", "brick", "grass", "gravel", "camera", "coins", "colorwheel")
 
@@ -66,10 +71,9 @@ def short_name(path: Path, root: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", str(path.with_suffix("")).removeprefix(root)).strip("_").lower()
 
 
-def save_cutout(source: Path, target: Path, longest: int) -> bool:
-    """Write ``source`` cropped to its visible part; False for pictures without a usable outline."""
-    with Image.open(source) as opened:
-        picture = opened.convert("RGBA")
+def save_cutout(picture: Image.Image, target: Path, longest: int) -> bool:
+    """Write a picture cropped to its visible part; False where it has no usable outline."""
+    picture = picture.convert("RGBA")
     box = picture.getchannel("A").point(lambda value: 255 * (value >= 128)).getbbox()
     if box is None:
         return False
@@ -78,8 +82,10 @@ def save_cutout(source: Path, target: Path, longest: int) -> bool:
     if min(picture.size) < 24 or coverage < 0.15:
         return False
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    if min(picture.size) < 16:
+        return False
     picture.save(target)
-    return min(picture.size) >= 16
+    return True
 
 
 def largest_of_each(paths: list[Path]) -> list[Path]:
@@ -112,15 +118,52 @@ def save_background(picture: Image.Image, target: Path, longest: int) -> bool:
     return True
 
 
+def save_from(path: Path, save: Callable[[Image.Image, Path, int], bool], target: Path, longest: int) -> bool:
+    """Apply one of the two functions above to a file; one that cannot be read is named and left out."""
+    try:
+        with Image.open(path) as picture:
+            return save(picture, target, longest)
+    except (OSError, Image.DecompressionBombError) as error:
+        typer.echo(f"skipped {path}: {error}", err=True)
+        return False
+
+
 def collect_cutouts(out: Path, longest: int) -> list[str]:
-    """Copy the stamps with an outline; returns their lines for ``sources.txt``."""
+    """Copy the stamps and clip art with an outline; returns their lines for ``sources.txt``."""
     lines = []
-    for path in package_files(STAMPS_PACKAGE):
-        if not str(path).startswith(STAMP_ROOT) or any(part in str(path) for part in SKIPPED_STAMPS):
-            continue
-        name = short_name(path, STAMP_ROOT) + ".png"
-        if save_cutout(path, out / name, longest):
-            lines.append(f"cutouts/{name}\t{STAMPS_PACKAGE}\t{path}")
+    for package, root in zip(CUTOUT_PACKAGES, CUTOUT_ROOTS, strict=True):
+        for path in package_files(package):
+            if not str(path).startswith(root) or any(part in str(path) for part in SKIPPED_CUTOUTS):
+                continue
+            name = short_name(path, root) + ".png"
+            if save_from(path, save_cutout, out / name, longest):
+                lines.append(f"cutouts/{name}\t{package}\t{path}")
+    return lines
+
+
+def resource_pictures(path: Path) -> Iterator[Image.Image]:
+    """The WebP pictures inside a Qt resource file, which holds them as they are."""
+    content = path.read_bytes()
+    for found in re.finditer(rb"RIFF(....)WEBP", content, flags=re.S):
+        size = int.from_bytes(found[1], "little") + 8
+        with Image.open(io.BytesIO(content[found.start() : found.start() + size])) as picture:
+            yield picture
+
+
+def collect_activities(out: Path, cutout_size: int, background_size: int) -> list[str]:
+    """Photographs and cut-outs of GCompris's activities; returns their lines for ``sources.txt``."""
+    listing = subprocess.run(["dpkg", "-L", ACTIVITIES_PACKAGE], capture_output=True, text=True, check=False).stdout
+    lines = []
+    for path in sorted(Path(line) for line in listing.splitlines() if line.endswith(".rcc")):
+        for number, picture in enumerate(resource_pictures(path)):
+            name = f"gcompris_{path.stem}_{number}"
+            if picture.mode == "RGBA":
+                kept, name = save_cutout(picture, out / "cutouts" / f"{name}.png", cutout_size), f"cutouts/{name}.png"
+            else:
+                kept = save_background(picture, out / "backgrounds" / f"{name}.jpg", background_size)
+                name = f"backgrounds/{name}.jpg"
+            if kept:
+                lines.append(f"{name}\t{ACTIVITIES_PACKAGE}\t{path} ({number})")
     return lines
 
 
@@ -132,13 +175,7 @@ def collect_backgrounds(out: Path, longest: int) -> list[str]:
         for path in largest_of_each(paths):
             root = next(root for root in BACKGROUND_ROOTS if str(path).startswith(root))
             name = short_name(path, root) + ".jpg"
-            try:
-                with Image.open(path) as picture:
-                    kept = save_background(picture, out / name, longest)
-            except OSError as error:
-                typer.echo(f"skipped {path}: {error}", err=True)
-                continue
-            if kept:
+            if save_from(path, save_background, out / name, longest):
                 lines.append(f"backgrounds/{name}\t{package}\t{path}")
     return lines + collect_skimage(out, longest)
 
@@ -153,9 +190,8 @@ def collect_skimage(out: Path, longest: int) -> list[str]:
     for path in sorted((Path(skimage.__file__).parent / "data").iterdir()):
         if path.stem in SKIMAGE_SAMPLES and path.suffix in PICTURE_SUFFIXES:
             name = f"skimage_{path.stem}.jpg"
-            with Image.open(path) as picture:
-                if save_background(picture, out / name, longest):
-                    lines.append(f"backgrounds/{name}\tscikit-image\t{path.name}")
+            if save_from(path, save_background, out / name, longest):
+                lines.append(f"backgrounds/{name}\tscikit-image\t{path.name}")
     return lines
 
 
@@ -168,8 +204,9 @@ def main(
     for name in ("cutouts", "backgrounds"):
         (out / name).mkdir(parents=True, exist_ok=True)
     lines = collect_cutouts(out / "cutouts", cutout_size) + collect_backgrounds(out / "backgrounds", background_size)
+    lines += collect_activities(out, cutout_size, background_size)
     if not lines:
-        wanted = " ".join((STAMPS_PACKAGE, *BACKGROUND_PACKAGES))
+        wanted = " ".join((*CUTOUT_PACKAGES, ACTIVITIES_PACKAGE, *BACKGROUND_PACKAGES))
         typer.echo(f"No pictures found. Install the packages first: apt-get install {wanted}", err=True)
         raise typer.Exit(1)
     counts = Counter(line.split("\t")[1] for line in lines)

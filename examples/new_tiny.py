@@ -8,6 +8,11 @@ Queries and keys start as nearly the same orthogonal map, so attention begins as
 "Mimetic initialization of self-attention layers", arXiv 2305.09828): a search token looks at template tokens like it
 from the first step, where a plain start spends most of a short training on finding that out.
 
+Resolution is raised late: small crops are cheap while the tracker learns what to look for. A trained OSTrack goes on
+at larger crops with its weights, positions resampled:
+
+    python examples/new_tiny.py out/larger-start --larger-from out/ostrack-tiny --search-size 192
+
 With a trained OSTrack, an ODTrack of its sizes starts from its weights and answers nearly as it does from the first
 step. Only the track token is new; the head's first convolutions are divided by the nearly constant factor that it puts
 on the features:
@@ -17,11 +22,12 @@ on the features:
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import nn
+from torch.nn import functional
 
 from mmtrackers import (
     AutoTracker,
@@ -31,6 +37,7 @@ from mmtrackers import (
     OSTrackForTracking,
     TrackerImageProcessor,
 )
+from mmtrackers.backbones.dinov2 import resample_positions
 
 ALIKE, NOISE, SCORE_BIAS = 0.8, 0.02, -3.0
 
@@ -64,6 +71,34 @@ def compare_contents(model: OSTrackForTracking) -> None:
     model.head.score[-1].bias.fill_(SCORE_BIAS)
 
 
+def trained_ostrack(folder: str | Path) -> OSTrackForTracking:
+    """The OSTrack in `folder` in float32; ValueError where it holds another tracker."""
+    base = AutoTracker.from_pretrained(folder, dtype=torch.float32)
+    if type(base) is not OSTrackForTracking:
+        raise ValueError(f"{folder} is a {type(base).__name__}, expected an OSTrackForTracking.")
+    return base
+
+
+def sizes_of(base: OSTrackForTracking) -> dict[str, Any]:
+    """The arguments of its OSTrackConfig."""
+    return {name: getattr(base.config, name) for name in OSTrackConfig.__annotations__}
+
+
+def larger_from(folder: str | Path, search_size: int) -> OSTrackForTracking:
+    """The OSTrack in `folder` for a search crop of `search_size` pixels and a template of half of it."""
+    base = trained_ostrack(folder)
+    model = OSTrackForTracking(
+        OSTrackConfig(**sizes_of(base) | {"search_size": search_size, "template_size": search_size // 2})
+    )
+    weights, grids = base.state_dict(), {"search": model.config.search_grid, "template": model.config.template_grid}
+    for role, side in grids.items():
+        name = f"model.embeddings.{role}_position"
+        # the tables of image ViTs, for which the resampling is made, begin with a class token's row
+        weights[name] = resample_positions(functional.pad(weights[name], (0, 0, 1, 0)), side)
+    model.load_state_dict(weights)
+    return model
+
+
 @torch.no_grad()
 def level_head(model: ODTrackForTracking) -> float:
     """Divides the head's first convolutions by the mean product of features and track token on noise; returns it."""
@@ -87,11 +122,8 @@ def odtrack_from(folder: str | Path) -> ODTrackForTracking:
     Raises:
         ValueError: `folder` holds another tracker.
     """
-    base = AutoTracker.from_pretrained(folder, dtype=torch.float32)
-    if type(base) is not OSTrackForTracking:
-        raise ValueError(f"{folder} is a {type(base).__name__}, expected an OSTrackForTracking.")
-    sizes = {name: getattr(base.config, name) for name in OSTrackConfig.__annotations__}
-    model = ODTrackForTracking(ODTrackConfig(**sizes | {"fusion": ODTrackConfig.fusion}))
+    base = trained_ostrack(folder)
+    model = ODTrackForTracking(ODTrackConfig(**sizes_of(base) | {"fusion": ODTrackConfig.fusion}))
     new = model.load_state_dict(base.state_dict(), strict=False)
     assert not new.unexpected_keys and {name.rpartition(".")[0] for name in new.missing_keys} == {"model.track_token"}
     level_head(model)
@@ -104,16 +136,23 @@ def main(
     odtrack_from_: Annotated[
         Path | None, typer.Option("--odtrack-from", help="Folder of a trained OSTrack: makes an ODTrack of it.")
     ] = None,
+    larger_from_: Annotated[
+        Path | None, typer.Option("--larger-from", help="Folder of a trained OSTrack that goes on at --search-size.")
+    ] = None,
+    search_size: Annotated[int, typer.Option(help="Side of the search crop in pixels, with --larger-from.")] = 192,
 ) -> None:
     """Writes the start weights and the image processor to OUTPUT."""
     torch.manual_seed(seed)
-    if odtrack_from_ is None:
+    if odtrack_from_ is not None:
+        model = odtrack_from(odtrack_from_)
+    elif larger_from_ is not None:
+        model = larger_from(larger_from_, search_size)
+    else:
         model = OSTrackForTracking(tiny_config())
         compare_contents(model)
-        processor = TrackerImageProcessor(template_size=64, search_size=128)
-    else:
-        model = odtrack_from(odtrack_from_)
-        processor = TrackerImageProcessor.from_pretrained(odtrack_from_)
+    trained = odtrack_from_ or larger_from_
+    processor = TrackerImageProcessor() if trained is None else TrackerImageProcessor.from_pretrained(trained)
+    processor.template_size, processor.search_size = model.config.template_size, model.config.search_size
     model.save_pretrained(output)
     processor.save_pretrained(output)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters in {output}")

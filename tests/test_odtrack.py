@@ -220,3 +220,21 @@ def test_an_odtrack_starts_from_a_trained_ostrack(tmp_path: Path) -> None:
     assert model.config.fusion == "mean" and model.config.stem == "conv" and model.config.num_templates == 3
     with pytest.raises(ValueError, match="is a ODTrackForTracking, expected an OSTrackForTracking"):
         new_tiny().odtrack_from(tmp_path / "out")
+
+
+def test_an_ostrack_goes_on_at_larger_crops(tmp_path: Path) -> None:
+    """All weights stay but for the positions, which are the same surface on a finer grid."""
+    base = ROWS[1].plain()
+    base.save_pretrained(tmp_path / "base")
+    TrackerImageProcessor(search_factor=4.5).save_pretrained(tmp_path / "base")
+    size = 2 * base.config.search_size
+    new_tiny().main(tmp_path / "out", larger_from_=tmp_path / "base", search_size=size)
+    model = AutoTracker.from_pretrained(tmp_path / "out")
+    processor = TrackerImageProcessor.from_pretrained(tmp_path / "out")
+    assert (model.config.search_size, model.config.template_size) == (size, size // 2)
+    assert (processor.search_size, processor.template_size, processor.search_factor) == (size, size // 2, 4.5)
+    own, given = model.state_dict(), base.state_dict()
+    changed = {name for name, tensor in given.items() if not torch.equal(own[name], tensor)}
+    assert changed == {"model.embeddings.search_position", "model.embeddings.template_position"}
+    for name in changed:
+        assert own[name].mean(1) == pytest.approx(given[name].mean(1), abs=0.1 * given[name].std().item())

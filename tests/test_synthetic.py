@@ -1,6 +1,7 @@
 """Composed scenes: boxes are exact, draws repeat, and the second camera sees what RGB does not."""
 
 import importlib.util
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -269,7 +270,9 @@ def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
     rgba = np.zeros((400, 500, 4), np.uint8)
     rgba[100:300, 50:450] = (200, 30, 40, 255)
     Image.fromarray(rgba).save(tmp_path / "in.png")
-    assert collector.save_cutout(tmp_path / "in.png", tmp_path / "out.png", 160)
+    assert collector.save_from(tmp_path / "in.png", collector.save_cutout, tmp_path / "out.png", 160)
+    (tmp_path / "not.png").write_bytes(b"no picture")
+    assert not collector.save_from(tmp_path / "not.png", collector.save_cutout, tmp_path / "no.png", 160)
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == (160, 80) and picture.mode == "RGBA"
     flat = Image.fromarray(np.full((300, 400, 3), 90, np.uint8))
@@ -279,6 +282,15 @@ def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
     for path in paths:
         path.write_bytes(b"x" * len(path.parts) * int(path.name[0]))
     assert collector.largest_of_each(paths) == [paths[1]]
+
+
+def test_the_collector_finds_pictures_in_resource_files(tmp_path):
+    collector = load_collector()
+    code = io.BytesIO()
+    Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(code, "webp")
+    path = tmp_path / "activity.rcc"
+    path.write_bytes(b"qres" + bytes(20) + code.getvalue() + b"qml" + code.getvalue())
+    assert [picture.size for picture in collector.resource_pictures(path)] == [(40, 30), (40, 30)]
 
 
 def test_crops_agree_with_the_image_processor(library):

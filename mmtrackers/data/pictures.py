@@ -276,6 +276,15 @@ def patch_sprite(library: PictureLibrary, draw: Draw, size: int = 96) -> Sprite:
     return Sprite(cv2.merge((*cv2.split(texture), alpha)))
 
 
+def textured(library: PictureLibrary, draw: Draw, sprite: Sprite) -> Sprite:
+    """A cut-out with a photograph's texture over its own: many cut-outs are drawings in plain colours."""
+    rgba = sprite.picture.levels[0]
+    patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, 96)
+    patch = cv2.resize(patch, (rgba.shape[1], rgba.shape[0]), interpolation=cv2.INTER_LINEAR)
+    share = draw.uniform(0.3, 0.9)
+    return sprite.repainted(cv2.addWeighted(patch, share, rgba[..., :3], 1 - share, 0))
+
+
 def paint(library: PictureLibrary, draw: Draw, size: int) -> np.ndarray:
     """Filling of one part: a photo patch, or a nearly plain colour with a little of the patch's shading."""
     patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)

@@ -13,7 +13,7 @@ from mmtrackers.frames import MODALITIES
 
 from . import cameras
 from .layers import Layer, View, Wobble, affine, colour_matrix, warp
-from .pictures import Draw, PictureLibrary, Sprite, patch_sprite
+from .pictures import Draw, PictureLibrary, Sprite, patch_sprite, textured
 
 BLINDNESSES = ("night", "camouflage", "glare")
 
@@ -106,10 +106,11 @@ class SyntheticScene:
         return affine(a, b, c, d, self.width / 2 + x - a * u - b * v, self.height / 2 + y - c * u - d * v)
 
     def _random_sprite(self) -> Sprite:
-        draw = self.draw
+        draw, cutouts = self.draw, self.library.cutouts
         if draw.chance(0.5):
-            return self.library.cutouts[draw.below(len(self.library.cutouts))]
-        return patch_sprite(self.library, draw)
+            return patch_sprite(self.library, draw)
+        sprite = cutouts[draw.below(len(cutouts))]
+        return textured(self.library, draw, sprite) if draw.chance(0.4) else sprite
 
     def _layer(self, sprite: Sprite, x: Wobble, y: Wobble, size: float, change: float, colour: np.ndarray) -> Layer:
         draw = self.draw
