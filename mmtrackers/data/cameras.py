@@ -21,6 +21,8 @@ DEPTH_CLIP_MM = 10000
 # one fixed field, cut at random offsets: drawing fresh noise would cost more than the whole render
 _NOISE = (np.random.default_rng(20).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)) * 64).astype(np.int16)
 _RELIEF = 1 + 0.0004 * (np.arange(256, dtype=np.float64) - 110)
+# OpenCV makes its colour map anew in every call, which takes ten times as long as a crop's look-up
+_DEPTHS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_JET)
 # brightness as an event pixel measures it, and its answer: red for brighter, blue for darker, white for no change
 _LOG = np.log(np.arange(256, dtype=np.float32) + 12)
 _EVENT_STEPS = 31.75
@@ -66,7 +68,8 @@ def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.
     if right <= left or bottom <= top:
         return np.zeros((0, 0, picture.levels[0].shape[2]), np.uint8), 0, 0
     matrix = view.matrix @ layer.pose(time)
-    matrix[:2, 2] -= (left, top)
+    matrix[0, 2] -= left
+    matrix[1, 2] -= top
     return warp(picture, matrix, (right - left, bottom - top), cv2.BORDER_CONSTANT), left, top
 
 
@@ -80,11 +83,18 @@ def heat_raster(scene: "SyntheticScene", layer: Layer, time: float, view: View) 
     return cv2.merge((cv2.cvtColor(patch, cv2.COLOR_RGBA2GRAY), patch[..., 3])), left, top
 
 
+def background(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
+    """The photo alone, as it is, uint8 [rows, columns, 3]; not to be written."""
+    if (None, time, view) not in scene.seen:
+        matrix = view.matrix @ scene.background_pose(time)
+        photo = warp(scene.background, matrix, (view.columns, view.rows), cv2.BORDER_REFLECT_101)
+        scene.seen[None, time, view] = photo, 0, 0
+    return scene.seen[None, time, view][0]
+
+
 def background_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     """The photo alone, in the scene's colours, uint8 [rows, columns, 3]."""
-    photo = warp(
-        scene.background, view.matrix @ scene.background_pose(time), (view.columns, view.rows), cv2.BORDER_REFLECT_101
-    )
+    photo = background(scene, time, view)
     colour = scene.background_colour[:3].copy()
     colour[:, 3] *= 255  # a photo is opaque everywhere: alpha as a constant
     return cv2.transform(photo, colour)
@@ -236,10 +246,7 @@ def misaligned(scene: "SyntheticScene", view: View) -> View:
 def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     """Heat, uint8 [rows, columns]: every layer has its own warmth and a little of its texture."""
     own = misaligned(scene, view)
-    photo = warp(
-        scene.background, own.matrix @ scene.background_pose(time), (own.columns, own.rows), cv2.BORDER_REFLECT_101
-    )
-    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(background(scene, time, own), cv2.COLOR_RGB2GRAY)
     slope = scene.heat_contrast * scene.heat_sign
     table = np.clip(scene.heat_floor + slope * (np.arange(256) - 110), 0, 255).astype(np.uint8)
     canvas = cv2.GaussianBlur(cv2.LUT(grey, table), (0, 0), 1.0)
@@ -303,7 +310,7 @@ def depth_picture(depth: np.ndarray, low: int, high: int) -> np.ndarray:
     """
     scale = 255.0 / max(high - low, 1)
     levels = cv2.convertScaleAbs(depth.clip(low, high), alpha=scale, beta=-low * scale)
-    return cv2.applyColorMap(levels, cv2.COLORMAP_JET)
+    return cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), _DEPTHS)
 
 
 def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:

@@ -3,6 +3,7 @@
 Coordinates are continuous frame pixels: pixel i covers [i, i + 1). Times are frame numbers; they need not be whole.
 """
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -44,16 +45,17 @@ def affine(a: float, b: float, c: float, d: float, x: float, y: float) -> np.nda
 
 def colour_matrix(draw: Draw, strength: float, permute: float = 0.0) -> np.ndarray:
     """Random change of hue, saturation, contrast and brightness on premultiplied RGBA, float32 [4, 4]."""
-    mix = np.eye(3)
-    if draw.chance(permute):
-        mix = mix[np.argsort([draw.unit() for _ in range(3)])]
+    sources = np.argsort([draw.unit() for _ in range(3)]).tolist() if draw.chance(permute) else [0, 1, 2]
     saturation = 1 + strength * draw.uniform(-0.8, 0.4)
-    mix = saturation * mix + (1 - saturation) / 3
+    grey = (1 - saturation) / 3
     gain = math.exp(strength * draw.normal(0.35))
-    matrix = np.eye(4, dtype=np.float32)
-    matrix[:3, :3] = mix * gain * np.array([[1 + strength * draw.normal(0.1)] for _ in range(3)])
-    matrix[:3, 3] = strength * draw.normal(0.12) * np.ones(3)
-    return matrix
+    gains = [1 + strength * draw.normal(0.1) for _ in range(3)]
+    offset = strength * draw.normal(0.12)
+    rows = [
+        [(saturation * (column == source) + grey) * gain * own for column in range(3)] + [offset]
+        for source, own in zip(sources, gains, strict=True)
+    ]
+    return np.array([*rows, [0.0, 0.0, 0.0, 1.0]], np.float32)
 
 
 @dataclass(eq=False)
@@ -109,8 +111,8 @@ class Layer:
             if len(self._bounds) > 8:
                 self._bounds.clear()
             matrix = self.pose(time)
-            points = self.sprite.hull @ matrix[:2, :2].T + matrix[:2, 2]
-            (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            points = matrix[:2, :2] @ self.sprite.hull.T + matrix[:2, 2:]
+            (x1, y1), (x2, y2) = points.min(axis=1).tolist(), points.max(axis=1).tolist()
             self._bounds[time] = x1, y1, x2, y2
         return self._bounds[time]
 
@@ -122,20 +124,18 @@ class Layer:
 
 def warp(picture: Picture, matrix: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
     """Sample ``picture`` under a 3 x 3 map from its coordinates to the output's; size is (width, height)."""
-    scale = math.sqrt(abs(float(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])))
-    pixels, across, down = picture.level(scale)
-    flat = matrix[:2].copy()
-    flat[:, 0] /= across
-    flat[:, 1] /= down
+    (a, b, x), (c, d, y), _ = matrix.tolist()  # numbers of Python: numpy's take ten times as long one by one
+    pixels, across, down = picture.level(math.sqrt(abs(a * d - b * c)))
+    a, b, c, d = a / across, b / down, c / across, d / down
     # OpenCV counts from pixel centres, we from pixel corners
-    flat[:, 2] += 0.5 * (flat[:, 0] + flat[:, 1]) - 0.5
+    flat = np.array(((a, b, x + 0.5 * (a + b) - 0.5), (c, d, y + 0.5 * (c + d) - 0.5)))
     return cv2.warpAffine(pixels, flat, size, flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 def blend(canvas: np.ndarray, patch: np.ndarray, alpha: np.ndarray, left: int, top: int) -> None:
     """Lay a premultiplied patch over a region of the canvas, in place; all uint8."""
     region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
-    keep = cv2.subtract(np.full_like(alpha, 255), alpha)
+    keep = cv2.bitwise_not(alpha)
     if region.ndim == 3:
         keep = cv2.cvtColor(keep, cv2.COLOR_GRAY2RGB)
     cv2.add(cv2.multiply(region, keep, scale=1 / 255), patch, dst=region)
@@ -152,8 +152,8 @@ class View:
     columns: int
     rows: int
 
-    @property
+    @functools.cached_property
     def matrix(self) -> np.ndarray:
-        """3 x 3 map from frame to output coordinates."""
+        """3 x 3 map from frame to output coordinates; not to be written."""
         across, down = self.columns / self.width, self.rows / self.height
         return affine(across, 0, 0, down, -self.x1 * across, -self.y1 * down)

@@ -124,8 +124,8 @@ class Sprite:
 
 def premultiply(rgba: np.ndarray) -> np.ndarray:
     """RGB times alpha, alpha kept; uint8 [h, w, 4]."""
-    alpha = cv2.cvtColor(rgba[..., 3], cv2.COLOR_GRAY2RGB)
-    return cv2.merge((*cv2.split(cv2.multiply(rgba[..., :3], alpha, scale=1 / 255)), rgba[..., 3]))
+    alpha = rgba[..., 3]
+    return cv2.multiply(rgba, cv2.merge((alpha, alpha, alpha, np.full_like(alpha, 255))), scale=1 / 255)
 
 
 def outline_hull(alpha: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def outline_hull(alpha: np.ndarray) -> np.ndarray:
     contours, _ = cv2.findContours((alpha >= VISIBLE_ALPHA).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         raise ValueError(f"the cut-out has no pixel with alpha >= {VISIBLE_ALPHA}; it needs a visible outline")
-    points = np.concatenate(contours)[:, 0, :]
+    points = cv2.convexHull(np.concatenate(contours))[:, 0, :]  # few are left, so that their corners cost little
     corners = np.concatenate([points + np.array((dx, dy)) for dx in (0, 1) for dy in (0, 1)])
     return cv2.convexHull(corners.astype(np.float32))[:, 0, :]
 

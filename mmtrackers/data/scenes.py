@@ -54,8 +54,8 @@ class SyntheticScene:
             raise ValueError(f"modality is {modality!r}; expected one of {', '.join(MODALITIES)}")
         if blindness not in (None, "none", *BLINDNESSES):
             raise ValueError(f"blindness is {blindness!r}; expected None, 'none' or one of {BLINDNESSES}")
-        # layers warped for the picture under way, so that the second camera need not warp them again
-        self.seen: dict[tuple[Layer, float, View], tuple[np.ndarray, int, int]] = {}
+        # layers (None: the background) warped for the picture under way: the second camera need not warp them again
+        self.seen: dict[tuple[Layer | None, float, View], tuple[np.ndarray, int, int]] = {}
         draw = Draw(rng)
         self.library, self.draw, self.modality, self.span = library, draw, modality, span
         self.height, self.width = size or self._frame_size()
