@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
+from mmtrackers.configuration import CropConfigMixin
+
 # width, depth, heads, SwiGLU, stochastic depth of the published trackers
 SIZES = {
     "small": (384, 12, 6, False, 0.0),
@@ -18,7 +20,7 @@ SEARCH_FACTORS = {224: 4.0, 378: 5.0}
 
 
 @strict
-class LoRATConfig(PreTrainedConfig):
+class LoRATConfig(CropConfigMixin, PreTrainedConfig):
     """Configuration of a LoRAT tracker (arXiv 2403.05231); the defaults are ViT-B at 224 pixels.
 
     Args:
@@ -80,16 +82,6 @@ class LoRATConfig(PreTrainedConfig):
         return cls(**(dict(zip(names, SIZES[size], strict=True)) | sizes | fields))
 
     @property
-    def template_grid(self) -> int:
-        """Cells along a side of the template crop."""
-        return self.template_size // self.patch_size
-
-    @property
-    def search_grid(self) -> int:
-        """Cells along a side of the search crop, and of the head's maps."""
-        return self.search_size // self.patch_size
-
-    @property
     def intermediate_size(self) -> int:
         """Width inside the MLP; of SwiGLU two thirds of it, in steps of 8."""
         width = int(self.hidden_size * self.mlp_ratio)
@@ -97,23 +89,13 @@ class LoRATConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks fields against each other; called by the strict dataclass."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads.")
-        for name in ("template_size", "search_size"):
-            if getattr(self, name) % self.patch_size:
-                raise ValueError(f"{name} {getattr(self, name)} is no multiple of patch_size {self.patch_size}.")
+        self.check_sizes()
+        self.check_choices()
         if self.template_size > self.search_size:
             raise ValueError(
                 f"template_size {self.template_size} is above search_size {self.search_size}, but the template's "
                 "positions are a corner of the search crop's."
             )
-        choices = {
-            "streams": (1, 2), "modality": ("rgb", "thermal", "depth", "event", "any"),
-            "fusion": ("sum", "mean")
-        }  # fmt: skip
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
         for name in ("drop_path_rate", "window_penalty"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected in [0, 1).")

@@ -3,12 +3,14 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from mmtrackers.configuration import CropConfigMixin
+
 # The template token that stands for the target's centre, by grid side (the choice of the published trackers).
 _CENTER_CELL = {7: 3, 8: 3, 12: 5, 14: 6}
 
 
 @strict
-class OSTrackConfig(PreTrainedConfig):
+class OSTrackConfig(CropConfigMixin, PreTrainedConfig):
     """Configuration of an OSTrack base tracker (arXiv 2203.11991); the defaults are ViT-B at 256 pixels.
 
     Args:
@@ -54,16 +56,6 @@ class OSTrackConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     @property
-    def template_grid(self) -> int:
-        """Cells along a side of the template crop."""
-        return self.template_size // self.patch_size
-
-    @property
-    def search_grid(self) -> int:
-        """Cells along a side of the search crop, and of the head's maps."""
-        return self.search_size // self.patch_size
-
-    @property
     def intermediate_size(self) -> int:
         """Width inside the MLP."""
         return int(self.hidden_size * self.mlp_ratio)
@@ -79,21 +71,8 @@ class OSTrackConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks fields against each other; called by the strict dataclass."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads.")
-        for name in ("template_size", "search_size"):
-            if getattr(self, name) % self.patch_size:
-                raise ValueError(f"{name} {getattr(self, name)} is no multiple of patch_size {self.patch_size}.")
-        choices = {
-            "streams": (1, 2),
-            "modality": ("rgb", "thermal", "depth", "event", "any"),
-            "fusion": ("sum", "mean"),
-            "stem": ("patch", "conv"),
-            "elimination_mask": ("center", "all"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
+        self.check_sizes()
+        self.check_choices(stem=("patch", "conv"), elimination_mask=("center", "all"))
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
             raise ValueError(f"stem='conv' needs a patch_size that is a power of two, got {self.patch_size}.")
         if not 0 < self.elimination_keep_rate <= 1:

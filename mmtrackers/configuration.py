@@ -1,0 +1,36 @@
+"""What the configurations of all trackers share."""
+
+from .frames import ANY, MODALITIES
+
+
+class CropConfigMixin:
+    """Grids of the crops and checks of the fields that every tracker's configuration has.
+
+    The class that mixes it in has `hidden_size`, `num_attention_heads`, `patch_size`, `template_size`, `search_size`,
+    `streams`, `modality` and `fusion`.
+    """
+
+    @property
+    def template_grid(self) -> int:
+        """Cells along a side of the template crop."""
+        return self.template_size // self.patch_size
+
+    @property
+    def search_grid(self) -> int:
+        """Cells along a side of the search crop, and of the head's maps."""
+        return self.search_size // self.patch_size
+
+    def check_sizes(self) -> None:
+        """Raises ValueError where widths or crops do not divide."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads.")
+        for name in ("template_size", "search_size"):
+            if getattr(self, name) % self.patch_size:
+                raise ValueError(f"{name} {getattr(self, name)} is no multiple of patch_size {self.patch_size}.")
+
+    def check_choices(self, **choices: tuple) -> None:
+        """Raises ValueError where `streams`, `modality`, `fusion` or a field of `choices` has a value not allowed."""
+        shared = {"streams": (1, 2), "modality": (*MODALITIES, ANY), "fusion": ("sum", "mean")}
+        for name, allowed in (shared | choices).items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
