@@ -187,6 +187,7 @@ def build_dataset(options: Options, model: nn.Module, processor: Any, samples: i
     """`samples` pairs or clips per epoch, each a function of (seed, epoch, index)."""
     streams, draw = model.config.streams, options.draw()
     common = {"processor": processor, "streams": streams, "samples_per_epoch": samples, "seed": options.seed}
+    common["augment"] = build_augmentation(options, model)
     common["modality"] = model.config.modality if streams == 2 else "rgb"
     if options.synthetic:
         from mmtrackers.data.synthetic import PictureLibrary, SyntheticPairs
@@ -196,8 +197,7 @@ def build_dataset(options: Options, model: nn.Module, processor: Any, samples: i
     from mmtrackers.data.sampling import PairDataset, mixture
 
     sequences, chances = mixture(map(open_data, options.data), options.weights or [1.0] * len(options.data))
-    augment = build_augmentation(options, model)
-    return PairDataset(sequences, **common, augment=augment, draw=draw, chances=chances, skip_short=True)
+    return PairDataset(sequences, **common, draw=draw, chances=chances, skip_short=True)
 
 
 def open_data(entry: str) -> list[Sequence]:

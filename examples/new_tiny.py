@@ -19,8 +19,14 @@ on the features:
 
     python examples/new_tiny.py out/odtrack-start --odtrack-from examples/checkpoints/ostrack-tiny
     python examples/finetune.py --model out/odtrack-start --train-base --templates 3 --searches 2 --order causal ...
+
+A LoRAT of that width and depth, with half of LoRAT-224's sizes, starts in the same way:
+
+    python examples/new_tiny.py out/lorat-start --lorat
+    python examples/finetune.py --model out/lorat-start --train-base --augmentation deit --synthetic pictures ...
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +37,8 @@ from torch.nn import functional
 
 from mmtrackers import (
     AutoTracker,
+    LoRATConfig,
+    LoRATForTracking,
     ODTrackConfig,
     ODTrackForTracking,
     OSTrackConfig,
@@ -40,6 +48,7 @@ from mmtrackers import (
 from mmtrackers.backbones.dinov2 import resample_positions
 
 ALIKE, NOISE, SCORE_BIAS = 0.8, 0.02, -3.0
+SIDE_BIAS = -math.log(7)  # a side is an eighth of the crop away: the target's mean size at search factor 4
 
 
 def tiny_config() -> OSTrackConfig:
@@ -57,8 +66,22 @@ def tiny_config() -> OSTrackConfig:
     )
 
 
+def tiny_lorat() -> LoRATForTracking:
+    """Width 192, 6 layers, 16 template and 64 search tokens of 14 pixels, and a head that starts with small boxes."""
+    model = LoRATForTracking(
+        LoRATConfig(
+            hidden_size=192, num_hidden_layers=6, num_attention_heads=3, template_size=56, search_size=112
+        )
+    )  # fmt: skip
+    for branch in (model.head.score, model.head.box):
+        for linear in branch[::2]:
+            nn.init.xavier_uniform_(linear.weight)
+    nn.init.constant_(model.head.box[-1].bias, SIDE_BIAS)
+    return model
+
+
 @torch.no_grad()
-def compare_contents(model: OSTrackForTracking) -> None:
+def compare_contents(model: OSTrackForTracking | LoRATForTracking) -> None:
     """Initial values for a short training, in place."""
     for layer in model.model.layers:
         attention = layer.attention
@@ -140,6 +163,7 @@ def main(
         Path | None, typer.Option("--larger-from", help="Folder of a trained OSTrack that goes on at --search-size.")
     ] = None,
     search_size: Annotated[int, typer.Option(help="Side of the search crop in pixels, with --larger-from.")] = 192,
+    lorat: Annotated[bool, typer.Option("--lorat", help="Makes a LoRAT.")] = False,
 ) -> None:
     """Writes the start weights and the image processor to OUTPUT."""
     torch.manual_seed(seed)
@@ -148,10 +172,10 @@ def main(
     elif larger_from_ is not None:
         model = larger_from(larger_from_, search_size)
     else:
-        model = OSTrackForTracking(tiny_config())
+        model = tiny_lorat() if lorat else OSTrackForTracking(tiny_config())
         compare_contents(model)
     trained = odtrack_from_ or larger_from_
-    processor = TrackerImageProcessor() if trained is None else TrackerImageProcessor.from_pretrained(trained)
+    processor = model.image_processor() if trained is None else TrackerImageProcessor.from_pretrained(trained)
     processor.template_size, processor.search_size = model.config.template_size, model.config.search_size
     model.save_pretrained(output)
     processor.save_pretrained(output)

@@ -1,9 +1,10 @@
 """Composed scenes: boxes are exact, draws repeat, and the second camera sees what RGB does not."""
 
+import copy
 import importlib.util
 import io
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from mmtrackers.data import DeiTAugmentation
 from mmtrackers.data.cameras import depth_picture, depth_range
 from mmtrackers.data.layers import View
 from mmtrackers.data.pictures import Draw, Picture, PictureLibrary, Sprite, is_held_out
-from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, as_picture, crop_window, synthetic_sequence
+from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, as_picture, synthetic_sequence
 from mmtrackers.image_processing import TrackerImageProcessor
 
-PROCESSOR = SimpleNamespace(
-    crop_style="ostrack", template_size=64, template_factor=2.0, search_size=128, search_factor=4.0
-)
+PROCESSOR = TrackerImageProcessor(template_size=64, search_size=128)
+ALIGNED = TrackerImageProcessor(crop_style="lorat", template_size=56, search_size=112)
 
 
 @pytest.fixture(scope="module")
@@ -257,16 +258,16 @@ def test_wrong_requests_are_named(library, make, message):
         make(library)
 
 
-def load_collector():
-    path = Path(__file__).parents[1] / "examples" / "collect_pictures.py"
-    spec = importlib.util.spec_from_file_location("collect_pictures", path)
-    module = importlib.util.module_from_spec(spec)
+def load(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
-    collector = load_collector()
+    collector = load("collect_pictures")
     rgba = np.zeros((400, 500, 4), np.uint8)
     rgba[100:300, 50:450] = (200, 30, 40, 255)
     Image.fromarray(rgba).save(tmp_path / "in.png")
@@ -305,9 +306,7 @@ def test_crops_agree_with_the_image_processor(library):
         box = np.array((x1, y1, x2 - x1, y2 - y1))
         rgb, depth = scene.render(3.0, scene.whole_frame())
         expected, crop = processor.crop(processor.stack({"rgb": rgb, "depth": depth}, "depth", 2), box, "search")
-        left, top, side = crop_window(*box, 4.0)
-        assert (left, top, side) == (crop.x1, crop.y1, crop.side)
-        view = View(left, top, side, side, 128, 128)
+        view = View(crop.x1, crop.y1, crop.side, crop.side, 128, 128)
         rgb, depth = scene.render(3.0, view)
         ours = np.dstack((rgb, as_picture(scene, 3.0, view, depth)))
         assert np.abs(ours[..., :3].astype(int) - expected[..., :3]).mean() < 6
@@ -324,5 +323,104 @@ def test_clips_of_several_templates_and_search_frames(library):
     assert shapes == {"template": (3, 2, 3, 64, 64), "search": (2, 2, 3, 128, 128), "labels": (2, 4)}
     times = pairs._times((10.0, 40.0), Draw(np.random.default_rng(0)))
     assert times == sorted(times) and times[0] == 10 and times[-1] == 40 and times[2] <= 20 and times[3] >= 30
-    with pytest.raises(ValueError, match="cropped in the 'ostrack' style, the processor's is 'lorat'"):
-        SyntheticPairs(library, TrackerImageProcessor(crop_style="lorat"))
+
+
+class Recorded(SyntheticPairs):
+    """Keeps what the last item's crops show."""
+
+    def __getitem__(self, index):
+        self.shown = []
+        return super().__getitem__(index)
+
+    def _crop(self, scene, time, where):
+        self.shown.append((scene, time, where))
+        return super()._crop(scene, time, where)
+
+
+class Asked(DeiTAugmentation):
+    """Keeps the last boxes, and the generator as it was."""
+
+    def places(self, processor, boxes_xywh, frames, templates, rng):
+        asked.update(boxes=boxes_xywh, rng=copy.deepcopy(rng))
+        return super().places(processor, boxes_xywh, frames, templates, rng)
+
+
+asked = {}
+
+
+def frame_of(scene, time, streams):
+    rgb, other = scene.render(time, scene.whole_frame())
+    return ALIGNED.stack({"rgb": rgb, scene.modality: rgb if other is None else other}, scene.modality, streams)
+
+
+@pytest.mark.parametrize(("modality", "streams"), [("rgb", 1), ("thermal", 2)])
+def test_aligned_pairs_are_those_of_whole_frames(library, modality, streams):
+    """Labels and masks are what LoRAT's augmentation makes of the rendered frames, with the same numbers drawn."""
+    augment = Asked(template_grid=4)
+    pairs = Recorded(library, ALIGNED, modality, streams, samples_per_epoch=20, seed=2, augment=augment)
+    mirrored = 0
+    for index in range(20):
+        item, boxes, rng = pairs[index], asked["boxes"], asked["rng"]
+        images = [frame_of(scene, time, streams) for scene, time, _ in pairs.shown]
+        expected = augment(ALIGNED, images, boxes, 1, rng)
+        assert {key: (value.shape, value.dtype) for key, value in item.items()} == {
+            key: (value.shape, value.dtype) for key, value in expected.items()
+        }
+        assert torch.equal(item["template_mask"], expected["template_mask"])
+        assert torch.equal(item["labels"], expected["labels"])
+        where = pairs.shown[1][2]
+        x, y, w, h = where.box_to_crop(boxes[1])
+        inside = np.clip([x, y, x + w, y + h], 0, 112) / 112
+        mirrored += not np.allclose(item["labels"][0], inside[0], atol=1e-6)
+        assert item["labels"][2:].numpy() == pytest.approx(inside[2:] - inside[:2], abs=1e-6)
+    assert 4 <= mirrored <= 16
+
+
+@pytest.mark.parametrize(("modality", "streams"), [("rgb", 1), ("thermal", 2), ("depth", 2)])
+def test_aligned_crops_agree_with_the_image_processor(library, modality, streams):
+    """The part inside the frame, and the mean colour round it."""
+    pairs = SyntheticPairs(library, ALIGNED, modality, streams, augment=DeiTAugmentation(template_grid=4))
+    padded = 0
+    for scene in scenes(library, 10, modality=modality, blindness="none"):
+        scene.noise, scene.jpeg, scene.lowres, scene.blur = 0.0, 0, 1.0, [0, 0]
+        x1, y1, x2, y2 = scene.visible_box_xyxy(3.0)
+        if min(x2 - x1, y2 - y1) < 12:
+            continue
+        expected, where = ALIGNED.crop(frame_of(scene, 3.0, streams), (x1, y1, x2 - x1, y2 - y1), "search")
+        difference = np.abs(pairs._crop(scene, 3.0, where) - expected)
+        left, top, right, bottom = where.target
+        inside = difference[top:bottom, left:right]
+        assert inside[..., :3].mean() < 6 and np.median(inside) <= 16
+        outside = np.ones((112, 112), bool)
+        outside[top:bottom, left:right] = False
+        if outside.any():
+            padded += 1
+            assert np.ptp(difference[outside], axis=0).max() < 1e-3, "one colour"
+            # a mean over few points; and the range of depth that colours span is a coarse picture's too
+            assert difference[outside][:, :3].max() < 6 and difference[outside].max() < 24
+    assert padded >= 3
+
+
+def test_an_augmentation_of_the_other_style_is_refused(library):
+    with pytest.raises(ValueError, match=r"'lorat', .* a DeiTAugmentation \(.*--augmentation deit\)"):
+        SyntheticPairs(library, ALIGNED)
+    with pytest.raises(ValueError, match=r"'ostrack', .* Augmentation .* got a DeiTAugmentation"):
+        SyntheticPairs(library, PROCESSOR, augment=DeiTAugmentation())
+
+
+def test_a_tiny_lorat_trains_on_composed_pairs(folder, tmp_path):
+    """Start weights, a step on the whole base, and a step on an adapter of it."""
+    load("new_tiny").main(tmp_path / "start", lorat=True)
+    finetune = load("finetune")
+    common = ["--augmentation", "deit", "--synthetic", folder, "--workers", 0, "--batch-size", 4, "--max-steps", 1,
+              "--samples-per-epoch", 4]  # fmt: skip
+    steps = [
+        ("base", ["--model", tmp_path / "start", "--train-base"]),
+        ("adapter", ["--model", tmp_path / "base", "--system", "lorat"]),
+    ]
+    for name, options in steps:
+        trainer = finetune.main([str(part) for part in [*options, *common, "--output", tmp_path / name]])
+        assert trainer.progress.step == 1
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    processor = TrackerImageProcessor.from_pretrained(tmp_path / "base")
+    assert processor.to_dict() == ALIGNED.to_dict()

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from mmtrackers.crops import AlignedCrop, aligned_crop, aligned_scale, cut_aligned, mean_color
+from mmtrackers.crops import AlignedCrop, Crop, aligned_crop, aligned_scale, cut_aligned, cut_square, mean_color
 
 if TYPE_CHECKING:
     from mmtrackers.image_processing import TrackerImageProcessor
@@ -92,17 +92,51 @@ class Augmentation:
             rng (`np.random.Generator`): the only source of chance.
         """
         images, boxes = self.joint(images, boxes_xywh, rng)
-        crops, labels = [], []
-        for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        places = self.places(processor, boxes, [image.shape[:2] for image in images], templates, rng)
+        if places is None:
+            return None
+        crops = [cut_square(image, where) for image, where in zip(images, places, strict=True)]
+        return self.changed(processor, crops, places, boxes, templates, rng)
+
+    def places(
+        self,
+        processor: "TrackerImageProcessor",
+        boxes_xywh: Sequence[np.ndarray],
+        frames: Sequence[tuple[int, int]],
+        templates: int,
+        rng: np.random.Generator,
+    ) -> list[Crop] | None:
+        """Where the crops round boxes `[4]` (pixels) are taken, templates first; None as for a call.
+
+        Args:
+            frames (2 `int` each): heights and widths.
+        """
+        places = []
+        for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
             role = "template" if index < templates else "search"
             region = box if index < templates else self.jitter(box, rng)
-            if not _has_pixels(image, region, getattr(processor, f"{role}_factor")):
+            if not _has_pixels(frame, region, getattr(processor, f"{role}_factor")):
                 return None
-            crop, where = processor.crop(image, region, role)
-            crop, label = self.crop(crop, np.asarray(processor.box_to_crop(box, where)), rng)
-            crops.append(crop)
-            labels += [label] if role == "search" else []
-        return as_sample(processor, crops, labels, templates)
+            places.append(processor.locate(region, role))
+        return places
+
+    def changed(
+        self,
+        processor: "TrackerImageProcessor",
+        crops: Sequence[np.ndarray],
+        places: Sequence[Crop],
+        boxes_xywh: Sequence[np.ndarray],
+        templates: int,
+        rng: np.random.Generator,
+    ) -> Sample:
+        """Crops `[s, s, 3 S]`, where they were taken and what boxes `[4]` (pixels) they hold, templates first, to a
+        training item."""
+        pictures, labels = [], []
+        for crop, where, box in zip(crops, places, boxes_xywh, strict=True):
+            picture, label = self.crop(crop, processor.box_to_crop(box, where), rng)
+            pictures.append(picture)
+            labels.append(label)
+        return as_sample(processor, pictures, labels[templates:], templates)
 
     def for_validation(self) -> "Augmentation":
         """What the official validation loop keeps: everything but the changes of single crops."""
@@ -153,16 +187,16 @@ class Augmentation:
             image = cv2.LUT(image, table)
         if flip:
             x, y, w, h = box_xywh
-            image, box_xywh = np.ascontiguousarray(image[:, ::-1]), np.array([1 - x - w, y, w, h])
+            image, box_xywh = cv2.flip(image, 1), np.array([1 - x - w, y, w, h])
         return image, box_xywh
 
 
-def _has_pixels(image: np.ndarray, box_xywh: np.ndarray, factor: float) -> bool:
-    """Whether the square crop around a box is at least one pixel wide and touches the image."""
+def _has_pixels(frame: tuple[int, int], box_xywh: np.ndarray, factor: float) -> bool:
+    """Whether the square crop around a box is at least one pixel wide and touches a frame of (height, width)."""
     x, y, w, h = box_xywh
     side = math.ceil(math.sqrt(w * h) * factor)
     left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
-    height, width = image.shape[:2]
+    height, width = frame
     return side >= 1 and left < width - 1 and top < height - 1 and left + side > 0 and top + side > 0
 
 
@@ -204,18 +238,46 @@ class DeiTAugmentation:
     ) -> Sample | None:
         """As `Augmentation`; the item has `template_mask` int64 `[T, g, g]` besides. None if no jitter leaves enough
         of the target in a search crop."""
-        crops, labels, masks = [], [], []
-        for index, (image, box) in enumerate(zip(images, boxes_xywh, strict=True)):
+        places = self.places(processor, boxes_xywh, [image.shape[:2] for image in images], templates, rng)
+        if places is None:
+            return None
+        crops = [cut_aligned(image, where, mean_color(image)) for image, where in zip(images, places, strict=True)]
+        return self.changed(processor, crops, places, boxes_xywh, templates, rng)
+
+    def places(
+        self,
+        processor: "TrackerImageProcessor",
+        boxes_xywh: Sequence[np.ndarray],
+        frames: Sequence[tuple[int, int]],
+        templates: int,
+        rng: np.random.Generator,
+    ) -> list[AlignedCrop] | None:
+        """As `Augmentation.places`."""
+        places: list[AlignedCrop] = []
+        for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
             if index < templates:
-                crop, where = processor.crop(image, box, "template")
-                masks.append(processor.template_mask([where], self.template_grid)[0])
+                where = processor.locate(box, "template", frame)
             else:
-                where = self.jitter(processor, box, image.shape[:2], rng)
-                if where is None:
-                    return None
-                crop = cut_aligned(image, where, mean_color(image))
-                labels.append(_inside(where.box_to_crop(box), where.size) / where.size)
-            crops.append(crop)
+                where = self.jitter(processor, box, frame, rng)
+            if where is None:
+                return None
+            places.append(where)
+        return places
+
+    def changed(
+        self,
+        processor: "TrackerImageProcessor",
+        crops: Sequence[np.ndarray],
+        places: Sequence[AlignedCrop],
+        boxes_xywh: Sequence[np.ndarray],
+        templates: int,
+        rng: np.random.Generator,
+    ) -> Sample:
+        """As `Augmentation.changed`; the crops may be float32, 0 to 255."""
+        crops = list(crops)
+        masks = processor.template_mask(places[:templates], self.template_grid)
+        found = list(zip(places, boxes_xywh, strict=True))[templates:]
+        labels = [_inside(where.box_to_crop(box), where.size) / where.size for where, box in found]
         for index, mirrored in enumerate(rng.random(len(crops)) < self.flip):
             if mirrored:
                 crops[index] = crops[index][:, ::-1]
@@ -226,7 +288,7 @@ class DeiTAugmentation:
                     labels[index - templates] = np.array([1 - x - w, y, w, h])
         change = self._common_change(rng)
         crops = [change(_levels(self.colours(crop, rng))) for crop in crops]
-        return as_sample(processor, crops, labels, templates) | {"template_mask": torch.stack(masks)}
+        return as_sample(processor, crops, labels, templates) | {"template_mask": masks}
 
     def jitter(
         self,
@@ -250,7 +312,7 @@ class DeiTAugmentation:
         factors, streams = rng.uniform(1 - self.colour, 1 + self.colour, 3), np.split(crop, crop.shape[2] // 3, axis=2)
         order = rng.permutation(3)
         for index, stream in enumerate(streams):
-            picture = np.ascontiguousarray(stream)
+            picture = stream.astype(np.float32, order="C")
             for step in order:
                 picture = _blend(picture, int(step), float(factors[step]))
             streams[index] = picture
@@ -278,10 +340,15 @@ def _grey(picture: np.ndarray) -> np.ndarray:
 
 
 def _blend(picture: np.ndarray, step: int, factor: float) -> np.ndarray:
-    """Brightness (0), contrast (1) or saturation (2) times a factor, cut to 0..255."""
-    grey = np.zeros((1, 1), np.float32) if step == 0 else _grey(picture)
-    other = grey[..., None] if step == 2 else grey.mean()
-    return np.clip(factor * picture + (1 - factor) * other, 0, 255).astype(np.float32)
+    """Brightness (0), contrast (1) or saturation (2) of a float32 picture times a factor, cut to 0..255."""
+    if step == 2:
+        grey = cv2.cvtColor(_grey(picture), cv2.COLOR_GRAY2RGB)
+        mixed = cv2.addWeighted(picture, factor, grey, 1 - factor, 0.0)
+    else:
+        mixed = picture * np.float32(factor)
+        if step == 1:
+            mixed += np.float32((1 - factor) * cv2.mean(_grey(picture))[0])
+    return np.clip(mixed, 0, 255, out=mixed)
 
 
 def _levels(picture: np.ndarray) -> np.ndarray:
@@ -294,3 +361,19 @@ def _per_stream(crop: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) ->
 
 
 TrainingAugmentation = Augmentation | DeiTAugmentation
+
+
+def fitting(augment: TrainingAugmentation | None, processor: "TrackerImageProcessor") -> TrainingAugmentation:
+    """The augmentation, by default the OSTrack family's, if it can make crops of the processor's style.
+
+    Raises:
+        ValueError: it belongs to the other style.
+    """
+    augment = Augmentation() if augment is None else augment
+    kind, option = (DeiTAugmentation, "deit") if processor.crop_style == "lorat" else (Augmentation, "ostrack")
+    if not isinstance(augment, kind):
+        raise ValueError(
+            f"the processor's crop style is {processor.crop_style!r}, whose crops are changed by a {kind.__name__} "
+            f"(examples/finetune.py: --augmentation {option}); got a {type(augment).__name__}"
+        )
+    return augment

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from mmtrackers.frames import ANY
 
-from .augment import Augmentation, Sample, TrainingAugmentation
+from .augment import Sample, TrainingAugmentation, fitting
 from .draws import CausalDraw, FrameDraw
 from .failures import Failures
 from .index import JoinedSet, SequenceSet
@@ -44,7 +44,7 @@ class PairDataset(Dataset):
         samples_per_epoch (`int`): `len()` of the dataset.
         seed (`int`): not negative.
         augment ([`Augmentation`] or [`DeiTAugmentation`], *optional*): the OSTrack family's by default;
-            `Augmentation().for_validation()` to validate.
+            `Augmentation().for_validation()` to validate. Crops of the "lorat" style need the other.
         skip_short (`bool`): leave out sequences that are too short instead of raising.
         draw ([`CausalDraw`], [`IntervalDraw`] or [`OrderedDraw`]): chooses the frames; one pair by default.
         chances (iterable of `float`, *optional*): how often each sequence is drawn, relative to the others; see
@@ -215,7 +215,7 @@ class SampleMaker:
             raise ValueError(f"streams={streams} with modality={modality!r}: expected 1 with 'rgb', or 2 with "
                              "'thermal', 'depth', 'event' or 'any'")
         self.processor, self.modality, self.streams = processor, modality, streams
-        self.augment = Augmentation() if augment is None else augment
+        self.augment = fitting(augment, processor)
         self.draw = CausalDraw() if draw is None else draw
         self.failures = Failures()
 

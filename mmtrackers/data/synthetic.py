@@ -1,16 +1,16 @@
 """Training pairs and whole sequences of composed scenes; see ``scenes`` for what a scene is."""
 
 import copy
-import math
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
+from mmtrackers.crops import AlignedCrop, Crop, mean_color
 from mmtrackers.frames import ANY, MODALITIES
 
+from .augment import Sample, TrainingAugmentation, fitting
 from .cameras import black_outside, depth_picture, depth_range
 from .layers import View
 from .pictures import Draw, PictureLibrary
@@ -25,31 +25,24 @@ __all__ = [
 
 ]  # fmt: skip
 
-CENTRE_JITTER = 3.0
-SCALE_JITTER = 0.25
-BRIGHTNESS = (0.8, 1.2)
 LONGEST_GAP = 200.0
 OTHER_CAMERA = 0.2
 SMALLEST_SIDE = 4.0
-
-
-def crop_window(x: float, y: float, w: float, h: float, factor: float) -> tuple[int, int, int]:
-    """Left, top and side of the square crop round a box, rounded as in the official OSTrack code; pixels."""
-    side = max(1, math.ceil(math.sqrt(w * h) * factor))
-    return round(x + w / 2 - side / 2), round(y + h / 2 - side / 2), side
+COARSE = (32, 24)  # size of the picture that a frame's mean colour is taken from
 
 
 class SyntheticPairs(Dataset):
-    """Template and search crops of random scenes, with the jitter of the OSTrack recipe.
+    """Template and search crops of random scenes, with the jitter of the processor's family of recipes.
 
     Item ``index`` is a dict: ``template`` uint8 [T, S, 3, h, w], ``search`` uint8 [S, 3, H, W], ``labels`` float32 [4]
     (x, y, w, h as fractions of the search crop, may leave [0, 1]), the last two with an axis of frames before them
-    where there are several search frames. It depends on (seed, epoch, index) only, so any number of workers and any
-    order give the same data.
+    where there are several search frames; crops of the "lorat" style come with ``template_mask`` int64 [T, g, g], and
+    their labels are cut off at the crop's border. It depends on (seed, epoch, index) only, so any number of workers
+    and any order give the same data.
 
     Args:
         library: the pictures.
-        processor: gives template_size, template_factor, search_size and search_factor.
+        processor: gives crop_style, template_size, template_factor, search_size and search_factor.
         modality: the second stream ("thermal", "depth", "event"), or "rgb"; "any" draws one for each scene.
         streams: 1 for RGB alone, 2 for RGB and ``modality``. With RGB alone a fifth of the scenes are seen by one of
             the other cameras instead: a base's weights read the second stream too.
@@ -57,9 +50,11 @@ class SyntheticPairs(Dataset):
         seed: of all scenes.
         templates, searches: frames of each role. The first template and the last search frame are the ends of the
             scene's span, the others lie in its first and last third.
+        augment: ``Augmentation`` for crops of the "ostrack" style (the default; without what it does to whole frames,
+            since scenes are of any colour and orientation), ``DeiTAugmentation`` for "lorat".
 
     Raises:
-        ValueError: two streams without a second modality, or an unknown one; a processor of another crop style.
+        ValueError: two streams without a second modality, or an unknown one; an augmentation of the other style.
 
     Example:
         >>> pairs = SyntheticPairs(library, processor, samples_per_epoch=10000)  # doctest: +SKIP
@@ -77,12 +72,9 @@ class SyntheticPairs(Dataset):
         seed: int = 0,
         templates: int = 1,
         searches: int = 1,
+        augment: TrainingAugmentation | None = None,
     ) -> None:
-        if processor.crop_style != "ostrack":
-            raise ValueError(
-                f"composed pairs are cropped in the 'ostrack' style, the processor's is {processor.crop_style!r}: "
-                "train on sequences of frames instead"
-            )
+        augment = fitting(augment, processor)
         if modality not in (*MODALITIES, ANY) or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
             raise ValueError(
                 f"streams={streams}, modality={modality!r}: expected streams=1, or streams=2 with a modality out of "
@@ -91,7 +83,7 @@ class SyntheticPairs(Dataset):
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
         self.samples_per_epoch, self.seed, self.epoch = samples_per_epoch, seed, 0
-        self.templates, self.searches = templates, searches
+        self.templates, self.searches, self.augment = templates, searches, augment
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -100,7 +92,7 @@ class SyntheticPairs(Dataset):
         """Choose the epoch whose pairs are made from now on."""
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.samples_per_epoch:
             raise IndexError(f"pair {index} of {self.samples_per_epoch}")
         rng = np.random.default_rng((self.seed, self.epoch, index))
@@ -116,7 +108,7 @@ class SyntheticPairs(Dataset):
         """Where item ``index`` of this epoch comes from, for messages."""
         return f"composed scene of seed {self.seed}, epoch {self.epoch}, index {index}"
 
-    def _try(self, rng: np.random.Generator) -> dict[str, torch.Tensor] | None:
+    def _try(self, rng: np.random.Generator) -> Sample | None:
         draw = Draw(rng)
         start, gap = draw.uniform(0, 1000), draw.log_uniform(1, LONGEST_GAP)
         # half of the blind scenes show the target at first
@@ -135,24 +127,13 @@ class SyntheticPairs(Dataset):
         least = [0.6] * self.templates + [0.25] * self.searches
         if any(scene.visible_share(time) < share for time, share in zip(times, least, strict=True)):
             return None
-        crops, labels, processor = [], [], self.processor
-        for index, (time, (x1, y1, x2, y2)) in enumerate(zip(times, boxes, strict=True)):
-            box_xywh = (x1, y1, x2 - x1, y2 - y1)
-            if index < self.templates:
-                window = crop_window(*box_xywh, processor.template_factor)
-                crops.append(self._crop(scene, time, window, processor.template_size, box_xywh, draw)[0])
-            else:
-                window = crop_window(*self._jitter(box_xywh, draw), processor.search_factor)
-                crop, label = self._crop(scene, time, window, processor.search_size, box_xywh, draw)
-                crops.append(crop)
-                labels.append(label)
-        search = torch.from_numpy(np.stack(crops[self.templates :]))
-        boxes = torch.tensor(labels, dtype=torch.float32)
-        return {
-            "template": torch.from_numpy(np.stack(crops[: self.templates])),
-            "search": search[0] if self.searches == 1 else search,
-            "labels": boxes[0] if self.searches == 1 else boxes,
-        }
+        boxes_xywh = [np.array((x1, y1, x2 - x1, y2 - y1)) for x1, y1, x2, y2 in boxes]
+        frames = [(scene.height, scene.width)] * len(times)
+        places = self.augment.places(self.processor, boxes_xywh, frames, self.templates, rng)
+        if places is None:
+            return None
+        crops = [self._crop(scene, time, where) for time, where in zip(times, places, strict=True)]
+        return self.augment.changed(self.processor, crops, places, boxes_xywh, self.templates, rng)
 
     def _times(self, span: tuple[float, float], draw: Draw) -> list[float]:
         """When templates and search frames are taken, in order."""
@@ -162,38 +143,26 @@ class SyntheticPairs(Dataset):
         last = sorted(draw.uniform(end - third, end) for _ in range(self.searches - 1))
         return [start, *first, *last, end]
 
-    @staticmethod
-    def _jitter(box_xywh: tuple[float, ...], draw: Draw) -> tuple[float, float, float, float]:
-        x, y, w, h = box_xywh
-        wide, high = w * math.exp(draw.normal(SCALE_JITTER)), h * math.exp(draw.normal(SCALE_JITTER))
-        reach = math.sqrt(wide * high) * CENTRE_JITTER
-        middle_x, middle_y = x + w / 2 + reach * (draw.unit() - 0.5), y + h / 2 + reach * (draw.unit() - 0.5)
-        return middle_x - wide / 2, middle_y - high / 2, wide, high
+    def _crop(self, scene: SyntheticScene, time: float, where: Crop | AlignedCrop) -> np.ndarray:
+        """A crop as the image processor cuts it, rendered at its own size; uint8 [size, size, 3 S]."""
+        if isinstance(where, Crop):
+            return self._seen(scene, time, View(where.x1, where.y1, where.side, where.side, where.size, where.size))
+        (x1, y1, x2, y2), (left, top, right, bottom) = where.source, where.target
+        part = self._seen(scene, time, View(x1, y1, x2 - x1, y2 - y1, right - left, bottom - top))
+        if part.shape[:2] == (where.size, where.size):
+            return part
+        crop = np.empty((where.size, where.size, part.shape[2]), np.uint8)
+        crop[:] = np.rint(mean_color(self._seen(scene, time, View(0, 0, scene.width, scene.height, *COARSE))))
+        crop[top:bottom, left:right] = part
+        return crop
 
-    def _crop(
-        self,
-        scene: SyntheticScene,
-        time: float,
-        window: tuple[int, int, int],
-        size: int,
-        box_xywh: tuple[float, ...],
-        draw: Draw,
-    ) -> tuple[np.ndarray, list[float]]:
-        """uint8 [S, 3, size, size] and the box in fractions of the crop."""
-        left, top, side = window
-        view = View(left, top, side, side, size, size)
+    def _seen(self, scene: SyntheticScene, time: float, view: View) -> np.ndarray:
+        """All streams of a window, uint8 [rows, columns, 3 S]."""
         rgb, other = scene.render(time, view)
-        streams = [rgb] if other is None else [rgb, as_picture(scene, time, view, other)][-self.streams :]
-        brightness, flip = draw.uniform(*BRIGHTNESS), draw.chance(0.5)
-        table = np.clip(np.arange(256) * brightness + 0.5, 0, 255).astype(np.uint8)
-        streams = [cv2.LUT(cv2.flip(stream, 1) if flip else stream, table).transpose(2, 0, 1) for stream in streams]
-        x, y, w, h = box_xywh
-        scale = size / side
-        # the official training mapping takes (size - 1) / 2 as the crop's middle
-        wide, high = w * scale / size, h * scale / size
-        middle_x = ((size - 1) / 2 + (x + w / 2 - (left + side / 2)) * scale) / size
-        middle_y = ((size - 1) / 2 + (y + h / 2 - (top + side / 2)) * scale) / size
-        return np.stack(streams), [(1 - middle_x if flip else middle_x) - wide / 2, middle_y - high / 2, wide, high]
+        if other is None:
+            return rgb
+        other = as_picture(scene, time, view, other)
+        return other if self.streams == 1 else np.dstack((rgb, other))
 
 
 def as_picture(scene: SyntheticScene, time: float, view: View, other: np.ndarray) -> np.ndarray:
