@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypedDict
 
+import cv2
 import numpy as np
 import torch
 from transformers import BatchFeature
@@ -297,8 +298,10 @@ class TrackerImageProcessor(BaseImageProcessor):
         height, width, channels = shapes.pop()
         if channels % 3:
             raise ValueError(f"a stream has 3 channels, so crops have 3 or 6, got {channels}")
-        tensor = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        return tensor.contiguous().view(len(crops), channels // 3, 3, height, width)
+        planes = np.empty((len(crops), channels, height, width), crops[0].dtype)
+        for crop, into in zip(crops, planes, strict=True):
+            cv2.split(crop, list(into))  # several times as fast as a transposed copy
+        return torch.from_numpy(planes).view(len(crops), channels // 3, 3, height, width)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255 to the values a tracker reads, on the tensor's device.

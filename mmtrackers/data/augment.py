@@ -183,8 +183,7 @@ class Augmentation:
         """
         factor, flip = rng.uniform(1 - self.brightness, 1 + self.brightness), rng.random() < self.crop_flip
         if self.brightness:
-            table = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)
-            image = cv2.LUT(image, table)
+            image = cv2.convertScaleAbs(image, alpha=factor)
         if flip:
             x, y, w, h = box_xywh
             image, box_xywh = cv2.flip(image, 1), np.array([1 - x - w, y, w, h])
