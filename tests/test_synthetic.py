@@ -286,7 +286,7 @@ def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
 
 
 def test_the_collector_finds_pictures_in_resource_files(tmp_path):
-    collector = load_collector()
+    collector = load("collect_pictures")
     code = io.BytesIO()
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(code, "webp")
     path = tmp_path / "activity.rcc"
