@@ -17,11 +17,13 @@ two frames; adapter training for trackers that have one, the whole base for OSTr
 drop path. Peak is what the process grows by during one such step, at most; the optimiser is not part of a step.
 
 `--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/GXNU-ZhongLab/ODTrack,
-github.com/AutoLab-SAI-SJTU/SEATrack, or the folder PATrack of
+github.com/AutoLab-SAI-SJTU/SEATrack, github.com/LitingLin/LoRAT, or the folder PATrack of
 github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking, which must be made to run first), with
-what it imports installed (timm, easydict, PyYAML and torchvision among others). Its builder is that of `BUILDERS`, run
-with the experiment file of `--reference-config`; another builder is named by `--reference-builder module:function`. It
-runs in this process, takes `template=` and `search=`, and its elimination is that of its own configuration.
+what it imports installed (timm, easydict, einops, PyYAML and torchvision among others). Its builder is that of
+`BUILDERS`, run with the experiment file of `--reference-config`; another builder is named by
+`--reference-builder module:function`. It runs in this process and takes `template=` and `search=`; LoRAT's has its
+adapter merged, as its own evaluation does. Our rows take crop sizes and elimination from the experiment, so that both
+sides do the same work: compare the GMAC columns.
 """
 
 import argparse
@@ -32,6 +34,7 @@ import re
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +62,7 @@ from mmtrackers.packing import PackedLinear
 from mmtrackers.training import hold_frozen
 
 BUILDERS = {
+    "lorat": ("trackit.models.methods.LoRAT.lorat:LoRAT_DINOv2", "config/LoRAT/B-224/config.yaml"),
     "odtrack": ("lib.models.odtrack:build_odtrack", "experiments/odtrack/baseline.yaml"),
     "ostrack": ("lib.models.ostrack:build_ostrack", "experiments/ostrack/vitb_256_mae_ce_32x4_ep300.yaml"),
     "patrack": ("lib.models.patrack.ostrack_adapter:build_patrack", "experiments/patrack/rgbt.yaml"),
@@ -296,8 +300,9 @@ class Row:
         return 1e3 * statistics.median(self.times)
 
 
-def reference_frame(path: Path, system: str, builder: str | None, config: str | None) -> Frame:
-    """The official model of a checkout with random weights, as one frame's call.
+def reference_frame(path: Path, system: str, builder: str | None, config: str | None) -> tuple[Frame, dict]:
+    """The official model of a checkout with random weights, as one frame's call; and the fields of our config that
+    make ours do the same work.
 
     Raises:
         SystemExit: names what is missing.
@@ -311,8 +316,10 @@ def reference_frame(path: Path, system: str, builder: str | None, config: str | 
         raise SystemExit(f"{experiment}: no such file; name the experiment with --reference-config (inside {path}).")
     sys.path.insert(0, str(path))
     try:
-        settings = importlib.import_module(f"lib.config.{system}.config")
         make = getattr(importlib.import_module(module_name), function)
+        if system == "lorat":
+            return lorat_frame(make, experiment)
+        settings = importlib.import_module(f"lib.config.{system}.config")
     except ImportError as error:
         raise SystemExit(
             f"The official code in {path} cannot be imported: {error}. Install what is missing, or name the builder "
@@ -327,16 +334,35 @@ def reference_frame(path: Path, system: str, builder: str | None, config: str | 
     except Exception as error:
         raise SystemExit(f"{module_name}:{function} of {path} failed: {type(error).__name__}: {error}") from error
     channels, test = 3 * TRACKERS[system].config_class().streams, settings.cfg.TEST
+    fields = {"search_size": test.SEARCH_SIZE, "template_size": test.TEMPLATE_SIZE}
+    backbone = settings.cfg.MODEL.BACKBONE
+    if system == "ostrack" and backbone.TYPE.endswith("_ce"):  # without a mask all template tokens vote
+        fields |= {"elimination_layers": backbone.CE_LOC, "elimination_mask": "all"}
+        fields["elimination_keep_rate"] = backbone.CE_KEEP_RATIO[0]
     template = torch.randn(1, channels, test.TEMPLATE_SIZE, test.TEMPLATE_SIZE)
     search = torch.randn(1, channels, test.SEARCH_SIZE, test.SEARCH_SIZE)
     if system == "odtrack":  # takes lists of templates and of frames
-        return lambda: model(template=[template] * test.TEMPLATE_NUMBER, search=[search])
-    return lambda: model(template=template, search=search)
+        fields["num_templates"] = test.TEMPLATE_NUMBER
+        return lambda: model(template=[template] * test.TEMPLATE_NUMBER, search=[search]), fields
+    return lambda: model(template=template, search=search), fields
 
 
-def tracker_rows(system: str, tiny: bool) -> list[Row]:
+def lorat_frame(make: Callable[..., nn.Module], experiment: Path) -> tuple[Frame, dict]:
+    """`reference_frame` of the official LoRAT, whose settings and inputs have another form."""
+    reader = importlib.import_module("trackit.core.runtime.utils.custom_yaml_loader")
+    trunks = importlib.import_module("trackit.models.backbone.dinov2.builder")
+    settings = reader.load_yaml(str(experiment), defaultdict(str))  # constants are paths, not read here
+    trunk = trunks.build_dino_v2_backbone(load_pretrained=False, **settings["model"]["backbone"]["parameters"])
+    sizes = settings["common"]
+    model = make(trunk, sizes["template_feat_size"], sizes["search_region_feat_size"]).eval()
+    inputs = model.get_sample_data(1, torch.device("cpu"), torch.float32, None)
+    fields = {"template_size": sizes["template_size"][0], "search_size": sizes["search_region_size"][0]}
+    return lambda: model(*inputs), fields
+
+
+def tracker_rows(system: str, tiny: bool, **fields) -> list[Row]:
     """Plain, packed and packed bf16 rows of a system; of LoRAT also one with its adapter merged and nothing else."""
-    plain = build(system, tiny)
+    plain = build(system, tiny, **fields)
     frame = frame_of(plain)
     with torch.no_grad():
         frame()
@@ -344,11 +370,11 @@ def tracker_rows(system: str, tiny: bool) -> list[Row]:
     saved = training_bytes(plain, **({"batch": 1, "frames": 2} if system == "spmtrack" else {}))
     rows = [Row(system, "plain", frame, launches=count_launches(frame), macs=macs, saved=saved)]
     if system == "lorat":
-        frame = frame_of(build(system, tiny).merge_and_unload())
+        frame = frame_of(build(system, tiny, **fields).merge_and_unload())
         macs = count_macs(frame)
         rows.append(Row(system, "merged", frame, launches=count_launches(frame), macs=macs))
     for variant, dtype in (("packed", torch.float32), ("packed bf16", torch.bfloat16)):
-        model = build(system, tiny).to(dtype)
+        model = build(system, tiny, **fields).to(dtype)
         for parameter in model.parameters():
             if model.has_adapter and parameter.requires_grad:  # these stay in float32, as loading with dtype= does
                 parameter.data = parameter.data.float()
@@ -446,13 +472,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.training:
         report_training(systems, options.rounds, options.tiny)
         return
-    reference = None
+    reference, fields = None, {}
     if options.reference:
         builder, config = options.reference_builder, options.reference_config
-        reference = reference_frame(options.reference.expanduser(), options.system, builder, config)
+        reference, fields = reference_frame(options.reference.expanduser(), options.system, builder, config)
     rows: list[Row] = []
     for system in systems:
-        rows += tracker_rows(system, options.tiny)
+        rows += tracker_rows(system, options.tiny, **fields)
     if reference is not None:
         macs = count_macs(reference)
         rows.append(Row(options.system, "reference", reference, launches=count_launches(reference), macs=macs))

@@ -212,7 +212,8 @@ def test_reference_runs_a_checkout_in_turn(tmp_path, monkeypatch, capsys):
         (tmp_path / name / "__init__.py").write_text("")
     (tmp_path / "lib/config/ostrack/config.py").write_text(
         "from types import SimpleNamespace as N\n"
-        "cfg = N(MODEL=N(PRETRAIN_FILE='x'), TEST=N(TEMPLATE_SIZE=8, SEARCH_SIZE=16))\n"
+        "backbone = N(TYPE='vit_ce', CE_LOC=[1], CE_KEEP_RATIO=[0.5])\n"
+        "cfg = N(MODEL=N(PRETRAIN_FILE='x', BACKBONE=backbone), TEST=N(TEMPLATE_SIZE=32, SEARCH_SIZE=64))\n"
         "def update_config_from_file(path): cfg.path = path\n"
     )
     (tmp_path / "lib/models/ostrack/__init__.py").write_text(
@@ -224,7 +225,11 @@ def test_reference_runs_a_checkout_in_turn(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text("")
     arguments = ["--reference", str(tmp_path), "--reference-config", "a.yaml", "--system", "ostrack", "--tiny"]
     benchmark.main([*arguments, "--rounds", "1"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if "reference" in line)
-    assert line.split()[-1] == "1"  # one launch, no saved bytes
+    lines = {line.split()[1]: line.split() for line in capsys.readouterr().out.splitlines() if "ostrack" in line}
+    assert lines["reference"][-1] == "1"  # one launch, no saved bytes
+    benchmark.main(["--system", "ostrack", "--tiny", "--rounds", "1"])
+    own = next(line.split() for line in capsys.readouterr().out.splitlines() if "plain" in line.split())
+    # ours has taken the stand-in's sizes
+    assert lines["plain"][1] == own[1] == "plain" and float(lines["plain"][3]) < 0.5 * float(own[3])
     for name in [name for name in sys.modules if name == "lib" or name.startswith("lib.")]:
         del sys.modules[name]
