@@ -62,6 +62,7 @@ class Options(Recipe):
     preset: str = option("", f"A published recipe, whose fields the other options replace: {', '.join(RECIPES)}.")
     model: str | None = option(None, "Repository or folder of a base, or of an adapter to go on with.")
     new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
+    search_size: int = option(0, "Side of the search crop on a plain DINOv2; 0: LoRAT 224, SPMTrack 378.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
     adapter: str | None = option(
         None, "Folder with an adapter_config.json of any kind (peft writes it): put on --model in place of --system's."
@@ -111,6 +112,8 @@ class Options(Recipe):
             raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
         if self.box_warmup_epochs and self.system not in ("lorat", "spmtrack"):
             raise ValueError("--box-warmup-epochs belongs to MLP heads: use it with --system lorat or spmtrack.")
+        if self.search_size and self.system not in ("lorat", "spmtrack"):
+            raise ValueError("--search-size is for a plain DINOv2: use it with --system lorat or spmtrack.")
         if self.adapter and (self.train_base or self.new_base):
             raise ValueError("--adapter needs a trained, frozen base: drop --train-base or --new-base.")
         if self.frame_by_frame and self.searches < 2:
@@ -158,7 +161,8 @@ def build_model(options: Options) -> nn.Module:
     if options.adapter or options.system != "none":
         adapter = PeftConfig.from_pretrained(options.adapter) if options.adapter else None
         kind = TRACKERS.get(options.system, mmtrackers.AutoTracker)
-        return kind.from_base(options.model, modality=options.modality, adapter_config=adapter)
+        sizes = {"search_size": options.search_size} if options.search_size else {}
+        return kind.from_base(options.model, modality=options.modality, adapter_config=adapter, **sizes)
     try:
         return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
     except ValueError as error:

@@ -256,9 +256,11 @@ def _tracker_class(
 ) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     known = auto.registered()
     if model_type not in known:
+        way_out = "Upgrade mmtrackers, or import the package that registers it"
+        if model_type == "dinov2":
+            way_out = "A plain DINOv2 becomes one by LoRATForTracking.from_base or SPMTrackForTracking.from_base"
         raise ValueError(
-            f"{where} says model_type {model_type!r}; known trackers: {', '.join(sorted(known))}. Upgrade mmtrackers, "
-            "or import the package that registers it."
+            f"{where} says model_type {model_type!r}; known trackers: {', '.join(sorted(known))}. {way_out}."
         )
     return known[model_type]
 

@@ -381,6 +381,11 @@ class TrackerPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{base} is a {base_config.model_type}, no base for {cls.__name__}.")
         taken = {field.name for field in fields(base_config)} - {field.name for field in fields(PreTrainedConfig)}
         values = {name: getattr(base_config, name) for name in taken}
+        if overrides.get("search_size", base_config.search_size) != base_config.search_size:
+            raise ValueError(
+                f"search_size is {overrides['search_size']}, but {base} was made for {base_config.search_size}, and "
+                "its positions with it: leave it out, or take a base of that size."
+            )
         modality = modality or cls.config_class().modality
         values |= {"streams": 1 if modality == "rgb" else 2, "modality": modality}
         if modality != "rgb" and "elimination_layers" in values:

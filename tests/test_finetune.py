@@ -369,6 +369,15 @@ def test_every_system_trains_by_its_preset(place, bases, tmp_path, preset, base,
     assert TrackerImageProcessor.from_pretrained(tmp_path).crop_style == ("lorat" if base == "dino" else "ostrack")
 
 
+@pytest.mark.parametrize(("system", "searched", "template"), [("lorat", "378", 196), ("spmtrack", "224", 112)])
+def test_the_search_size_is_chosen_on_a_plain_dinov2(bases, tmp_path, system, searched, template):
+    """With the template that was published with it."""
+    given = ["--preset", system, "--model", str(bases["dino"]), "--data", "x", "--output", str(tmp_path)]
+    model = finetune.build_model(finetune.parse([*given, "--search-size", searched]))
+    assert (model.config.search_size, model.config.template_size) == (int(searched), template)
+    assert model.image_processor().search_factor == {"378": 5.0, "224": 4.0}[searched]
+
+
 def test_any_adapter_on_a_base(place, tmp_path):
     """A config that peft wrote, on two streams of a base that has no adapter of its own."""
     SDMoEConfig(adapter_dim=4, hyper_dim=8).save_pretrained(tmp_path / "start")
@@ -499,6 +508,7 @@ def seatrack_without_dropout(place: Path) -> Path:
         (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "drop --train-base or --new-base"),
         (["--model", "x", "--data", "x", "--adapter", "y", "--train-base"], "--adapter needs a trained, frozen base"),
         (["--model", "x", "--data", "x", "--frame-by-frame"], "--searches is 1, expected 2 or more"),
+        (["--model", "x", "--data", "x", "--search-size", "378"], "use it with --system lorat or spmtrack"),
         (["--model", "x", "--data", "x", "--epochs", "0"], "--epochs is 0; expected at least 1"),
         (["--model", "x", "--data", "x", "--speed", "9"], "not used.*--speed"),
     ],

@@ -114,6 +114,18 @@ def test_an_incomplete_dinov2_is_an_error(tmp_path: Path) -> None:
         LoRATForTracking.from_pretrained(tmp_path / "registers")
 
 
+def test_the_search_size_belongs_to_a_base(tmp_path: Path) -> None:
+    """A plain DINOv2 takes any, a published one with its template; a tracker has one."""
+    base = save_dinov2(tiny_dinov2(), tmp_path / "dinov2", "transformers5")
+    model = LoRATForTracking.from_pretrained(base, search_size=378, output_loading_info=True)[0]
+    assert (model.config.template_size, model.config.search_grid) == (196, 27)
+    model.save_pretrained(tmp_path / "tracker")
+    with pytest.raises(ValueError, match=r"search_size is 224, but .*tracker was made for 378"):
+        LoRATForTracking.from_base(tmp_path / "tracker", search_size=224)
+    with pytest.raises(ValueError, match=r"A plain DINOv2 becomes one by LoRATForTracking\.from_base"):
+        AutoTracker.from_pretrained(base)
+
+
 def test_an_adapter_must_hold_what_dinov2_lacks(tmp_path: Path) -> None:
     base = save_dinov2(tiny_dinov2(), tmp_path / "dinov2", "transformers5")
     sizes = {"search_size": 56, "template_size": 28}

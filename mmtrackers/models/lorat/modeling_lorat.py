@@ -24,7 +24,7 @@ from mmtrackers.image_processing import TrackerImageProcessor
 from mmtrackers.losses import cell_loss
 from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
 
-from .configuration_lorat import SEARCH_FACTORS, SIZES, LoRATConfig, lora_config
+from .configuration_lorat import SEARCH_FACTORS, SIZES, TEMPLATE_SIZES, LoRATConfig, lora_config
 
 logger = logging.get_logger(__name__)
 TRUNK = ("model.embeddings.", "model.layers.", "model.norm.")
@@ -56,14 +56,14 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: a tracker, an adapter of one, or DINOv2.
-            kwargs: as in transformers; with a DINOv2 also fields of the config, such as `search_size`.
+            kwargs: as in transformers; with a DINOv2 also fields of the config, such as `search_size`. A published
+                one (224, 378) brings its `template_size`.
 
         Raises:
             ValueError: tensors of a DINOv2 are missing or unknown.
 
         Example:
-            >>> model = LoRATForTracking.from_pretrained("facebook/dinov2-base", search_size=378,
-            ...     template_size=196)  # doctest: +SKIP
+            >>> model = LoRATForTracking.from_pretrained("facebook/dinov2-base", search_size=378)  # doctest: +SKIP
         """
         source = pretrained_model_name_or_path
         found = None if source is None else find_dinov2_config(str(source), kwargs)
@@ -107,6 +107,8 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
         values["drop_path_rate"] = published.get((found.hidden_size, found.num_hidden_layers), 0.0)
         modality = modality or overrides.get("modality") or cls.config_class().modality
         values |= {"modality": modality, "streams": 1 if modality == "rgb" else 2}
+        if (search_size := overrides.get("search_size")) in TEMPLATE_SIZES:
+            values["template_size"] = TEMPLATE_SIZES[search_size]
         return cls.config_class(**(values | overrides))
 
 
