@@ -41,6 +41,7 @@ class Recipe:
     batch_size: int = option(32, "Pairs or clips per optimiser step, over all processes.")
 
     order: Literal["causal", "interval", "ordered"] = option("causal", "Rule by which frames are drawn.")
+    evenly: bool = option(False, "Each sequence as evenly often in an epoch as possible, not drawn at random.")
     templates: int = option(1, "Templates of a sample.")
     searches: int = option(1, "Search frames of a sample; with more than one the state is carried through the clip.")
     max_gap: int = option(200, "Frames between templates, and from template to search frame.")
@@ -115,12 +116,12 @@ _SDMOEA = Recipe(
 # github.com/LitingLin/LoRAT, config/LoRAT/run.yaml
 _LORAT = Recipe(
     system="lorat", sets=RGB_SETS, samples_per_epoch=131_072, epochs=170, batch_size=128, order="interval",
-    max_gap=100, augmentation="deit", lr=1e-4, weight_decay=0.1, decay="weights", schedule="warm-cosine",
+    evenly=True, max_gap=100, augmentation="deit", lr=1e-4, weight_decay=0.1, decay="weights", schedule="warm-cosine",
     warmup_steps=2_048, warmup_lr=1e-7, final_lr=1e-6, clip_norm=1.0, mixed_precision="fp16",
 )  # fmt: skip
 # github.com/WenRuiCai/SPMTrack, config/SPMTrack/run.yaml; on one-dimensional tensors and embeddings no decay
 _SPMTRACK = replace(
-    _LORAT, system="spmtrack", order="ordered", templates=3, searches=2, max_gap=200, decay="matrices"
+    _LORAT, system="spmtrack", order="ordered", evenly=False, templates=3, searches=2, max_gap=200, decay="matrices"
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {

@@ -21,7 +21,7 @@ FAMILY = {"epochs": 60, "samples_per_epoch": 60_000, "lr": 4e-4, "weight_decay":
         ("seatrack-rgbe", FAMILY | {"epochs": 45, "lr": 6e-5}),
         ("patrack-rgbt", FAMILY | {"batch_size": 32, "lr_drop_epoch": 48}),
         ("sdmoea-384", {"epochs": 85, "lr_drop_epoch": 78, "lr": 1e-4, "templates": 3, "searches": 2}),
-        ("lorat", {"epochs": 170, "samples_per_epoch": 131_072, "batch_size": 128, "weight_decay": 0.1}),
+        ("lorat", {"evenly": True, "epochs": 170, "samples_per_epoch": 131_072, "weight_decay": 0.1}),
         ("lorat-got10k", {"epochs": 100, "sets": ["got10k/train"]}),
         ("spmtrack-large", {"batch_size": 64, "warmup_steps": 4_096, "box_warmup_epochs": 2, "epochs": 170}),
         ("spmtrack-giant", {"batch_size": 32, "warmup_steps": 8_192, "box_warmup_epochs": 0}),

@@ -10,7 +10,7 @@ import torch
 from mmtrackers.data import Augmentation, PairDataset, Sequence, open_sequence
 from mmtrackers.data.augment import DeiTAugmentation
 from mmtrackers.data.draws import CausalDraw, IntervalDraw, OrderedDraw
-from mmtrackers.data.sampling import mixture
+from mmtrackers.data.sampling import even_plan, mixture
 from mmtrackers.image_processing import TrackerImageProcessor
 
 
@@ -162,6 +162,39 @@ def test_samples_in_lorats_style(scene):
         outside = grey.clone()
         outside[max(0, int(y) - 3) : int(y + h) + 4, max(0, int(x) - 3) : int(x + w) + 4] = torch.nan
         assert abs(outside.nanmedian() - inside.median()) > 3
+
+
+def test_an_even_plan_gives_every_set_and_sequence_its_share():
+    # sets of 3, 40 and 1,000 sequences, the second with twice the weight, and one that is never drawn
+    sizes, weights = [3, 40, 1000, 5], np.array([1, 2, 1, 0]) / 4
+    chances, of_set = np.repeat(weights / sizes, sizes), np.repeat(range(4), sizes)
+    plans = [even_plan(chances, 400, np.random.default_rng((7, epoch))) for epoch in range(3)]
+    for plan in plans:
+        counts = np.bincount(plan, minlength=len(chances))
+        assert np.bincount(of_set, counts).tolist() == [100, 200, 100, 0]
+        assert (np.abs(counts - 400 * chances) < 1).all()
+        assert len(set(of_set[plan[:20]])) > 1  # sets are shuffled together
+    assert not np.array_equal(np.sort(plans[0]), np.sort(plans[1]))  # others of the large set
+    assert np.array_equal(plans[2], even_plan(chances, 400, np.random.default_rng((7, 2))))
+
+
+def test_pairs_drawn_evenly(scene, processor):
+    sequences = [open_sequence(scene) for _ in range(7)]
+    for number, sequence in enumerate(sequences):
+        sequence.name = str(number)
+
+    def names(epoch: int, seed: int = 0) -> list[str]:
+        pairs = PairDataset(sequences, processor, "thermal", 2, 24, seed, evenly=True)
+        pairs.set_epoch(epoch)
+        return [pairs.describe(index).partition(":")[0] for index in range(24)]
+
+    first = names(0)
+    assert sorted(first.count(name) for name in set(first)) == [3, 3, 3, 3, 4, 4, 4]
+    assert first == names(0) and first != names(1) and first != names(0, seed=1)
+    pairs = PairDataset(sequences, processor, "thermal", 2, 24, evenly=True)
+    pairs[0]
+    pairs.set_epoch(1)  # a plan that has been made is made anew
+    assert [pairs.describe(index).partition(":")[0] for index in range(24)] == names(1)
 
 
 def test_mixture_gives_each_set_its_weight(scene, processor):

@@ -49,6 +49,8 @@ class PairDataset(Dataset):
         draw ([`CausalDraw`], [`IntervalDraw`] or [`OrderedDraw`]): chooses the frames; one pair by default.
         chances (iterable of `float`, *optional*): how often each sequence is drawn, relative to the others; see
             [`mixture`]. Equal by default.
+        evenly (`bool`): every sequence has its share of an epoch, up to one sample, in place of being drawn at random
+            each time; see [`even_plan`].
 
     An item holds `template` uint8 [T, S, 3, h, w], `search` uint8 [S, 3, H, W] and `labels` float32 [4], x, y, w, h
     in fractions of the search crop (may leave [0, 1]); clips have an axis of frames before the last two.
@@ -73,7 +75,7 @@ class PairDataset(Dataset):
     def __init__(self, sequences: Iterable[Sequence], processor: "TrackerImageProcessor", modality: str = "rgb",
                  streams: int = 1, samples_per_epoch: int = 60_000, seed: int = 0,
                  augment: TrainingAugmentation | None = None, skip_short: bool = False,
-                 draw: FrameDraw | None = None, chances: Iterable[float] | None = None):
+                 draw: FrameDraw | None = None, chances: Iterable[float] | None = None, evenly: bool = False):
         self._make = SampleMaker(processor, modality, streams, augment, draw)
         if samples_per_epoch < 1 or seed < 0:
             raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
@@ -93,8 +95,10 @@ class PairDataset(Dataset):
         self._kept = self._usable(skip_short)
         if not chances[self._kept].any():
             raise ValueError("all sequences that can be used have the chance 0")
+        self._chances = chances[self._kept] / chances[self._kept].sum()
         # Where a uniform number falls in it says which of the kept sequences is drawn.
-        self._ladder = np.cumsum(chances[self._kept]) / chances[self._kept].sum()
+        self._ladder = np.cumsum(self._chances)
+        self._evenly, self._plan = evenly, (-1, np.empty(0, dtype=np.int64))
 
     def _usable(self, skip_short: bool) -> np.ndarray:
         """Indices of the sequences that samples can be drawn from."""
@@ -130,20 +134,32 @@ class PairDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        reason = ""
+        sequence = self._first(index, rng)
         for _ in range(MAX_DRAWS):
-            sample, reason = self._make(self._drawn(rng), rng)
+            sample, reason = self._make(sequence, rng)
             if sample is not None:
                 return sample
+            sequence = self._drawn(rng)
         raise RuntimeError(f"sample {index}: {MAX_DRAWS} samples in a row cannot be used "
                            f"({self.unreadable.total()} unreadable frames met so far); the last: {reason}")
 
     def describe(self, index: int) -> str:
         """The sequence and frames that item `index` of this epoch is drawn from first, for messages."""
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        sequence = self._drawn(rng)
+        sequence = self._first(index, rng)
         templates, searches = self._make.frames(sequence, rng)
         return f"{sequence.name}: templates {templates}, search {searches}"
+
+    def _first(self, index: int, rng: np.random.Generator) -> Sequence:
+        """The sequence that an item is made of, unless that fails."""
+        if not self._evenly:
+            return self._drawn(rng)
+        epoch = int(self._epoch)
+        if self._plan[0] != epoch:
+            # no item has this number
+            order = np.random.default_rng((self.seed, epoch, len(self)))
+            self._plan = (epoch, even_plan(self._chances, len(self), order))
+        return self._sequences[int(self._kept[self._plan[1][index]])]
 
     def _drawn(self, rng: np.random.Generator) -> Sequence:
         return self._sequences[int(self._kept[np.searchsorted(self._ladder, rng.random(), side="right")])]
@@ -250,6 +266,32 @@ class SampleMaker:
             return self.processor.stack(sequence.read(frame), modality=modality, streams=self.streams)
         except ValueError as error:
             raise ValueError(f"sequence {sequence.name!r}, frame {frame}: {error}") from error
+
+
+def even_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Which sequence each sample of an epoch is made of, every sequence as evenly often as possible.
+
+    After LitingLin/LoRAT (trackit/data/sampling/per_sequence): of every set the same sequences as often as they fit
+    in, the rest of its share drawn without repetition, and all sets shuffled together.
+
+    Args:
+        chances (`np.ndarray` `[N]`): of the sequences; their sum is 1.
+        count (`int`): samples.
+        rng (`np.random.Generator`): the only source of chance.
+
+    Returns:
+        `np.ndarray` int64 `[count]`: sequence `i` stands in it `count * chances[i]` times, rounded up or down.
+
+    Example:
+        >>> np.bincount(even_plan(np.array([0.25, 0.25, 0.5]), 8, np.random.default_rng(0))).tolist()
+        [2, 2, 4]
+    """
+    # Equal steps along the sequences laid out by their chances hit each one so often. Those of one set have the same
+    # chance and lie side by side, so that a set has its share too.
+    order = np.lexsort((rng.random(len(chances)), chances))
+    ends = np.cumsum(chances[order]) * count
+    steps = rng.random() + np.arange(count)
+    return rng.permutation(order[np.searchsorted(ends[:-1], steps, side="right")])
 
 
 def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tuple[SequenceSet, np.ndarray]:
