@@ -81,16 +81,19 @@ def held(sequence: SyntheticSequence) -> Clip:
     return Clip(frames, sequence.boxes_xywh, sequence.present)
 
 
-def composed(pictures: Path, modality: str, count: int, length: int = 40) -> list[SyntheticSequence]:
+def composed(
+    pictures: Path, modality: str, count: int, length: int = 40, blindnesses: tuple[str, ...] = ()
+) -> list[SyntheticSequence]:
     """Sequences of held-out pictures; with a second modality RGB is blind in all of them.
 
     Args:
         pictures (`Path`): the folder of pictures.
         modality (`str`): "thermal", "depth", "event" or "rgb".
         count, length (`int`): number of sequences, and of frames of each.
+        blindnesses (`tuple[str, ...]`): in turn; by default "none" for RGB, all for others.
     """
     library = PictureLibrary(pictures, split="heldout")
-    blindnesses = ("none",) if modality == "rgb" else BLIND
+    blindnesses = blindnesses or (("none",) if modality == "rgb" else BLIND)
     return [
         synthetic_sequence(library, 10_000 + seed, modality, length, blind=blindnesses[seed % len(blindnesses)])
         for seed in range(count)

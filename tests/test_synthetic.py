@@ -145,6 +145,14 @@ def test_pairs_depend_on_seed_epoch_and_index_only(library, modality, streams):
         pairs[20]
 
 
+def test_pairs_at_night(library):
+    """RGB alone, dark in every search crop; in half of the pairs the template was taken by day."""
+    pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=30, blindness="night")
+    items = [pairs[index] for index in range(30)]
+    assert max(float(item["search"].float().mean()) for item in items) < 40
+    assert 8 <= sum(float(item["template"].float().mean()) > 45 for item in items) <= 22
+
+
 def test_labels_follow_the_recipe(library):
     """Sizes, jitter and mapping: a quarter of the crop's side on average, the centre off by up to 3/2 of it."""
     pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=200, seed=1)
@@ -248,6 +256,7 @@ def test_boxes_move_smoothly(library):
     [
         (lambda lib: SyntheticPairs(lib, PROCESSOR, "rgb", 2), "streams=2 with a modality"),
         (lambda lib: SyntheticPairs(lib, PROCESSOR, "sonar", 2), "thermal, depth, event"),
+        (lambda lib: SyntheticPairs(lib, PROCESSOR, blindness="none"), "expected None or one of night"),
         (lambda lib: SyntheticScene(lib, np.random.default_rng(0), "sonar"), "modality is 'sonar'"),
         (lambda lib: SyntheticScene(lib, np.random.default_rng(0), blindness="fog"), "blindness is 'fog'"),
         (lambda lib: synthetic_sequence(lib, 0, length=0), "at least one frame"),

@@ -48,13 +48,16 @@ class SyntheticPairs(Dataset):
             the other cameras instead: a base's weights read the second stream too.
         samples_per_epoch: length of the data set.
         seed: of all scenes.
+        blindness: "night", "camouflage" or "glare": what keeps RGB from seeing, in every scene; None draws as
+            [`SyntheticScene`] does. With RGB alone no other camera is taken then.
         templates, searches: frames of each role. The first template and the last search frame are the ends of the
             scene's span, the others lie in its first and last third.
         augment: ``Augmentation`` for crops of the "ostrack" style (the default; without what it does to whole frames,
             since scenes are of any colour and orientation), ``DeiTAugmentation`` for "lorat".
 
     Raises:
-        ValueError: two streams without a second modality, or an unknown one; an augmentation of the other style.
+        ValueError: two streams without a second modality, or an unknown one; an unknown blindness; an augmentation of
+            the other style.
 
     Example:
         >>> pairs = SyntheticPairs(library, processor, samples_per_epoch=10000)  # doctest: +SKIP
@@ -73,8 +76,11 @@ class SyntheticPairs(Dataset):
         templates: int = 1,
         searches: int = 1,
         augment: TrainingAugmentation | None = None,
+        blindness: str | None = None,
     ) -> None:
         augment = fitting(augment, processor)
+        if blindness not in (None, *BLINDNESSES):
+            raise ValueError(f"blindness is {blindness!r}; expected None or one of {', '.join(BLINDNESSES)}")
         if modality not in (*MODALITIES, ANY) or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
             raise ValueError(
                 f"streams={streams}, modality={modality!r}: expected streams=1, or streams=2 with a modality out of "
@@ -83,7 +89,7 @@ class SyntheticPairs(Dataset):
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
         self.samples_per_epoch, self.seed, self.epoch = samples_per_epoch, seed, 0
-        self.templates, self.searches, self.augment = templates, searches, augment
+        self.templates, self.searches, self.augment, self.blindness = templates, searches, augment, blindness
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -113,10 +119,10 @@ class SyntheticPairs(Dataset):
         start, gap = draw.uniform(0, 1000), draw.log_uniform(1, LONGEST_GAP)
         # half of the blind scenes show the target at first
         blind_from = start + 0.5 if draw.chance(0.5) else start - 1
-        alone = self.streams == 1 and draw.chance(OTHER_CAMERA)
+        alone = self.streams == 1 and self.blindness is None and draw.chance(OTHER_CAMERA)
         modality = MODALITIES[1:][draw.below(3)] if alone or self.modality == ANY else self.modality
         # where RGB is blind, the other camera is sure to see the target
-        blind = "night" if alone else None
+        blind = "night" if alone else self.blindness
         scene = SyntheticScene(
             self.library, rng, modality, blind, span=(start, start + gap), blind_from=blind_from
         )
