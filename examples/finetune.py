@@ -23,11 +23,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from peft import PeftConfig
 from torch import nn
@@ -73,6 +74,9 @@ class Options(Recipe):
         "lasher/train=/data/LasHeR; --weights says how often each is drawn."
     )
     synthetic: str | None = option(None, "Folder of pictures to compose sequences from.")
+    blindness: Literal["drawn", "night", "camouflage", "glare"] = option(
+        "drawn", "Composed sequences: what keeps RGB from seeing the target, in all of them."
+    )
     workers: int = option(4, "Processes that prepare data, per training process.")
     gradient_accumulation: int = option(1, "Passes that an optimiser step is split into.")
     frozen_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that frozen weights are held in.")
@@ -106,6 +110,8 @@ class Options(Recipe):
         if bool(self.data) == (self.synthetic is not None):
             sets = f" The preset was trained on {', '.join(self.sets)}." if self.sets else ""
             raise ValueError(f"Give either --data (sequences) or --synthetic (a folder of pictures).{sets}")
+        if self.blindness != "drawn" and not self.synthetic:
+            raise ValueError(f"--blindness {self.blindness} is for composed sequences: give --synthetic.")
         if self.weights and len(self.weights) != len(self.data):
             raise ValueError(f"{len(self.weights)} --weights for {len(self.data)} --data: expected one each.")
         if self.system != "none" and (self.train_base or self.new_base):
@@ -197,11 +203,13 @@ def build_dataset(options: Options, model: nn.Module, processor: Any, samples: i
         from mmtrackers.data.synthetic import PictureLibrary, SyntheticPairs
 
         frames = {"templates": draw.templates, "searches": draw.searches}
-        return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames)
+        blindness = None if options.blindness == "drawn" else options.blindness
+        return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames, blindness=blindness)
     from mmtrackers.data.sampling import PairDataset, mixture
 
     sequences, chances = mixture(map(open_data, options.data), options.weights or [1.0] * len(options.data))
-    return PairDataset(sequences, **common, draw=draw, chances=chances, skip_short=True)
+    frames = {"draw": draw, "chances": chances, "evenly": options.evenly}
+    return PairDataset(sequences, **common, **frames, skip_short=True)
 
 
 def open_data(entry: str) -> list[Sequence]:
@@ -263,6 +271,10 @@ class Trainer:
             # Without its own generator a loader draws from the global one, and dropout after a resume would differ.
             generator=torch.Generator().manual_seed(options.seed),
         )
+        if accelerator.is_fsdp2:
+            # Autocast as everywhere else. FSDP's own policy would cast all of a layer, labels and losses too.
+            accelerator.state.fsdp_plugin.mixed_precision_policy = None
+            model.forward = accelerator.autocast()(model.forward)
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
         # FSDP has put shards in the place of the parameters
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -540,7 +552,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
         log_with=None if options.track_with == "none" else options.track_with,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # while the main process validates the others wait for it, longer than the usual ten minutes
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
         step_scheduler_with_optimizer=False,
     )
     output.mkdir(parents=True, exist_ok=True)

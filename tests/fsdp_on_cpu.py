@@ -20,6 +20,8 @@ plain = AcceleratorState.__init__
 def with_fsdp(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
     plugin = fsdp_plugin or self._shared_state.get("fsdp_plugin")
     plain(self, *args, **kwargs)  # makes a copy of the state below it, each time
+    if self.mixed_precision != "no" and plugin.mixed_precision_policy is None and not hasattr(self, "fsdp_plugin"):
+        plugin.set_mixed_precision(self.mixed_precision)  # as on an accelerator
     self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
 
 

@@ -19,22 +19,22 @@ EXPECTED = {
 }
 
 
-def documented() -> dict[str, str]:
-    """File of a configuration -> the command in the folder's README."""
+def documented() -> list[tuple[str, str]]:
+    """File of a configuration and arguments of `accelerate launch`, for each command in the folder's README."""
     text = re.sub(r"\\\n\s*", "", (FOLDER / "README.md").read_text())
     commands = re.findall(r"^accelerate launch --config_file examples/accelerate/(\S+) (.*)$", text, re.M)
-    return {name: f"--config_file {FOLDER / name} {rest}" for name, rest in commands}
+    return [(name, f"--config_file {FOLDER / name} {rest}") for name, rest in commands]
 
 
 def test_every_configuration_has_a_command():
-    assert documented().keys() == EXPECTED.keys() == {path.name for path in FOLDER.glob("*.yaml")}
+    assert {name for name, _ in documented()} == EXPECTED.keys() == {path.name for path in FOLDER.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_accelerate_reads_it_and_the_script_takes_its_options(name):
+@pytest.mark.parametrize(("name", "command"), documented())
+def test_accelerate_reads_it_and_the_script_takes_its_options(name, command):
     config = load_config_from_file(str(FOLDER / name))
     assert (config.distributed_type.value, config.num_processes, config.num_machines) == EXPECTED[name]
-    arguments = launch_command_parser().parse_args(shlex.split(documented()[name]))
+    arguments = launch_command_parser().parse_args(shlex.split(command))
     arguments, _, _ = _validate_launch_command(arguments)
     assert arguments.use_fsdp == (name == "fsdp2.yaml") and arguments.num_processes == EXPECTED[name][1]
     if arguments.use_fsdp:

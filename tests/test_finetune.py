@@ -318,11 +318,14 @@ def bases(place, tmp_path_factory) -> dict[str, Path]:
     dinov2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     Dinov2Model(dinov2).save_pretrained(root / "dino")
     BitImageProcessor().save_pretrained(root / "dino")
+    giant = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, use_swiglu_ffn=True)
+    Dinov2Model(giant).save_pretrained(root / "giant")
+    BitImageProcessor().save_pretrained(root / "giant")
     sizes = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "head_channels": 16}
     odtrack = ODTrackForTracking(ODTrackConfig(**sizes, template_size=32, search_size=64))
     odtrack.save_pretrained(root / "odtrack")
     TrackerImageProcessor(template_size=32, search_size=64).save_pretrained(root / "odtrack")
-    return {"dino": root / "dino", "odtrack": root / "odtrack", "ostrack": place / "base"}
+    return {name: root / name for name in ("dino", "giant", "odtrack")} | {"ostrack": place / "base"}
 
 
 def test_a_new_combination_trains_and_tracks(place, bases, tmp_path):
@@ -456,36 +459,59 @@ def launch(*arguments: str, script: Path = SCRIPT, **more: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+# what the documented command for the giant models adds to their recipes
+GIANT = ["--samples-per-epoch", "8", "--warmup-steps", "0", "--frozen-dtype", "bfloat16", "--checkpointing"]
+GIANT += ["--mixed-precision", "bf16"]
+# kind of run -> base, options, whether it is in shards
+TWO_PROCESSES = {
+    "lora": ("calm-lora", [], False),
+    "seatrack": ("calm-seatrack", [], False),
+    "lora in shards": ("calm-lora", ["--ema", "0.9"], True),
+    "lorat in shards": ("giant", ["--preset", "lorat", *GIANT], True),
+    "spmtrack in shards": ("giant", ["--preset", "spmtrack-giant", *GIANT, "--frame-by-frame"], True),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "seatrack", "lora in shards"])
-def test_two_processes_equal_one(place, tmp_path, kind):
-    """gloo, dropout and drop path 0, the same batch of 4 pairs per step, in all 2 epochs; FSDP2 is stopped once."""
-    start = seatrack_without_dropout(place) if kind == "seatrack" else place / "calm-lora"
+@pytest.mark.parametrize("kind", TWO_PROCESSES)
+def test_two_processes_equal_one(place, bases, tmp_path, kind):
+    """gloo, dropout and drop path 0, the same batch of 4 samples per step, in all 2 epochs; FSDP2 is stopped once."""
+    base, more, sharded = TWO_PROCESSES[kind]
+    half = base == "giant"
+    start = bases["giant"] if half else place / base
+    if base == "calm-seatrack":
+        seatrack_without_dropout(place)
     options = ["--model", str(start), "--data", str(place / "sequences"), "--samples-per-epoch", "16", "--epochs", "2"]
-    options += ["--workers", "0", "--log-every", "1", "--lr", "1e-3", "--batch-size", "4"]
-    options += ["--ema", "0.9"] if kind == "lora in shards" else []
+    options += ["--workers", "0", "--log-every", "1", "--lr", "1e-3", "--batch-size", "4", *more]
     finetune.main([*options, "--output", str(tmp_path / "one")])
     options += ["--output", str(tmp_path / "two")]
-    if kind == "lora in shards":
+    if sharded:
         fsdp = ["--config_file", str(SCRIPT.parent / "accelerate" / "fsdp2.yaml")]
         script = Path(__file__).with_name("fsdp_on_cpu.py")
-        launch(*fsdp, *options, "--max-steps", "5", script=script)
-        stored = load_file(tmp_path / "two" / "checkpoints" / "checkpoint-00000005" / "trained.safetensors")
-        assert stored and all("lora_" in name for name in stored)
+        launch(*fsdp, *options, "--max-steps", "3", script=script)
+        stored = load_file(tmp_path / "two" / "checkpoints" / "checkpoint-00000003" / "trained.safetensors")
+        assert stored.keys() == trained_names(tmp_path / "one")
         launch(*fsdp, *options, "--resume", script=script)
     else:
         launch("--multi_gpu", *options)
     facts = json.loads((tmp_path / "two" / "training_facts.json").read_text())
     assert facts["hardware"] == "2 x cpu"
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
-    assert len(one) == len(two) == 8
+    assert len(one) == len(two) == (4 if half else 8)
     for a, b in zip(one, two, strict=True):
-        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
-    a, b, before = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(start)
+        assert b == pytest.approx(a, rel=4e-3 if half else 1e-5, abs=1e-6)  # a step of bf16 is 2 ** -8
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert a.keys() == b.keys()
-    for name in a:
-        assert (b[name] - a[name]).abs().max().item() < 1e-5, name
-    assert max((a[name] - before[name]).abs().max().item() for name in a) > 1e-3
+    # bf16 rounds the gradients of each half of the batch apart; 1.3e-4 was seen, of up to 4e-3 that four steps move
+    assert max((b[name] - a[name]).abs().max().item() for name in a) < (5e-4 if half else 1e-5)
+    if not half:
+        before = weights(start)
+        assert max((a[name] - before[name]).abs().max().item() for name in a) > 1e-3
+
+
+def trained_names(folder: Path) -> set[str]:
+    """Of the tensors in a run's last checkpoint."""
+    return load_file(next(folder.glob("checkpoints/*/trained.safetensors"))).keys()
 
 
 def seatrack_without_dropout(place: Path) -> Path:
@@ -509,6 +535,7 @@ def seatrack_without_dropout(place: Path) -> Path:
         (["--model", "x", "--data", "x", "--adapter", "y", "--train-base"], "--adapter needs a trained, frozen base"),
         (["--model", "x", "--data", "x", "--frame-by-frame"], "--searches is 1, expected 2 or more"),
         (["--model", "x", "--data", "x", "--search-size", "378"], "use it with --system lorat or spmtrack"),
+        (["--model", "x", "--data", "x", "--blindness", "night"], "is for composed sequences: give --synthetic"),
         (["--model", "x", "--data", "x", "--epochs", "0"], "--epochs is 0; expected at least 1"),
         (["--model", "x", "--data", "x", "--speed", "9"], "not used.*--speed"),
     ],

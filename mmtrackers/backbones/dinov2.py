@@ -43,7 +43,8 @@ def resample_positions(table: Tensor, side: int) -> Tensor:
     if grid == side:
         return cells
     cells = cells.transpose(1, 2).unflatten(2, (grid, grid))
-    return F.interpolate(cells, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    cells = F.interpolate(cells, (side, side), mode="bicubic", align_corners=False)
+    return cells.flatten(2).transpose(1, 2).contiguous()  # FSDP shards contiguous parameters only
 
 
 class Dinov2Embeddings(nn.Module):
