@@ -194,13 +194,20 @@ def training_inputs(model: TrackerPreTrainedModel, batch: int = 2, frames: int =
     return {"search": search, "labels": labels} | dict(zip(("template", "template_mask"), template, strict=False))
 
 
-def training_bytes(model: TrackerPreTrainedModel, batch: int = 2, frames: int = 1, checkpointing: bool = False) -> int:
+def training_bytes(
+    model: TrackerPreTrainedModel,
+    batch: int = 2,
+    frames: int = 1,
+    checkpointing: bool = False,
+    autocast: bool = False,
+) -> int:
     """Bytes that a training step of a tracker saves for backward, on pairs or on clips of several search frames; with
     `checkpointing`, what it keeps between layers."""
     inputs = training_inputs(model, batch, frames)
     if checkpointing:
         model.activation_checkpointing_enable()
-    total = saved_bytes(model.train(), lambda: model(**inputs).loss)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        total = saved_bytes(model.train(), lambda: model(**inputs).loss)
     if checkpointing:
         model.activation_checkpointing_disable()
     model.eval()
@@ -239,7 +246,9 @@ class TrainingStep:
         if self.variant == "frame by frame":
             backward_clip(self.model, **self.inputs)
         else:
-            self.model(**self.inputs).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.variant == "bf16"):
+                loss = self.model(**self.inputs).loss
+            loss.backward()
         if self.variant == "checkpointing":
             self.model.activation_checkpointing_disable()
         self.model.zero_grad()
@@ -258,9 +267,10 @@ def training_steps(system: str, tiny: bool) -> list[TrainingStep]:
     if model.has_adapter:  # of a base all weights are trained
         half = build(system, tiny)
         hold_frozen(half, torch.bfloat16)
-        steps.append(
-            TrainingStep(system, "frozen bf16", half, training_inputs(half, **size), training_bytes(half, **size))
-        )
+        inputs = training_inputs(half, **size)
+        steps.append(TrainingStep(system, "frozen bf16", half, inputs, training_bytes(half, **size)))
+        # the adapter's products in bf16 as well
+        steps.append(TrainingStep(system, "bf16", half, inputs, training_bytes(half, **size, autocast=True)))
     return steps
 
 

@@ -183,7 +183,7 @@ def test_benchmark_of_the_training_step(capsys):
     saved = {(line[0], line[1]): float(line[4]) for line in lines}
     for system in benchmark.TRACKERS:
         variants = ["plain", "checkpointing"] + ["frame by frame"] * (system == "spmtrack")
-        variants += ["frozen bf16"] * (benchmark.TRACKERS[system].default_adapter is not None)
+        variants += ["frozen bf16", "bf16"] * (benchmark.TRACKERS[system].default_adapter is not None)
         assert [variant for name, variant in saved if name == system] == variants
         assert saved[system, "checkpointing"] < saved[system, "plain"]
     assert saved["spmtrack", "frame by frame"] < 0.6 * saved["spmtrack", "plain"]
