@@ -58,7 +58,7 @@ def test_every_tuner_gets_a_row_once(compare, place, monkeypatch, capsys):
     monkeypatch.setattr(PictureLibrary.__init__, "__defaults__", ("train", 4))  # less clutter: seconds saved
     options = {"base": place / "base", "pictures": place / "pictures", "output": place / "out"}
     options |= {"count": 1, "length": 6}
-    rows = compare.main(**options, minutes=1e-6)
+    rows = compare.main(**options, steps=1)
     assert [(row.tuner, row.streams) for row in rows] == [
         ("AMG_LORA", "RGB + thermal"), ("PROGRESSIVE", "RGB + thermal"), ("SDMOE", "RGB + thermal"),
         ("TMOE", "RGB + thermal"), ("LORA", "RGB + thermal"), ("TMOE", "RGB"), ("LORA", "RGB"),
@@ -66,6 +66,7 @@ def test_every_tuner_gets_a_row_once(compare, place, monkeypatch, capsys):
     assert all(row.parameters > 0 and row.pairs == 2 and 0 <= row.adapted <= 1 for row in rows)
     assert len({row.base for row in rows[:5]}) == len({row.base for row in rows[5:]}) == 1
     assert len({row.parameters for row in rows[:5]}) == 5
+    assert [row.scenes for row in rows] == 5 * ["RGB blind"] + 2 * ["night"]
     table = (place / "out" / "table.md").read_text()
     assert len(table.splitlines()) == 2 + len(rows) and table in capsys.readouterr().out
 
@@ -76,7 +77,7 @@ def test_every_tuner_gets_a_row_once(compare, place, monkeypatch, capsys):
     results.write_text(json.dumps(found))
     trained, train = [], compare.train
     monkeypatch.setattr(compare, "train", lambda tuner, *rest: trained.append(tuner) or train(tuner, *rest))
-    again = compare.main(**options, minutes=1e-6)
+    again = compare.main(**options, steps=1)
     assert trained == compare.TUNERS[-1:] and again[:-1] == rows[:-1] and len(again) == len(rows)
     with pytest.raises(typer.BadParameter, match=r"made with .*choose another --output"):
-        compare.main(**options, minutes=2.0)
+        compare.main(**options, steps=2)
