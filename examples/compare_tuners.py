@@ -135,7 +135,7 @@ def main(
     base: Annotated[Path, typer.Option(help="Folder of an OSTrack base for RGB.")],
     pictures: Annotated[Path, typer.Option(help="Pictures to compose sequences from.")],
     output: Annotated[Path, typer.Option(help="Folder for adapters, results.json and table.md.")],
-    steps: Annotated[int, typer.Option(help="Training steps of each tuner, of 16 pairs.")] = 120,
+    steps: Annotated[int, typer.Option(help="Training steps of each tuner, of 16 pairs.")] = 150,
     count: Annotated[int, typer.Option(help="Held-out sequences to measure on.")] = 24,
     length: Annotated[int, typer.Option(help="Frames of each.")] = 40,
 ) -> list[Row]:

@@ -377,7 +377,8 @@ class CheckpointStore:
         final = self.folder / f"checkpoint-{progress.step:08d}"
         draft = self.folder / f".writing-{final.name}"
         if self.accelerator.is_main_process:
-            shutil.rmtree(draft, ignore_errors=True)
+            for unfinished in self.folder.glob(".writing-*"):  # of a run that was killed
+                shutil.rmtree(unfinished)
             draft.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         if is_sharded(self.model):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -97,13 +98,18 @@ def place(tmp_path_factory) -> Path:
     return root
 
 
-def train(place: Path, output: Path, *arguments: str, model: str = "base-lora"):
-    """Runs the script in this process: 2 epochs of 8 steps of 2 x 2 pairs, unless told otherwise."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+def short_run(place: Path, output: Path, model: str = "base-lora") -> list[str]:
+    """Options of 2 epochs of 8 steps of 2 x 2 pairs."""
     common = ["--model", str(place / model), "--data", str(place / "sequences"), "--output", str(output)]
     common += ["--samples-per-epoch", "32", "--batch-size", "4", "--epochs", "2", "--workers", "0", "--lr", "1e-2"]
-    return finetune.main([*common, "--gradient-accumulation", "2", "--log-every", "3", *arguments])
+    return [*common, "--gradient-accumulation", "2", "--log-every", "3"]
+
+
+def train(place: Path, output: Path, *arguments: str, model: str = "base-lora"):
+    """Runs the script in this process, on a short run's options and others that may replace them."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    return finetune.main([*short_run(place, output, model), *arguments])
 
 
 def history(output: Path) -> list[dict]:
@@ -255,6 +261,22 @@ def test_signal_saves_and_stops(place, tmp_path, monkeypatch, whole, number):
     monkeypatch.undo()
     train(place, tmp_path / "parts", "--resume")
     assert_equal_tensors(weights(tmp_path / "parts"), weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_killed_while_it_writes_a_checkpoint(place, tmp_path, whole):
+    command = [sys.executable, str(SCRIPT), *short_run(place, tmp_path / "parts"), "--save-steps", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "parts" / "checkpoints"
+    while run.poll() is None and not (list(folder.glob("checkpoint-*")) and list(folder.glob(".writing-*"))):
+        time.sleep(0.001)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    second = train(place, tmp_path / "parts", "--resume")
+    assert second.state == "complete" and history(tmp_path / "parts") == history(whole())
+    assert_equal_tensors(weights(tmp_path / "parts"), weights(whole()))
+    assert not list(folder.glob(".writing-*"))
 
 
 def test_time_limits(place, tmp_path):
