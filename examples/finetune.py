@@ -202,7 +202,7 @@ def build_dataset(options: Options, model: nn.Module, processor: Any, samples: i
     if options.synthetic:
         from mmtrackers.data.synthetic import PictureLibrary, SyntheticPairs
 
-        frames = {"templates": draw.templates, "searches": draw.searches}
+        frames = {"templates": draw.templates, "searches": draw.searches, "longest_gap": options.max_gap}
         blindness = None if options.blindness == "drawn" else options.blindness
         return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames, blindness=blindness)
     from mmtrackers.data.sampling import PairDataset, mixture
@@ -496,7 +496,8 @@ class Trainer:
         """What the model card says of the training. Folders appear by name only."""
         o = self.options
         recipe = {"optimizer": "AdamW", "preset": o.preset, "ema": o.ema} | o.values()
-        recipe = {name: value for name, value in recipe.items() if value}
+        other = {"sets"} | ({"order", "search_gap"} if o.synthetic else set())  # of the preset's run, not of this one
+        recipe = {name: value for name, value in recipe.items() if value and name not in other}
         names = [entry.rpartition("=")[0] or Path(entry).name for entry in o.data]
         data = f"sequences of {', '.join(names)}" if names else "sequences composed from pictures, at random"
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -428,8 +429,11 @@ def test_a_tiny_lorat_trains_on_composed_pairs(folder, tmp_path):
         ("adapter", ["--model", tmp_path / "base", "--system", "lorat"]),
     ]
     for name, options in steps:
-        trainer = finetune.main([str(part) for part in [*options, *common, "--output", tmp_path / name]])
-        assert trainer.progress.step == 1
+        options += ["--max-gap", 30, "--output", tmp_path / name]
+        trainer = finetune.main([str(part) for part in [*options, *common]])
+        assert trainer.progress.step == 1 and trainer.dataset.longest_gap == 30
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    facts = json.loads((tmp_path / "adapter" / "training_facts.json").read_text())
+    assert facts["recipe"]["max_gap"] == 30 and not {"sets", "order"} & set(facts["recipe"])
     processor = TrackerImageProcessor.from_pretrained(tmp_path / "base")
     assert processor.to_dict() == ALIGNED.to_dict()

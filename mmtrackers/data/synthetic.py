@@ -25,7 +25,6 @@ __all__ = [
 
 ]  # fmt: skip
 
-LONGEST_GAP = 200.0
 OTHER_CAMERA = 0.2
 SMALLEST_SIDE = 4.0
 COARSE = (32, 24)  # size of the picture that a frame's mean colour is taken from
@@ -54,6 +53,7 @@ class SyntheticPairs(Dataset):
             scene's span, the others lie in its first and last third.
         augment: ``Augmentation`` for crops of the "ostrack" style (the default; without what it does to whole frames,
             since scenes are of any colour and orientation), ``DeiTAugmentation`` for "lorat".
+        longest_gap: of the span, in frames; its logarithm is drawn uniformly.
 
     Raises:
         ValueError: two streams without a second modality, or an unknown one; an unknown blindness; an augmentation of
@@ -77,6 +77,7 @@ class SyntheticPairs(Dataset):
         searches: int = 1,
         augment: TrainingAugmentation | None = None,
         blindness: str | None = None,
+        longest_gap: float = 200.0,
     ) -> None:
         augment = fitting(augment, processor)
         if blindness not in (None, *BLINDNESSES):
@@ -89,7 +90,8 @@ class SyntheticPairs(Dataset):
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
         self.samples_per_epoch, self.seed, self.epoch = samples_per_epoch, seed, 0
-        self.templates, self.searches, self.augment, self.blindness = templates, searches, augment, blindness
+        self.templates, self.searches, self.augment = templates, searches, augment
+        self.blindness, self.longest_gap = blindness, longest_gap
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -116,7 +118,7 @@ class SyntheticPairs(Dataset):
 
     def _try(self, rng: np.random.Generator) -> Sample | None:
         draw = Draw(rng)
-        start, gap = draw.uniform(0, 1000), draw.log_uniform(1, LONGEST_GAP)
+        start, gap = draw.uniform(0, 1000), draw.log_uniform(1, self.longest_gap)
         # half of the blind scenes show the target at first
         blind_from = start + 0.5 if draw.chance(0.5) else start - 1
         alone = self.streams == 1 and self.blindness is None and draw.chance(OTHER_CAMERA)
