@@ -42,6 +42,7 @@ from mmtrackers.data import Augmentation, DeiTAugmentation, Sequence, TrainingAu
 from mmtrackers.hub import TrainingFacts, push, write_card
 from mmtrackers.model_card import is_own_text
 from mmtrackers.modeling import backward_clip
+from mmtrackers.models.ostrack.modeling_ostrack import elimination_keep_rate
 from mmtrackers.recipes import RECIPES, Recipe, listed, option
 
 STARVED = 0.3
@@ -251,7 +252,7 @@ class Trainer:
         dataset = build_dataset(options, model, self.processor, self.steps_per_epoch * self.pairs_per_step)
         self.dataset = dataset
         set_seed(options.seed, device_specific=True)  # from here on dropout, which must differ between processes
-        self.unwrapped = model
+        self.unwrapped, self.eliminates = model, bool(getattr(model.config, "elimination_layers", ()))
         self.output = Path(options.output)
         if options.frozen_dtype != "float32":
             training.hold_frozen(model, getattr(torch, options.frozen_dtype))
@@ -376,6 +377,8 @@ class Trainer:
             inputs = batch | {name: value.to(self.unwrapped.dtype) for name, value in pixels.items()}
             if self.progress.epoch < options.box_warmup_epochs:
                 inputs["box_weight"] = 10.0
+            if (options.whole_epochs or options.elimination_warmup) and self.eliminates:
+                inputs["elimination_keep_rate"] = self.keep_rate()
             if options.frame_by_frame:
                 output = backward_clip(self.model, **inputs, backward=accelerator.backward)
             else:
@@ -393,6 +396,12 @@ class Trainer:
             self.meter.add(parts, moment=self.progress.epoch * self.batches_per_epoch + self.progress.batch)
         if self.average is not None and accelerator.sync_gradients:
             self.average.update(self.unwrapped)
+
+    def keep_rate(self) -> float:
+        """Share of search tokens that candidate elimination keeps in the epoch under way."""
+        options, config = self.options, self.unwrapped.config
+        shape = {"start": options.whole_epochs, "warmup": options.elimination_warmup}
+        return elimination_keep_rate(self.progress.epoch + 1, **shape, base=config.elimination_keep_rate)
 
     def rate(self) -> float:
         """The learning rate of the step under way."""

@@ -63,6 +63,8 @@ class Recipe:
     warmup_steps: int = option(0, "Steps of linear growth at the start.")
     warmup_lr: float = option(0.0, "Schedule 'warm-cosine': rate of the first step.")
     final_lr: float = option(0.0, "Schedule 'warm-cosine': rate that the cosine falls to.")
+    whole_epochs: int = option(0, "First epochs in which a base with candidate elimination keeps every token.")
+    elimination_warmup: int = option(0, "Epochs after them in which its share falls to the config's.")
     box_warmup_epochs: int = option(0, "First epochs in which an MLP head's GIoU term counts ten times.")
     clip_norm: float = option(0.1, "Largest norm of all gradients together; 0: no clipping.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast; weights and losses stay float32.")
@@ -98,11 +100,12 @@ class Recipe:
 # github.com/botaoye/OSTrack, experiments/ostrack: MAE start, 4 GPUs x 32 pairs, trunk at a tenth of the rate
 _OSTRACK = Recipe(
     sets=[*RGB_SETS[:3], "trackingnet/train_0_3"], epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1,
+    whole_epochs=20, elimination_warmup=80,
 )  # fmt: skip
 # github.com/GXNU-ZhongLab/ODTrack, experiments/odtrack/baseline.yaml; batch 8 on each GPU
 _ODTRACK = replace(
     _OSTRACK, samples_per_epoch=30_000, batch_size=8, templates=3, searches=2, max_gap=400, lr=1e-4,
-    centre_jitter=4.5, size_jitter=0.5,
+    centre_jitter=4.5, size_jitter=0.5, whole_epochs=0, elimination_warmup=0,
 )  # fmt: skip
 # github.com/AutoLab-SAI-SJTU/SEATrack, experiments/seatrack: 2 GPUs x 32 pairs
 _SEATRACK = Recipe(system="seatrack", batch_size=64, lr_drop_epoch=48)

@@ -403,6 +403,30 @@ def test_the_search_size_is_chosen_on_a_plain_dinov2(bases, tmp_path, system, se
     assert model.image_processor().search_factor == {"378": 5.0, "224": 4.0}[searched]
 
 
+def test_elimination_sets_in_by_epochs(place, tmp_path, monkeypatch):
+    """OSTrack's recipe: every token at first, then ever fewer (epochs count from 1)."""
+    config = OSTrackConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, template_size=32, search_size=64, head_channels=16,
+        elimination_layers=[1], elimination_keep_rate=0.5,
+    )  # fmt: skip
+    OSTrackForTracking(config).save_pretrained(tmp_path / "base")
+    TrackerImageProcessor(template_size=32, search_size=64).save_pretrained(tmp_path / "base")
+    rates, plain = [], OSTrackForTracking.forward
+
+    def forward(self, *args, **kwargs):
+        rates.append(kwargs.get("elimination_keep_rate"))
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(OSTrackForTracking, "forward", forward)
+    options = ["--train-base", "--samples-per-epoch", "4", "--epochs", "5", "--gradient-accumulation", "1"]
+    schedule = ["--whole-epochs", "2", "--elimination-warmup", "2"]
+    train(place, tmp_path / "out", *options, *schedule, model=tmp_path / "base")
+    assert rates == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.5])
+    rates.clear()
+    train(place, tmp_path / "plain", *options, "--max-steps", "1", model=tmp_path / "base")
+    assert rates == [None]
+
+
 def test_any_adapter_on_a_base(place, tmp_path):
     """A config that peft wrote, on two streams of a base that has no adapter of its own."""
     SDMoEConfig(adapter_dim=4, hyper_dim=8).save_pretrained(tmp_path / "start")
