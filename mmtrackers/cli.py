@@ -4,6 +4,7 @@ What only some commands need (OpenCV, PyAV, plots) is imported inside them.
 """
 
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -141,7 +142,10 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
 
 def _report(result: "RunResult", files: list[Path]) -> None:
     count = len(result.predictions)
-    typer.echo(f"{result.source.name}: {count} frames, {result.frames_per_second:.1f} per second in the tracker")
+    done = "1 frame" if count == 1 else f"{count} frames"
+    # the given frame is not tracked: alone it has no speed
+    rate = f", {result.frames_per_second:.1f} per second in the tracker" if result.frames_per_second else ""
+    typer.echo(f"{result.source.name}: {done}{rate}")
     if result.clock is not None:
         from .evaluation.speed import speed_of, speed_table
 
@@ -156,10 +160,10 @@ def _report(result: "RunResult", files: list[Path]) -> None:
         typer.echo(f"mean overlap {result.mean_overlap:.3f} {which}")
     typer.echo("written: " + ", ".join(str(path) for path in files))
     if result.stopped == "interrupted":
-        typer.echo(f"interrupted after {count} frames; what was done is kept", err=True)
+        typer.echo(f"interrupted after {done}; what was done is kept", err=True)
         raise typer.Exit(130)
     if result.stopped:
-        _fail(f"{result.stopped} (what was done until then, {count} frames, is kept)")
+        _fail(f"{result.stopped} (what was done until then, {done}, is kept)")
 
 
 def parse_box(text: str) -> list[float]:
@@ -365,6 +369,8 @@ def convert(
 
 def main() -> None:
     """Entry point of the `mmtrackers` command."""
+    # a person at a terminal has no use for the line of our code that warned
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app()
     except BrokenPipeError:

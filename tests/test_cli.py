@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import av
 import cv2
@@ -124,6 +125,19 @@ def test_a_missing_stream(stub, tmp_path):
     with pytest.warns(UserWarning, match="rgb picture is fed in its place"):
         result = call(*arguments, "--allow-missing")
     assert result.exit_code == 0 and "no event stream: the RGB stream alone is fed" in result.stderr
+
+
+def test_warnings_show_no_line_of_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
+    assert warnings.formatwarning("rgb is fed", UserWarning, "x.py", 3) == "warning: rgb is fed\n"
+
+
+def test_one_frame_has_no_speed(stub, tmp_path):
+    folder = write_folder(tmp_path / "v", moving(1)[0])
+    result = call("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    assert result.exit_code == 0 and "v: 1 frame\n" in result.stdout
 
 
 def test_absent_targets_are_counted(stub, tmp_path):
