@@ -4,8 +4,11 @@ The only file that uses transformers' private names (``_BaseAutoModelClass``, ``
 """
 
 import dataclasses
+import logging
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -370,13 +373,29 @@ def _override_config(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[s
     return {name: value for name, value in kwargs.items() if name not in own}
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps back transformers' table of tensors that did not fit: it advises training where an error follows."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
 def _load_checked(load: Any, source: str | None, **kwargs: Any) -> Any:
     """``from_pretrained`` that raises where transformers only reports: every tensor must be there and fit."""
     name = source or "The given model"
     with_info = kwargs.pop("output_loading_info", False)
     kwargs["ignore_mismatched_sizes"] = True  # all of them are named below, instead of the first
     try:
-        model, info = load(source, output_loading_info=True, **kwargs)
+        with _without_report():
+            model, info = load(source, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise OSError(
             f"{name}: a weight file is corrupt or truncated ({_first_line(error)}). Download or copy it again."

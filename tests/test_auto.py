@@ -1,6 +1,7 @@
 """AutoTracker: which class, which base, and what it says when something is wrong."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,16 @@ def test_faults_are_named(repos: Path, fault: str) -> None:
         AutoTracker.from_pretrained(repos / name)
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+def test_an_error_stands_without_advice_to_train(repos: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    drop(repos, "base", "model.safetensors", "layers.2.mlp.fc1.weight")
+    with pytest.raises(ValueError, match="1 missing"):
+        AutoTracker.from_pretrained(repos / "base")
+    assert not caplog.records
+    OSTrackForTracking.from_pretrained(repos / "base")  # transformers' own call goes on saying it
+    assert "LOAD REPORT" in caplog.text
 
 
 @pytest.mark.parametrize(
