@@ -63,6 +63,8 @@ def package_licences(package: str) -> str:
         found.append(f"CC-BY{'-SA' if alike else ''}-{version}")
     if "GNU General Public License" in text and not any(licence.startswith("GPL") for licence in found):
         found.append("GPL-2+")
+    if "Public Domain Dedication" in text:
+        found.append("public-domain")
     return ", ".join(sorted({licence.replace(" ", "-") for licence in found})) or "see " + str(path)
 
 
