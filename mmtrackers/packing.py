@@ -54,7 +54,7 @@ class LinearMap:
 
     Args:
         weight, bias: `[out, in]` and `[out]` or None, low-rank maps merged in.
-        down, router, up: a mixture's matrices, its scale in `up`; None without one.
+        down, router, up: a mixture's matrices, its scale in `up`; None without one. The router is float32.
         r (`int`): rank of its experts.
     """
 
@@ -75,7 +75,8 @@ class LinearMap:
         base = layer.get_base_layer()
         up = layer.tmoe_up[name] * layer.tmoe_scaling[name]
         down, router = layer.tmoe_down[name].tensor_split((-layer.tmoe_experts[name],))
-        parts = (part.detach().to(base.weight.dtype) for part in (down, router, up))
+        dtypes = (base.weight.dtype, torch.float32, base.weight.dtype)
+        parts = (part.detach().to(dtype) for part, dtype in zip((down, router, up), dtypes, strict=True))
         return cls(base.weight.detach(), None if base.bias is None else base.bias.detach(), *parts, layer.tmoe_r[name])
 
     def scaled(self, factor: Tensor | float) -> "LinearMap":
@@ -122,14 +123,18 @@ class PackedMixtures(nn.Module):
     """Linear maps of one input, each with a mixture of experts beside it, for inference.
 
     One product gives the router's logits and the down-projections of all maps; then `[W | U]` multiplies each map's
-    input and its experts' gated inputs side by side (see `TMoELinear`).
+    input and its experts' gated inputs side by side (see `TMoELinear`). Beside maps of lower precision the routers are
+    a product of their own, in float32.
     """
 
     def __init__(self, maps: Sequence[LinearMap], gelu: bool = False):
         super().__init__()
         self.count, self.r = len(maps), maps[0].r
-        self.routed, self.width = maps[0].router.shape[0] * len(maps), maps[0].up.shape[1]
-        self.first = PackedLinear(torch.cat([m.router for m in maps] + [m.down for m in maps]), None)
+        self.width = maps[0].up.shape[1]
+        routers, downs = torch.cat([m.router for m in maps]), torch.cat([m.down for m in maps])
+        self.routed = len(routers)
+        self.router = None if downs.dtype == routers.dtype else PackedLinear(routers, None)
+        self.first = PackedLinear(torch.cat([routers, downs]) if self.router is None else downs, None)
         self.second = nn.ModuleList(PackedLinear(torch.cat([m.weight, m.up], 1), m.bias, gelu) for m in maps)
 
     def each(self, x: Tensor) -> list[Tensor]:
@@ -142,7 +147,10 @@ class PackedMixtures(nn.Module):
         return self.second[0](torch.cat([x, self._wide(x)[..., 0, :]], -1), residual)
 
     def _wide(self, x: Tensor) -> Tensor:
-        logits, hidden = self.first(x).tensor_split((self.routed,), -1)
+        if self.router is None:
+            logits, hidden = self.first(x).tensor_split((self.routed,), -1)
+        else:
+            logits, hidden = self.router(x.float()), self.first(x)
         gates = logits.unflatten(-1, (self.count, -1)).softmax(-1)
         return gated(gates, hidden.unflatten(-1, (self.count, -1)), self.r, self.width)
 

@@ -11,9 +11,10 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 from torch import nn
 
 from mmtrackers import TMoEConfig, TrackerPreTrainedModel
-from mmtrackers.packing import FoldedConv, PackedLayer, PackedLinear
+from mmtrackers.packing import FoldedConv, LinearMap, PackedLayer, PackedLinear, packed_map
 from mmtrackers.tuners.amg_lora.hmoe import HMoE, token_groups
 from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, LowRankLinear
+from mmtrackers.tuners.tmoe.layer import TMoELinear
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.name)
@@ -68,6 +69,23 @@ def test_packed_bfloat16_is_as_near_as_plain_bfloat16(row: Row) -> None:
     packed = maps(model, feed)
     assert packed.dtype == torch.float32 and difference(packed[:, :3], plain[:, :3]) <= 0.03
     assert (packed - exact).abs().mean() <= 2 * (plain - exact).abs().mean()
+
+
+@torch.no_grad()
+def test_experts_beside_bfloat16_maps_are_chosen_in_float32() -> None:
+    """The gates are those of the float32 router on the tokens as they are, whatever else is rounded."""
+    torch.manual_seed(0)
+    base = nn.Linear(48, 32)
+    layer = TMoELinear(base, "default", TMoEConfig(r=4, alpha=4))
+    scramble(layer, 1)
+    router = layer.tmoe_down["default"][-4:].clone()
+    base.to(torch.bfloat16)
+    packed, x = packed_map(LinearMap.of(layer)), torch.randn(7, 48, dtype=torch.bfloat16)
+    assert packed.router(x.float()).dtype == torch.float32
+    torch.testing.assert_close(packed.router(x.float()), x.float() @ router.T, atol=1e-6, rtol=1e-6)
+    plain = layer(x).float()
+    assert (packed(x).float() - plain).abs().max() <= 0.01 * plain.abs().max()
+    assert packed_map(LinearMap.of(layer.float())).router is None, "one product where all is float32"
 
 
 def test_packed_without_onednn(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
