@@ -346,7 +346,7 @@ def reference_frame(path: Path, system: str, builder: str | None, config: str | 
     channels, test = 3 * TRACKERS[system].config_class().streams, settings.cfg.TEST
     fields = {"search_size": test.SEARCH_SIZE, "template_size": test.TEMPLATE_SIZE}
     backbone = settings.cfg.MODEL.BACKBONE
-    if system == "ostrack" and backbone.TYPE.endswith("_ce"):  # without a mask all template tokens vote
+    if system in ("odtrack", "ostrack") and backbone.TYPE.endswith("_ce"):  # without a mask all template tokens vote
         fields |= {"elimination_layers": backbone.CE_LOC, "elimination_mask": "all"}
         fields["elimination_keep_rate"] = backbone.CE_KEEP_RATIO[0]
     template = torch.randn(1, channels, test.TEMPLATE_SIZE, test.TEMPLATE_SIZE)
