@@ -250,7 +250,10 @@ def _weights(
     weights = {}
     for name, value in content.items():
         if not isinstance(value, _TensorRef):
-            raise CheckpointError(f"{path}: the weights' entry {name!r} is {_told(value)}, not a plain tensor")
+            raise CheckpointError(
+                f"{path}: the weights' entry {name!r} is {_told(value)}, not a plain tensor, and nothing else "
+                "is read. Take the file from its authors' page, or save its weights alone as safetensors"
+            )
         weights[str(name)] = _tensor(path, str(name), value, storage)
     return weights
 
