@@ -111,9 +111,9 @@ class Layer:
             if len(self._bounds) > 8:
                 self._bounds.clear()
             matrix = self.pose(time)
-            points = matrix[:2, :2] @ self.sprite.hull.T + matrix[:2, 2:]
-            (x1, y1), (x2, y2) = points.min(axis=1).tolist(), points.max(axis=1).tolist()
-            self._bounds[time] = x1, y1, x2, y2
+            across, down = (matrix[:2, :2] @ self.sprite.hull.T).tolist()
+            x, y = matrix[:2, 2].tolist()
+            self._bounds[time] = min(across) + x, min(down) + y, max(across) + x, max(down) + y
         return self._bounds[time]
 
     def size(self, time: float) -> float:

@@ -19,6 +19,7 @@ VISIBLE_ALPHA = 128
 HELD_OUT_SHARE = 0.1
 # chosen to hold out photographs as well as drawings; another name would let trained trackers know the test pictures
 SPLIT_NAME = "split 2: "
+_CORNERS = np.array(((0, 0), (0, 1), (1, 0), (1, 1)), np.int32)
 
 
 class Draw:
@@ -101,9 +102,9 @@ class Sprite:
     def __init__(self, rgba: np.ndarray, hull: np.ndarray | None = None) -> None:
         self.hull = outline_hull(rgba[..., 3]) if hull is None else hull
         self.picture = Picture(premultiply(rgba))
-        x, y = self.hull[:, 0], self.hull[:, 1]
-        self.centre = (float(x.min() + x.max()) / 2, float(y.min() + y.max()) / 2)
-        self.extent = math.sqrt(float(np.ptp(x)) * float(np.ptp(y)))
+        (x1, y1), (x2, y2) = self.hull.min(axis=0).tolist(), self.hull.max(axis=0).tolist()
+        self.centre = ((x1 + x2) / 2, (y1 + y2) / 2)
+        self.extent = math.sqrt((x2 - x1) * (y2 - y1))
         self.heat: Picture | None = None
 
     def heat_picture(self) -> Picture:
@@ -111,12 +112,12 @@ class Sprite:
         if self.heat is None:
             rgba = self.picture.levels[0]
             grey = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
-            self.heat = Picture(cv2.merge((grey, rgba[..., 3])))
+            self.heat = Picture(cv2.merge((grey, cv2.extractChannel(rgba, 3))))
         return self.heat
 
     def repainted(self, rgb: np.ndarray) -> "Sprite":
         """The same outline with other colours [h, w, 3]; the other modalities keep their own texture."""
-        alpha = self.picture.levels[0][..., 3]
+        alpha = cv2.extractChannel(self.picture.levels[0], 3)
         sprite = Sprite(cv2.merge((*cv2.split(rgb), alpha)), self.hull)
         sprite.heat = self.heat_picture()
         return sprite
@@ -124,7 +125,7 @@ class Sprite:
 
 def premultiply(rgba: np.ndarray) -> np.ndarray:
     """RGB times alpha, alpha kept; uint8 [h, w, 4]."""
-    alpha = rgba[..., 3]
+    alpha = cv2.extractChannel(rgba, 3)
     return cv2.multiply(rgba, cv2.merge((alpha, alpha, alpha, np.full_like(alpha, 255))), scale=1 / 255)
 
 
@@ -134,7 +135,7 @@ def outline_hull(alpha: np.ndarray) -> np.ndarray:
     if not contours:
         raise ValueError(f"the cut-out has no pixel with alpha >= {VISIBLE_ALPHA}; it needs a visible outline")
     points = cv2.convexHull(np.concatenate(contours))[:, 0, :]  # few are left, so that their corners cost little
-    corners = np.concatenate([points + np.array((dx, dy)) for dx in (0, 1) for dy in (0, 1)])
+    corners = (points[:, None] + _CORNERS).reshape(-1, 2)
     return cv2.convexHull(corners.astype(np.float32))[:, 0, :]
 
 
@@ -223,15 +224,14 @@ def random_outline(draw: Draw, centre: tuple[float, float], radius: tuple[float,
         count, waves = (draw.below(5) + 4 if kind == 1 else 24), []
     start = draw.uniform(0, 6.3) if kind == 1 else 0.0
     power = draw.uniform(3.0, 8.0) if kind == 2 else 2.0
-    points = []
-    for index in range(count):
-        angle = start + 2 * math.pi * (index + (draw.uniform(-0.3, 0.3) if kind == 1 else 0.0)) / count
-        cosine, sine = math.cos(angle), math.sin(angle)
-        # a superellipse goes from the ellipse (power 2) to a box with round corners
-        reach = (abs(cosine) ** power + abs(sine) ** power) ** (-1 / power)
-        reach *= max(0.3, 1 + sum(size * math.cos(k * angle + phase) for k, size, phase in waves))
-        points.append((centre[0] + radius[0] * reach * cosine, centre[1] + radius[1] * reach * sine))
-    return (np.array(points) * 16).astype(np.int32)
+    steps = np.arange(count) + ([draw.uniform(-0.3, 0.3) for _ in range(count)] if kind == 1 else 0.0)
+    angles = start + 2 * math.pi * steps / count
+    cosine, sine = np.cos(angles), np.sin(angles)
+    # a superellipse goes from the ellipse (power 2) to a box with round corners
+    reach = (np.abs(cosine) ** power + np.abs(sine) ** power) ** (-1 / power)
+    reach *= np.maximum(0.3, 1 + sum(size * np.cos(k * angles + phase) for k, size, phase in waves))
+    points = np.stack((centre[0] + radius[0] * reach * cosine, centre[1] + radius[1] * reach * sine), axis=1)
+    return (points * 16).astype(np.int32)
 
 
 def body_plan(draw: Draw, size: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
@@ -282,7 +282,7 @@ def textured(library: PictureLibrary, draw: Draw, sprite: Sprite) -> Sprite:
     patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, 96)
     patch = cv2.resize(patch, (rgba.shape[1], rgba.shape[0]), interpolation=cv2.INTER_LINEAR)
     share = draw.uniform(0.3, 0.9)
-    return sprite.repainted(cv2.addWeighted(patch, share, rgba[..., :3], 1 - share, 0))
+    return sprite.repainted(cv2.addWeighted(patch, share, cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), 1 - share, 0))
 
 
 def paint(library: PictureLibrary, draw: Draw, size: int) -> np.ndarray:

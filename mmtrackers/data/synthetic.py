@@ -170,7 +170,7 @@ class SyntheticPairs(Dataset):
         if other is None:
             return rgb
         other = as_picture(scene, time, view, other)
-        return other if self.streams == 1 else np.dstack((rgb, other))
+        return other if self.streams == 1 else cv2.merge((rgb, other))
 
 
 def as_picture(scene: SyntheticScene, time: float, view: View, other: np.ndarray) -> np.ndarray:
