@@ -38,7 +38,7 @@ from transformers import HfArgumentParser
 
 import mmtrackers
 from mmtrackers import training
-from mmtrackers.data import Augmentation, DeiTAugmentation, Sequence, TrainingAugmentation
+from mmtrackers.data import Augmentation, DeiTAugmentation, Sequence, SequenceSet, TrainingAugmentation
 from mmtrackers.hub import TrainingFacts, push, write_card
 from mmtrackers.model_card import is_own_text
 from mmtrackers.modeling import backward_clip
@@ -71,8 +71,9 @@ class Options(Recipe):
     )
 
     data: list[str] = listed(  # noqa: RUF009
-        "Folders to train on: FOLDER with sequences of any known layout, or SET/SPLIT=FOLDER, such as "
-        "lasher/train=/data/LasHeR; --weights says how often each is drawn."
+        "Sets to train on: FOLDER with sequences of any known layout, SET/SPLIT=FOLDER, such as "
+        "lasher/train=/data/LasHeR, or hf/SPLIT=PLACE, a Hugging Face dataset: its id, or a folder it was saved in. "
+        "--weights says how often each is drawn."
     )
     synthetic: str | None = option(None, "Folder of pictures to compose sequences from.")
     blindness: Literal["drawn", "night", "camouflage", "glare"] = option(
@@ -213,15 +214,15 @@ def build_dataset(options: Options, model: nn.Module, processor: Any, samples: i
     return PairDataset(sequences, **common, **frames, skip_short=True)
 
 
-def open_data(entry: str) -> list[Sequence]:
+def open_data(entry: str) -> SequenceSet:
     """The sequences of one entry of `--data`."""
-    from mmtrackers.data import open_dataset
+    from mmtrackers.data import load_hf_dataset, open_dataset
 
-    name, found, folder = entry.rpartition("=")
-    if not found:
-        return open_dataset(entry)
+    name, _, place = entry.rpartition("=")
     dataset, _, split = name.partition("/")
-    return open_dataset(folder, dataset=dataset, split=split or None)
+    if dataset == "hf":
+        return load_hf_dataset(place, split or None)
+    return open_dataset(place, dataset=dataset or None, split=split or None)
 
 
 def build_augmentation(options: Options, model: nn.Module) -> TrainingAugmentation:
@@ -507,11 +508,13 @@ class Trainer:
         recipe = {"optimizer": "AdamW", "preset": o.preset, "ema": o.ema} | o.values()
         other = {"sets"} | ({"order", "search_gap"} if o.synthetic else set())  # of the preset's run, not of this one
         recipe = {name: value for name, value in recipe.items() if value and name not in other}
-        names = [entry.rpartition("=")[0] or Path(entry).name for entry in o.data]
+        places = [entry.rpartition("=") for entry in o.data]
+        on_hub = [place for name, _, place in places if name.split("/")[0] == "hf" and not Path(place).is_dir()]
+        names = [place if place in on_hub else name or Path(place).name for name, _, place in places]
         data = f"sequences of {', '.join(names)}" if names else "sequences composed from pictures, at random"
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
-        return TrainingFacts(data, [], steps * self.pairs_per_step, steps, minutes, hardware, recipe)
+        return TrainingFacts(data, on_hub, steps * self.pairs_per_step, steps, minutes, hardware, recipe)
 
     def write_log(self, folder: Path) -> None:
         """`training_log.json`: the course of the losses."""

@@ -10,7 +10,7 @@ import pytest
 from local_hub import LocalHub
 from test_data_sets import BOX, got10k, grow, rgbt, visevent
 
-from mmtrackers.data import Sequence, SequenceSet, from_hf_dataset, open_dataset, to_hf_dataset
+from mmtrackers.data import Sequence, SequenceSet, from_hf_dataset, load_hf_dataset, open_dataset, to_hf_dataset
 from mmtrackers.data.index import _ARRAYS, _PLAIN
 from mmtrackers.data.sequence import EncodedImage, read_image
 
@@ -76,6 +76,35 @@ def test_saved_sets_hold_the_files_and_no_folder_of_this_machine(sequences, root
     assert_same(from_hf_dataset(again)[1], sequences[1])
 
 
+def test_folders_of_datasets_are_loaded(sequences, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    whole = to_hf_dataset(sequences)
+    whole.save_to_disk(tmp_path / "one")
+    splits = datasets.DatasetDict({"train": whole.select([0, 1]), "test": whole.select([2])})
+    splits.save_to_disk(tmp_path / "two")
+    for name, rows in splits.items():
+        rows.to_parquet(tmp_path / "parquet" / "data" / f"{name}-00000-of-00001.parquet")
+    for split in (None, "train"):
+        assert load_hf_dataset(tmp_path / "one", split).names == ["b10", "c", "d"]
+    for folder in ("two", "parquet"):
+        loaded = load_hf_dataset(tmp_path / folder, "train")
+        assert isinstance(loaded, SequenceSet) and load_hf_dataset(tmp_path / folder, "test").names == ["d"]
+        for one, other in zip(sequences[:2], loaded, strict=True):
+            assert_same(one, other)
+        for split in (None, "val"):
+            with pytest.raises(ValueError, match=rf"{folder}.*train.*test"):
+                load_hf_dataset(tmp_path / folder, split)
+    datasets.load_dataset(str(tmp_path / "parquet"), split="test").save_to_disk(tmp_path / "named")
+    assert load_hf_dataset(tmp_path / "named").names == load_hf_dataset(tmp_path / "named", "test").names == ["d"]
+    with pytest.raises(ValueError, match="named has the splits test; got split='train'"):
+        load_hf_dataset(tmp_path / "named", "train")
+    whole.remove_columns("boxes").save_to_disk(tmp_path / "less")
+    with pytest.raises(ValueError, match="less: the dataset lacks the column boxes"):
+        load_hf_dataset(tmp_path / "less")
+    with pytest.raises(ValueError, match=r"cannot load the dataset .*nowhere: .*\. Expected the id of a dataset"):
+        load_hf_dataset(tmp_path / "nowhere", "train")
+
+
 def test_streams(sequences, tmp_path):
     to_hf_dataset(sequences).save_to_disk(tmp_path / "saved")
     streamed = datasets.load_from_disk(tmp_path / "saved").to_iterable_dataset(num_shards=3)
@@ -112,27 +141,47 @@ def test_broken_images_in_memory_are_named():
         read_image(EncodedImage("7.jpg", b"", "sequence 'a'"))
 
 
-@pytest.mark.slow
-def test_push_to_a_hub_and_stream(tmp_path):
+@pytest.fixture(scope="module")
+def long_root(tmp_path_factory) -> Path:
+    """Two RGB-T sequences that are long enough to train on, in a folder of their own, and one that is not."""
     rng = np.random.default_rng(1)
-    root = grow(tmp_path / "set", rgbt("a") | rgbt("b") | visevent("c"))
-    for name in "ab":
+    root = grow(tmp_path_factory.mktemp("long"), rgbt("ab/a") | rgbt("ab/b") | visevent("c"))
+    for folder in (root / "ab" / "a", root / "ab" / "b"):
         for stream in ("visible", "infrared"):
             for k in range(5, 25):
-                (root / name / stream / f"v{k:06d}.jpg").touch()
-            (root / name / f"{stream}.txt").write_text(BOX * 24)
+                (folder / stream / f"v{k:06d}.jpg").touch()
+            (folder / f"{stream}.txt").write_text(BOX * 24)
     for file in sorted(root.rglob("*.*")):
         if file.suffix in (".jpg", ".bmp"):
             assert cv2.imwrite(str(file), rng.integers(0, 256, (60, 80, 3), np.uint8))
-    rounds = f"from pathlib import Path; import dataset_rounds as rounds; root = Path({str(root)!r})"
+    return root
+
+
+@pytest.mark.slow
+def test_push_to_a_hub_and_stream(long_root, tmp_path):
+    code = f"from pathlib import Path; import dataset_rounds as rounds; root = Path({str(long_root)!r})"
     with LocalHub() as hub:
-        found = ast.literal_eval(hub.run(f"{rounds}; print(rounds.there_and_back(root))", tmp_path / "home"))
+        found = ast.literal_eval(hub.run(f"{code}; print(rounds.there_and_back(root))", tmp_path / "home"))
         files = hub.files("datasets/org/tiny-tracking-set")
         assert len([name for name in files if name.endswith(".parquet")]) == 2
-        assert not any(str(tmp_path).encode() in data for data in files.values())
+        assert not any(str(long_root).encode() in data for data in files.values())
     assert found["names"] == ["a", "b", "c"] and found["same"] == [True] * 3
     assert found["shapes"] == [(2, 3, 64, 64)] * 4  # of "a" and "b"; "c" is too short to train on
     assert found["paths"] == ["v000001.jpg", "v000002.jpg"]
+
+
+@pytest.mark.slow
+def test_finetune_by_id_equals_finetune_on_the_folder(long_root, tmp_path):
+    places = [str(long_root / "ab"), str(tmp_path)]
+    code = f"from pathlib import Path; import dataset_rounds as rounds; root, out = map(Path, {places})"
+    with LocalHub() as hub:
+        said = hub.run(f"{code}; print(rounds.trained(root, out))", tmp_path / "home")
+    losses = ast.literal_eval(said.splitlines()[-1])
+    assert losses["folder"] == losses["id"] == losses["parts"]
+    assert [entry["step"] for entry in losses["id"] if "loss" in entry] == [1, 2]
+    assert (tmp_path / "id" / "best" / "adapter_model.safetensors").is_file()
+    card = (tmp_path / "id" / "README.md").read_text()
+    assert "Data: sequences of org/tiny-tracking-set" in card and "datasets:\n- org/tiny-tracking-set" in card
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the sample sequences (../shared/data) are not here")

@@ -2,7 +2,7 @@
 
 from .augment import Augmentation, DeiTAugmentation, TrainingAugmentation
 from .datasets import open_dataset, open_sequence
-from .hf import from_hf_dataset, to_hf_dataset
+from .hf import from_hf_dataset, load_hf_dataset, to_hf_dataset
 from .index import SequenceSet
 from .sampling import PairDataset
 from .sequence import Sequence
@@ -15,6 +15,7 @@ __all__ = [
     "SequenceSet",
     "TrainingAugmentation",
     "from_hf_dataset",
+    "load_hf_dataset",
     "open_dataset",
     "open_sequence",
     "to_hf_dataset",

@@ -284,7 +284,8 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
         distance = layer.depth * math.exp(layer.log_size.base - layer.log_size(time))
         region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
         shade, alpha = cv2.split(patch)
-        cv2.copyTo(cv2.LUT(shade, (distance * _RELIEF).astype(np.float32)), cv2.compare(alpha, 127, cv2.CMP_GT), region)
+        surface = cv2.LUT(shade, (distance * _RELIEF).astype(np.float32))
+        cv2.copyTo(surface, cv2.compare(alpha, 127, cv2.CMP_GT), region)
     if holes:
         noise = noise_field(moment(scene, time + 0.25), *canvas.shape)
         canvas *= 1 + np.float32(0.00014) * noise

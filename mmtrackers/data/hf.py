@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 _NEEDED = ("name", "frames", "boxes")
+# what save_to_disk leaves beside one dataset, and beside several splits
+_SAVED = ("state.json", "dataset_dict.json")
 
 
 def features() -> "Features":
@@ -115,6 +117,56 @@ def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | Sequ
         raise ValueError(f"the dataset lacks the column {', '.join(missing)}; it has {', '.join(columns)}. Make it "
                          "with mmtrackers.data.to_hf_dataset")
     return SequenceStream(dataset) if isinstance(dataset, IterableDataset) else _RowSet(dataset)
+
+
+def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet:
+    """The sequences of a dataset on the Hub, or of a folder that `datasets` has written.
+
+    A dataset that is on the Hub or in Parquet files is unpacked into the cache of `datasets` first, as a whole; what
+    `save_to_disk` wrote is used where it lies. To train on one that is too large for that, stream it: see
+    [`StreamSamples`].
+
+    Args:
+        source (`str` or `Path`): the folder of `save_to_disk`, a folder of Parquet files as `push_to_hub` lays them
+            out, or else the dataset's id on the Hub (org/name).
+        split (`str`, *optional*): its part, such as "train"; may be left out where there is only one. A single dataset
+            that was saved without a name of its own is taken for any split.
+
+    Returns:
+        [`SequenceSet`]: as `from_hf_dataset` makes it.
+
+    Raises:
+        ValueError: there is no such folder or dataset, it has no such split, or it lacks a column; names the source.
+
+    Example:
+        >>> import tempfile
+        >>> frames = {"rgb": [EncodedImage("1.jpg", b"...")]}
+        >>> sequence = Sequence("a", frames, np.array([[1.0, 2, 3, 4]]), np.array([True]))
+        >>> folder = tempfile.mkdtemp()
+        >>> to_hf_dataset([sequence]).save_to_disk(folder)
+        >>> load_hf_dataset(folder).names
+        ['a']
+    """
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    saved = any((Path(source) / name).is_file() for name in _SAVED)
+    try:
+        found = load_from_disk(str(source)) if saved else load_dataset(str(source), split=split)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"cannot load the dataset {source}: {reason}. Expected the id of a dataset on the Hub "
+                         "(org/name), or a folder that save_to_disk wrote or that holds Parquet files") from error
+    own = str(found.split) if saved and isinstance(found, Dataset) and found.split else split
+    splits = found if isinstance(found, DatasetDict) else {own: found}
+    if split is None and len(splits) == 1:
+        [split] = splits
+    if split not in splits:
+        raise ValueError(f"the dataset {source} has the splits {', '.join(splits)}; got split={split!r}")
+    try:
+        return from_hf_dataset(splits[split])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 class _RowSet(SequenceSet):
