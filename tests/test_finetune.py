@@ -572,28 +572,6 @@ def seatrack_without_dropout(place: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--data", "x"], "either --model .* or --new-base"),
-        (["--model", "x", "--new-base", "y", "--data", "x"], "either --model .* or --new-base"),
-        (["--model", "x"], "either --data .* or --synthetic"),
-        (["--model", "x", "--data", "x", "--system", "seatrack"], "needs --modality thermal, depth or event"),
-        (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "drop --train-base or --new-base"),
-        (["--model", "x", "--data", "x", "--adapter", "y", "--train-base"], "--adapter needs a trained, frozen base"),
-        (["--model", "x", "--data", "x", "--frame-by-frame"], "--searches is 1, expected 2 or more"),
-        (["--model", "x", "--data", "x", "--search-size", "378"], "use it with --system lorat or spmtrack"),
-        (["--model", "x", "--data", "x", "--blindness", "night"], "is for composed sequences: give --synthetic"),
-        (["--model", "x", "--data", "x", "--epochs", "0"], "--epochs is 0; expected at least 1"),
-        (["--model", "x", "--data", "x", "--speed", "9"], "not used.*--speed"),
-    ],
-)
-def test_wrong_options(tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        finetune.main(["--output", str(tmp_path), *arguments])
-    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
-
-
 def test_base_without_adapter_says_what_to_add(place, tmp_path):
     with pytest.raises(ValueError, match="full model") as caught:
         train(place, tmp_path / "out", model="base")
@@ -603,18 +581,6 @@ def test_base_without_adapter_says_what_to_add(place, tmp_path):
 def test_too_few_samples(place, tmp_path):
     with pytest.raises(ValueError, match=r"--samples-per-epoch 3 is less than one step \(4 pairs\)"):
         train(place, tmp_path / "out", "--samples-per-epoch", "3")
-
-
-def test_preset_and_what_replaces_it(capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--model", "base", "--data", "folder", "--output", "out"]
-    options = finetune.parse([*common, "--preset", "seatrack-rgbe", "--lr", "1e-3"])
-    assert (options.system, options.modality, options.epochs, options.lr) == ("seatrack", "event", 45, 1e-3)
-    assert options.samples_per_pass(2) == 32
-    with pytest.raises(ValueError, match="--batch-size 64 cannot be split over 3 processes x 1 passes"):
-        options.samples_per_pass(3)
-    with pytest.raises(SystemExit):
-        finetune.parse([*common, "--preset", "seatrack"])
-    assert "--preset 'seatrack' is unknown; there are ostrack-256" in capsys.readouterr().err
 
 
 def test_a_run_ends_with_the_list_of_what_could_not_be_used(place, tmp_path, capsys):

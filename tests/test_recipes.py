@@ -1,7 +1,10 @@
-"""Published recipes and the rules that draw frames."""
+"""Published recipes, the training script's options, and the rules that draw frames."""
+
+import re
 
 import numpy as np
 import pytest
+from test_finetune import finetune
 
 from mmtrackers.data.draws import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
 from mmtrackers.data.layouts import DATASETS
@@ -80,3 +83,37 @@ def test_ordered_clips_run_forward_or_backward() -> None:
 def test_an_interval_is_one_pair() -> None:
     with pytest.raises(ValueError, match="one template and one search frame, not 3 and 1"):
         Recipe(order="interval", templates=3).draw()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "x"], "either --model .* or --new-base"),
+        (["--model", "x", "--new-base", "y", "--data", "x"], "either --model .* or --new-base"),
+        (["--model", "x"], "either --data .* or --synthetic"),
+        (["--model", "x", "--data", "x", "--system", "seatrack"], "needs --modality thermal, depth or event"),
+        (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "drop --train-base or --new-base"),
+        (["--model", "x", "--data", "x", "--adapter", "y", "--train-base"], "--adapter needs a trained, frozen base"),
+        (["--model", "x", "--data", "x", "--frame-by-frame"], "--searches is 1, expected 2 or more"),
+        (["--model", "x", "--data", "x", "--search-size", "378"], "use it with --system lorat or spmtrack"),
+        (["--model", "x", "--data", "x", "--blindness", "night"], "is for composed sequences: give --synthetic"),
+        (["--model", "x", "--data", "x", "--epochs", "0"], "--epochs is 0; expected at least 1"),
+        (["--model", "x", "--data", "x", "--speed", "9"], "not used.*--speed"),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        finetune.main(["--output", str(tmp_path), *arguments])
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_preset_and_what_replaces_it(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--model", "base", "--data", "folder", "--output", "out"]
+    options = finetune.parse([*common, "--preset", "seatrack-rgbe", "--lr", "1e-3"])
+    assert (options.system, options.modality, options.epochs, options.lr) == ("seatrack", "event", 45, 1e-3)
+    assert options.samples_per_pass(2) == 32
+    with pytest.raises(ValueError, match="--batch-size 64 cannot be split over 3 processes x 1 passes"):
+        options.samples_per_pass(3)
+    with pytest.raises(SystemExit):
+        finetune.parse([*common, "--preset", "seatrack"])
+    assert "--preset 'seatrack' is unknown; there are ostrack-256" in capsys.readouterr().err
