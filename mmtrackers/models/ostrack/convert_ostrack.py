@@ -17,7 +17,6 @@ from torch import Tensor
 from mmtrackers.adapters import check_tensors
 from mmtrackers.auto import AutoTracker
 from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count
-from mmtrackers.image_processing import TrackerImageProcessor
 from mmtrackers.model_card import TrainingFacts, write_card
 
 from .configuration_ostrack import OSTrackConfig
@@ -26,8 +25,7 @@ from .modeling_ostrack import OSTrackForTracking
 UNUSED = ("backbone.cls_token", "backbone.pos_embed")
 BRANCHES = {"ctr": "score", "offset": "offset", "size": "size"}
 HEAD_WIDTH = 64
-# sizes and search factors of the two published OSTracks; other sizes get the first one's factor
-PUBLISHED = {(128, 256): ("256", 4.0), (192, 384): ("384", 5.0)}
+PUBLISHED = {(128, 256): "256", (192, 384): "384"}  # template and search size
 
 _FIXED = {
     "backbone.pos_embed_z": "model.embeddings.template_position",
@@ -282,17 +280,10 @@ def ostrack_from_official(
     return config, rename(net, form.names)
 
 
-def variant(config: OSTrackConfig) -> tuple[str, float]:
-    """What people call a size of the family, and its search factor."""
-    default = f"search {config.search_size}, template {config.template_size}, not a published size", 4.0
-    return PUBLISHED.get((config.template_size, config.search_size), default)
-
-
-def processor_of(config: OSTrackConfig) -> TrackerImageProcessor:
-    """The image processor that a published size was trained with."""
-    return TrackerImageProcessor(
-        template_size=config.template_size, search_size=config.search_size, search_factor=variant(config)[1]
-    )
+def variant(config: OSTrackConfig) -> str:
+    """What people call a size of the family."""
+    sizes = config.template_size, config.search_size
+    return PUBLISHED.get(sizes, f"search {sizes[1]}, template {sizes[0]}, not a published size")
 
 
 def save_ostrack(
@@ -303,7 +294,7 @@ def save_ostrack(
     model = form.model(config)
     model.load_state_dict(state_dict)
     model.eval().save_pretrained(out)
-    processor_of(config).save_pretrained(out)
+    model.image_processor().save_pretrained(out)
     facts = TrainingFacts(
         data=f"as its authors trained it; converted from the official file `{source.name}`", license="mit"
     )
@@ -316,7 +307,7 @@ def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> Convers
     config = save_ostrack(job.net, job.file, job.out, job.overrides, form)
     used = {name: tensor for name, tensor in job.net.items() if name not in form.unused}
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
-    report = ConversionReport(form.system, variant(config)[0], {"model": job.out})
+    report = ConversionReport(form.system, variant(config), {"model": job.out})
     report.facts += [
         f"read {count(used)}: {config.num_hidden_layers} layers of width {config.hidden_size}, template "
         f"{config.template_size}, search {config.search_size} pixels; {len(job.net) - len(used)} unused entries left "

@@ -137,7 +137,7 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
     def image_processor(self) -> TrackerImageProcessor:
         """The crops that the published trackers of these sizes were trained with."""
         sizes = {"template_size": self.config.template_size, "search_size": self.config.search_size}
-        return TrackerImageProcessor(**sizes, search_factor=5.0 if self.config.search_size == 384 else 4.0)
+        return TrackerImageProcessor(**sizes, search_factor=self.config.search_factor)
 
     def decode(self, output: TrackingOutput, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Boxes cxcywh `[B, 4]` (fractions of the crop) and scores `[B]` of an output, under a window `[g, g]`."""

@@ -21,7 +21,6 @@ from mmtrackers.model_card import TrainingFacts
 from mmtrackers.models.ostrack.convert_ostrack import (
     UNUSED,
     ostrack_to_official,
-    processor_of,
     save_ostrack,
     variant,
 )
@@ -184,7 +183,7 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
         config = known.config
         _check_same_base(ostrack_to_official(known.state_dict(), unused=False), base_net)
     ours = rename_patrack_adapter(own, config.num_hidden_layers, adapter_config)
-    report = ConversionReport("patrack", f"{job.modality}, {variant(config)[0]}", folders)
+    report = ConversionReport("patrack", f"{job.modality}, {variant(config)}", folders)
     report.facts += _told(own, ours, config.num_hidden_layers, adapter_config)
     model = PATrackForTracking.from_base(str(base), modality=job.modality, adapter_config=adapter_config)
     tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
@@ -195,7 +194,7 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
     facts = TrainingFacts(data=data, license="unknown")
     model.eval().save_pretrained(job.out, card=facts)
     if job.base is None:
-        processor_of(config).save_pretrained(job.out)
+        model.image_processor().save_pretrained(job.out)
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
     saved = ostrack_to_official(base_state_dict(loaded), unused=False) | adapter_state_dict(loaded, "default")
     check_numbers(report, base_net | tensors, saved, tolerance=0.0)

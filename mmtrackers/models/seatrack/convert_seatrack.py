@@ -32,7 +32,6 @@ from mmtrackers.models.ostrack.convert_ostrack import (
     merge_names,
     ostrack_from_official,
     ostrack_to_official,
-    processor_of,
     rename,
     save_ostrack,
     variant,
@@ -319,7 +318,7 @@ def convert_seatrack(job: ConversionJob) -> ConversionReport:
         known = load_base(base, OSTrackForTracking, "SEATrack's")
         config = known.config
         plain, finding = undo_merge(net, modality, ostrack_to_official(known.state_dict(), unused=False))
-    report = ConversionReport("seatrack", f"{modality}, {variant(config)[0]}", folders)
+    report = ConversionReport("seatrack", f"{modality}, {variant(config)}", folders)
     report.facts += [
         f"read {count(adapter)} of the adapter (here {len(ours)}, as k and v are apart), in layers "
         f"{settings['adapter_layers']}",
@@ -334,7 +333,7 @@ def convert_seatrack(job: ConversionJob) -> ConversionReport:
     )
     model.eval().save_pretrained(out, card=facts)
     if not (out / PREPROCESSOR_CONFIG).is_file():
-        processor_of(config).save_pretrained(out)
+        model.image_processor().save_pretrained(out)
     loaded = AutoTracker.from_pretrained(out, dtype=torch.float32)
     again = ostrack_to_official(base_state_dict(loaded), unused=False)
     again |= seatrack_to_official(adapter_state_dict(loaded, "default"))
