@@ -337,6 +337,7 @@ def test_clips_train_a_base_that_carries_state(place, tmp_path):
 def bases(place, tmp_path_factory) -> dict[str, Path]:
     """A folder for each family: DINOv2 as transformers writes it, OSTrack, ODTrack."""
     root = tmp_path_factory.mktemp("bases")
+    torch.manual_seed(0)  # the same weights whichever tests ran before
     dinov2 = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     Dinov2Model(dinov2).save_pretrained(root / "dino")
     BitImageProcessor().save_pretrained(root / "dino")
@@ -550,8 +551,10 @@ def test_two_processes_equal_one(place, bases, tmp_path, kind):
         assert b == pytest.approx(a, rel=1e-3 if half else 1e-5, abs=1e-6)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert a.keys() == b.keys()
-    # bf16 rounds the gradients of each half of the batch apart; 1.3e-4 was seen, of up to 4e-3 that four steps move
-    assert max((b[name] - a[name]).abs().max().item() for name in a) < (5e-4 if half else 1e-5)
+    apart = torch.cat([(b[name] - a[name]).flatten() for name in a]).abs()
+    # bf16 rounds the gradients of each half of the batch apart, and AdamW moves a number whose gradient is nearly zero
+    # by a whole step of 1e-3 either way: single numbers say nothing, all together do (2.3e-6 was seen)
+    assert apart.mean() < 1e-5 if half else apart.max() < 1e-5
     if not half:
         before = weights(start)
         assert max((a[name] - before[name]).abs().max().item() for name in a) > 1e-3
