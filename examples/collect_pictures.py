@@ -13,7 +13,7 @@ import io
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-STAMPS_PACKAGE, CLIPART_PACKAGE, ACTIVITIES_PACKAGE = "tuxpaint-stamps-default", "openclipart-png", "gcompris-qt-data"
+# packages of cut-outs, and where their pictures lie
+CUTOUT_ROOTS = {
+    "tuxpaint-stamps-default": "/usr/share/tuxpaint/stamps/",
+    "openclipart-png": "/usr/share/openclipart/png/",
+}
+ACTIVITIES_PACKAGE = "gcompris-qt-data"
 BACKGROUND_PACKAGES = (
     "gnome-backgrounds",
     "mate-backgrounds",
@@ -30,8 +35,6 @@ BACKGROUND_PACKAGES = (
     "plasma-workspace-wallpapers",
 )
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
-CUTOUT_PACKAGES = (STAMPS_PACKAGE, CLIPART_PACKAGE)
-CUTOUT_ROOTS = ("/usr/share/tuxpaint/stamps/", "/usr/share/openclipart/png/")
 BACKGROUND_ROOTS = ("/usr/share/backgrounds/", "/usr/share/wallpapers/")
 # glyphs and drawn outlines teach a tracker nothing about things in photographs
 SKIPPED_CUTOUTS = ("symbols/alphabets", "symbols/math", "symbols/music", "symbols/shapes", "/cartoon/", "png/shapes",
@@ -41,14 +44,14 @@ SKIMAGE_SAMPLES = ("astronaut", "chelsea", "coffee", "rocket", "cat", "hubble_de
                    "retina", "brick", "grass", "gravel", "camera", "coins", "colorwheel")
 
 
-def package_files(package: str) -> list[Path]:
-    """Picture files of an installed Debian package (empty when it is not installed)."""
+def package_files(package: str, suffixes: Collection[str] = PICTURE_SUFFIXES) -> list[Path]:
+    """Files of an installed Debian package, its pictures by default (empty when it is not installed)."""
     try:
         listing = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return []
     paths = (Path(line) for line in listing.stdout.splitlines())
-    return sorted(path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
 
 
 def package_licences(package: str) -> str:
@@ -133,7 +136,7 @@ def save_from(path: Path, save: Callable[[Image.Image, Path, int], bool], target
 def collect_cutouts(out: Path, longest: int) -> list[str]:
     """Copy the stamps and clip art with an outline; returns their lines for ``sources.txt``."""
     lines = []
-    for package, root in zip(CUTOUT_PACKAGES, CUTOUT_ROOTS, strict=True):
+    for package, root in CUTOUT_ROOTS.items():
         for path in package_files(package):
             if not str(path).startswith(root) or any(part in str(path) for part in SKIPPED_CUTOUTS):
                 continue
@@ -154,9 +157,8 @@ def resource_pictures(path: Path) -> Iterator[Image.Image]:
 
 def collect_activities(out: Path, cutout_size: int, background_size: int) -> list[str]:
     """Photographs and cut-outs of GCompris's activities; returns their lines for ``sources.txt``."""
-    listing = subprocess.run(["dpkg", "-L", ACTIVITIES_PACKAGE], capture_output=True, text=True, check=False).stdout
     lines = []
-    for path in sorted(Path(line) for line in listing.splitlines() if line.endswith(".rcc")):
+    for path in package_files(ACTIVITIES_PACKAGE, {".rcc"}):
         for number, picture in enumerate(resource_pictures(path)):
             name = f"gcompris_{path.stem}_{number}"
             if picture.mode == "RGBA":
@@ -208,7 +210,7 @@ def main(
     lines = collect_cutouts(out / "cutouts", cutout_size) + collect_backgrounds(out / "backgrounds", background_size)
     lines += collect_activities(out, cutout_size, background_size)
     if not lines:
-        wanted = " ".join((*CUTOUT_PACKAGES, ACTIVITIES_PACKAGE, *BACKGROUND_PACKAGES))
+        wanted = " ".join((*CUTOUT_ROOTS, ACTIVITIES_PACKAGE, *BACKGROUND_PACKAGES))
         typer.echo(f"No pictures found. Install the packages first: apt-get install {wanted}", err=True)
         raise typer.Exit(1)
     counts = Counter(line.split("\t")[1] for line in lines)

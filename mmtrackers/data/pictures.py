@@ -163,7 +163,7 @@ class PictureLibrary:
     Example:
         >>> library = PictureLibrary("pictures", split="train")  # doctest: +SKIP
         >>> len(library.cutouts), len(library.backgrounds)  # doctest: +SKIP
-        (417, 66)
+        (3107, 347)
     """
 
     def __init__(self, folder: str | Path, split: str = "train", clutter: int = 96) -> None:
