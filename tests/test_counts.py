@@ -1,12 +1,12 @@
 """What costs time and memory without noise: launches per frame, bytes kept for backward, multiply-adds; real size."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from example_scripts import load
 
 from mmtrackers import OSTrackForTracking, SEATrackForTracking
 from mmtrackers.tuners.amg_lora.hmoe import HMoE
@@ -15,15 +15,7 @@ from mmtrackers.tuners.amg_lora.layer import LowRankLinear
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark.py"
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = load_script()
+benchmark = load("benchmark")
 
 
 @pytest.fixture(scope="module")

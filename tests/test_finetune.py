@@ -1,6 +1,5 @@
 """The training script: exact resume, what a checkpoint holds, stopping, two processes, messages."""
 
-import importlib.util
 import json
 import math
 import os
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from example_scripts import load
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
@@ -41,15 +41,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
 TIMES = ("pairs_per_second", "waiting")
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-finetune = load_script()
+finetune = load("finetune")
 
 
 @pytest.fixture(autouse=True)

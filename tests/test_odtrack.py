@@ -1,12 +1,11 @@
 """ODTrack's own: the carried token, clips, templates from memory, and official files."""
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from example_scripts import load
 from model_rows import ROWS, TINY, Row, difference, inputs, labels, maps
 from official_names import save_official
 from torch import Tensor
@@ -193,13 +192,6 @@ def test_sizes_of_published_files() -> None:
         assert found.to_dict() == config.to_dict() and variant(found) == "384" and found.search_factor == 5.0
 
 
-def new_tiny() -> ModuleType:
-    """The example as a module."""
-    spec = spec_from_file_location("new_tiny", Path(__file__).parents[1] / "examples" / "new_tiny.py")
-    spec.loader.exec_module(module := module_from_spec(spec))
-    return module
-
-
 def test_an_odtrack_starts_from_a_trained_ostrack(tmp_path: Path) -> None:
     """What the head reads is what the OSTrack's reads, times one factor that is taken out again."""
     base = ROWS[1].plain()
@@ -207,7 +199,7 @@ def test_an_odtrack_starts_from_a_trained_ostrack(tmp_path: Path) -> None:
         base.model.norm.bias.add_(2.0)  # trained norms have one, and with it a product with the token that is positive
     base.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
-    new_tiny().main(tmp_path / "out", odtrack_from_=tmp_path / "base")
+    load("new_tiny").main(tmp_path / "out", odtrack_from_=tmp_path / "base")
     model = AutoTracker.from_pretrained(tmp_path / "out")
     assert type(model) is ODTrackForTracking
     own, given = model.state_dict(), base.state_dict()
@@ -216,10 +208,10 @@ def test_an_odtrack_starts_from_a_trained_ostrack(tmp_path: Path) -> None:
     assert all(torch.equal(own[name], tensor) for name, tensor in given.items() if name not in first)
     factors = torch.cat([(given[name] / own[name]).flatten() for name in first])
     assert factors.min() > 1 and factors.max() - factors.min() < 1e-3 * factors.max()
-    assert new_tiny().level_head(model) == pytest.approx(factors.mean().item(), rel=1e-4), "features times token"
+    assert load("new_tiny").level_head(model) == pytest.approx(factors.mean().item(), rel=1e-4), "features times token"
     assert model.config.fusion == "mean" and model.config.stem == "conv" and model.config.num_templates == 3
     with pytest.raises(ValueError, match="is a ODTrackForTracking, expected an OSTrackForTracking"):
-        new_tiny().odtrack_from(tmp_path / "out")
+        load("new_tiny").odtrack_from(tmp_path / "out")
 
 
 def test_an_ostrack_goes_on_at_larger_crops(tmp_path: Path) -> None:
@@ -228,7 +220,7 @@ def test_an_ostrack_goes_on_at_larger_crops(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "base")
     TrackerImageProcessor(search_factor=4.5).save_pretrained(tmp_path / "base")
     size = 2 * base.config.search_size
-    new_tiny().main(tmp_path / "out", larger_from_=tmp_path / "base", search_size=size)
+    load("new_tiny").main(tmp_path / "out", larger_from_=tmp_path / "base", search_size=size)
     model = AutoTracker.from_pretrained(tmp_path / "out")
     processor = TrackerImageProcessor.from_pretrained(tmp_path / "out")
     assert (model.config.search_size, model.config.template_size) == (size, size // 2)

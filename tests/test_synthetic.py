@@ -1,16 +1,14 @@
 """Composed scenes: boxes are exact, draws repeat, and the second camera sees what RGB does not."""
 
 import copy
-import importlib.util
 import io
 import json
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from example_scripts import load
 from PIL import Image
 
 from mmtrackers.data import DeiTAugmentation
@@ -266,14 +264,6 @@ def test_boxes_move_smoothly(library):
 def test_wrong_requests_are_named(library, make, message):
     with pytest.raises(ValueError, match=message):
         make(library)
-
-
-def load(name):
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_collector_crops_to_the_outline_and_names_licences(tmp_path):
