@@ -57,9 +57,9 @@ from mmtrackers import (
     SPMTrackForTracking,
     TrackerPreTrainedModel,
 )
-from mmtrackers.modeling import backward_clip
-from mmtrackers.packing import PackedLinear
-from mmtrackers.training import hold_frozen
+from mmtrackers.modeling.base import backward_clip
+from mmtrackers.modeling.packing import PackedLinear
+from mmtrackers.training.state import hold_frozen
 
 BUILDERS = {
     "lorat": ("trackit.models.methods.LoRAT.lorat:LoRAT_DINOv2", "config/LoRAT/B-224/config.yaml"),

@@ -37,13 +37,14 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 import mmtrackers
-from mmtrackers import training
-from mmtrackers.data import Augmentation, DeiTAugmentation, Sequence, SequenceSet, TrainingAugmentation
-from mmtrackers.hub import TrainingFacts, push, write_card
-from mmtrackers.model_card import is_own_text
-from mmtrackers.modeling import backward_clip
+from mmtrackers.data import Sequence, SequenceSet
+from mmtrackers.hub.card import is_own_text
+from mmtrackers.hub.publish import TrainingFacts, push, write_card
+from mmtrackers.modeling.base import backward_clip
 from mmtrackers.models.ostrack.modeling_ostrack import elimination_keep_rate
-from mmtrackers.recipes import RECIPES, Recipe, listed, option
+from mmtrackers.training import Augmentation, DeiTAugmentation, TrainingAugmentation
+from mmtrackers.training import state as training
+from mmtrackers.training.recipes import RECIPES, Recipe, listed, option
 
 STARVED = 0.3
 # systems with an adapter of their own
@@ -202,12 +203,12 @@ def build_dataset(options: Options, model: nn.Module, processor: Any, samples: i
     common["augment"] = build_augmentation(options, model)
     common["modality"] = model.config.modality if streams == 2 else "rgb"
     if options.synthetic:
-        from mmtrackers.data.synthetic import PictureLibrary, SyntheticPairs
+        from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticPairs
 
         frames = {"templates": draw.templates, "searches": draw.searches, "longest_gap": options.max_gap}
         blindness = None if options.blindness == "drawn" else options.blindness
         return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames, blindness=blindness)
-    from mmtrackers.data.sampling import PairDataset, mixture
+    from mmtrackers.training.sampling import PairDataset, mixture
 
     sequences, chances = mixture(map(open_data, options.data), options.weights or [1.0] * len(options.data))
     frames = {"draw": draw, "chances": chances, "evenly": options.evenly}

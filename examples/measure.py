@@ -19,9 +19,9 @@ import typer
 from tqdm import tqdm
 
 from mmtrackers import Tracker
-from mmtrackers.boxes import iou_xywh
 from mmtrackers.data import open_sequence
-from mmtrackers.data.synthetic import PictureLibrary, SyntheticSequence, synthetic_sequence
+from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
 
 BLIND = ("night", "camouflage", "glare")
 

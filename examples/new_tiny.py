@@ -45,7 +45,7 @@ from mmtrackers import (
     OSTrackForTracking,
     TrackerImageProcessor,
 )
-from mmtrackers.backbones.dinov2 import resample_positions
+from mmtrackers.modeling.dinov2 import resample_positions
 
 ALIKE, NOISE, SCORE_BIAS = 0.8, 0.02, -3.0
 SIDE_BIAS = -math.log(7)  # a side is an eighth of the crop away: the target's mean size at search factor 4

@@ -2,9 +2,8 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from .auto import AutoTracker
-from .image_processing import TrackerImageProcessor
-from .modeling import TokenLayout, TrackerPreTrainedModel, TrackingOutput
+from .hub.auto import AutoTracker
+from .modeling.base import TokenLayout, TrackerPreTrainedModel, TrackingOutput
 from .models.lorat import LoRATConfig, LoRATForTracking, LoRATModel
 from .models.odtrack import ODTrackConfig, ODTrackForTracking, ODTrackModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel
@@ -12,7 +11,8 @@ from .models.patrack import PATrackConfig, PATrackForTracking
 from .models.sdmoea import SDMoEAConfig, SDMoEAForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .models.spmtrack import SPMTrackConfig, SPMTrackForTracking, SPMTrackModel
-from .tracking import Prediction, Tracker, TrackingSession
+from .processing.image_processing import TrackerImageProcessor
+from .tracking.tracker import Prediction, Tracker, TrackingSession
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
 from .tuners.progressive import ProgressiveConfig, ProgressiveModel
 from .tuners.sdmoe import SDMoEConfig, SDMoEModel

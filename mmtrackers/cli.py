@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from .runs import RunResult
-    from .tracking import Tracker
-    from .video import FrameSource
+    from .tracking.runs import RunResult
+    from .tracking.tracker import Tracker
+    from .tracking.video import FrameSource
 
 app = typer.Typer(
     help="Track objects in RGB, thermal, depth and event video.",
@@ -92,9 +92,9 @@ def track(
     if len(second) > 1:
         raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
 
-    from .runs import run, write_results
-    from .tracking import Tracker
-    from .video import open_source
+    from .tracking.runs import run, write_results
+    from .tracking.tracker import Tracker
+    from .tracking.video import open_source
 
     opened = open_source(source, second)
     repo = model or default_model(opened.modality)
@@ -274,7 +274,7 @@ def info(
     base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
 ) -> None:
     """Show what a tracker is made of: base, tuner, modality, sizes, parameters."""
-    from .auto import AutoTracker
+    from .hub.auto import AutoTracker
 
     model = AutoTracker.from_pretrained(repo, **({"base_model": base_model} if base_model else {}))
     for name, value in describe(model, repo).items():
@@ -293,7 +293,7 @@ def describe(model: Any, repo: str) -> dict[str, str]:
         describe(AutoTracker.from_pretrained(folder), folder)["modality"]
         ```
     """
-    from .adapters import adapter_state_dict
+    from .hub.adapters import adapter_state_dict
 
     config = model.config
     adapters = getattr(model, "peft_config", None) or {}
@@ -340,7 +340,7 @@ def push(
     """Upload a saved tracker or adapter to the Hub."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give one that save_pretrained wrote")
-    from . import hub
+    from .hub import publish as hub
 
     typer.echo(f"pushed to {hub.push(folder, repo, private=private, base_model=base_model)}")
 
@@ -357,7 +357,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Turn an official checkpoint into a folder of this package."""
-    from .convert import convert_checkpoint
+    from .conversion.systems import convert_checkpoint
 
     told = {} if search_size is None else {"search_size": search_size}
     try:

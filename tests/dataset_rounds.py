@@ -9,7 +9,7 @@ from peft_rows import tiny_ostrack
 
 from mmtrackers import TrackerImageProcessor
 from mmtrackers.data import from_hf_dataset, open_dataset, to_hf_dataset
-from mmtrackers.data.sampling import StreamSamples
+from mmtrackers.training.sampling import StreamSamples
 
 NAME = "org/tiny-tracking-set"
 

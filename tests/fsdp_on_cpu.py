@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState
 
-from mmtrackers.training import is_sharded
+from mmtrackers.training.state import is_sharded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 plain = AcceleratorState.__init__

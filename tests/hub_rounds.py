@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from peft_rows import ROWS, inputs, maps, scramble, tiny_ostrack, with_adapter
 
 from mmtrackers import AutoTracker, Tracker, TrackerImageProcessor
-from mmtrackers.hub import TrainingFacts, push
+from mmtrackers.hub.publish import TrainingFacts, push
 
 AMG = next(row for row in ROWS if row.peft_type == "AMG_LORA")
 BASE, ADAPTER = "org/ostrack-tiny", "org/seatrack-tiny-thermal"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from parity_tools import cases, load_case
 
-from mmtrackers import boxes
+from mmtrackers.processing import boxes
 
 PIPELINE = cases(r"ostrack-pipeline.*") or [
     pytest.param("none", marks=pytest.mark.skip(reason="no ostrack-pipeline fixtures in MMTRACKERS_FIXTURES"))

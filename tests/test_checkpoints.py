@@ -9,7 +9,7 @@ import torch
 from official_names import save_official
 from safetensors.torch import save_file
 
-from mmtrackers.checkpoints import load_official
+from mmtrackers.conversion.reader import load_official
 
 
 def a_net() -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from tracking_stub import RedPatchModel, moving
 from typer.testing import CliRunner
 
 from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor, cli
-from mmtrackers.video import VideoWriter
+from mmtrackers.tracking.video import VideoWriter
 
 
 @pytest.fixture

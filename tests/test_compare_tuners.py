@@ -13,7 +13,7 @@ import typer
 from accelerate.state import AcceleratorState, GradientState
 
 from mmtrackers import OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
-from mmtrackers.data.synthetic import PictureLibrary
+from mmtrackers.synthetic.pairs import PictureLibrary
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -11,7 +11,7 @@ from parity_tools import cases, load_case, seeded_input
 from safetensors.torch import load_file
 
 from mmtrackers import AutoTracker, OSTrackForTracking, TrackerImageProcessor
-from mmtrackers.convert import convert_checkpoint
+from mmtrackers.conversion.systems import convert_checkpoint
 from mmtrackers.models.seatrack.convert_seatrack import add_products, split_official
 
 NEEDED = {"ostrack-small", "seatrack-small"}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mmtrackers import AutoTracker, LoRATConfig, LoRATForTracking, Tracker
 from mmtrackers.cli import app
-from mmtrackers.convert import convert_checkpoint
+from mmtrackers.conversion.systems import convert_checkpoint
 from mmtrackers.models.lorat.convert_lorat import rename_lorat, split_trained
 
 CASES = cases(r"lorat-(small|swiglu)")

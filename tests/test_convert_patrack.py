@@ -10,7 +10,7 @@ from parity_tools import cases, load_case, seeded_input
 from safetensors.torch import load_file
 
 from mmtrackers import AutoTracker, ProgressiveConfig
-from mmtrackers.convert import convert_checkpoint
+from mmtrackers.conversion.systems import convert_checkpoint
 from mmtrackers.models.ostrack.convert_ostrack import UNUSED
 from mmtrackers.models.patrack.convert_patrack import (
     dead_entries,

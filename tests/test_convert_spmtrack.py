@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 from mmtrackers import AutoTracker, SPMTrackForTracking, Tracker
-from mmtrackers.adapters import base_state_dict
-from mmtrackers.convert import convert_checkpoint
+from mmtrackers.conversion.systems import convert_checkpoint
+from mmtrackers.hub.adapters import base_state_dict
 
 CASES = cases(r"spmtrack-(small|swiglu)")
 pytestmark = pytest.mark.skipif(len(CASES) != 2, reason="fixtures spmtrack-small and spmtrack-swiglu are not here")

@@ -35,7 +35,7 @@ from mmtrackers import (
     TrackerImageProcessor,
 )
 from mmtrackers.data import open_sequence
-from mmtrackers.training import changing_tensors
+from mmtrackers.training.state import changing_tensors
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
 TIMES = ("pairs_per_second", "waiting")

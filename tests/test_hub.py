@@ -12,7 +12,7 @@ from local_hub import LocalHub
 from peft_rows import ROWS, TINY, inputs, maps, plain_tracker, tiny_ostrack, with_adapter
 
 from mmtrackers import AutoTracker, OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
-from mmtrackers.hub import TrainingFacts, check_folder, push, save_adapter, write_card
+from mmtrackers.hub.publish import TrainingFacts, check_folder, push, save_adapter, write_card
 
 AMG = next(row for row in ROWS if row.peft_type == "AMG_LORA")
 FACTS = TrainingFacts(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input
 
-from mmtrackers import crops, frames, image_processing
-from mmtrackers.boxes import clip_box_xywh
-from mmtrackers.frames import depth_to_colors
-from mmtrackers.image_processing import TrackerImageProcessor, hann_window
+from mmtrackers.processing import crops, frames, image_processing
+from mmtrackers.processing.boxes import clip_box_xywh
+from mmtrackers.processing.frames import depth_to_colors
+from mmtrackers.processing.image_processing import TrackerImageProcessor, hann_window
 
 
 def _cases(pattern: str) -> list:
@@ -82,7 +82,7 @@ def test_parity_ostrack_window(pipeline):
 
 
 def test_parity_ostrack_decoding_and_boxes_in_the_frame(pipeline):
-    from mmtrackers.heads.center import decode_center
+    from mmtrackers.modeling.center_head import decode_center
 
     description, tensors, frame, processor = pipeline
     seed, batch = description["seed"], len(tensors["decoded_plain"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input
 
-from mmtrackers import losses
+from mmtrackers.modeling import losses
 
 
 def _cases(pattern: str) -> list:

@@ -8,7 +8,13 @@ from parity_tools import cases, load_case
 from tracking_stub import RedPatchModel, frame, moving, processor
 
 from mmtrackers import Tracker
-from mmtrackers.memory import QuarterReferences, SpreadTemplates, TemplateMemory, TemplatePolicy, ThirdReferences
+from mmtrackers.tracking.memory import (
+    QuarterReferences,
+    SpreadTemplates,
+    TemplateMemory,
+    TemplatePolicy,
+    ThirdReferences,
+)
 
 POLICIES = [
     TemplatePolicy(),

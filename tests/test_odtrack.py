@@ -20,11 +20,11 @@ from mmtrackers import (
     Tracker,
     TrackerImageProcessor,
 )
-from mmtrackers.convert import convert_checkpoint
-from mmtrackers.crops import hann_window
-from mmtrackers.memory import SpreadTemplates, TemplatePolicy
+from mmtrackers.conversion.systems import convert_checkpoint
 from mmtrackers.models.odtrack.convert_odtrack import ODTRACK
 from mmtrackers.models.ostrack.convert_ostrack import ostrack_to_official
+from mmtrackers.processing.crops import hann_window
+from mmtrackers.tracking.memory import SpreadTemplates, TemplatePolicy
 
 TINY_ROWS = [row for row in ROWS if row.model is ODTrackForTracking]
 
@@ -116,7 +116,7 @@ def test_policy_and_what_configs_refuse() -> None:
 @torch.no_grad()
 def published_loop(model, processor, images: list[np.ndarray], box: np.ndarray) -> list[np.ndarray]:
     """ODTrack's test-time loop, written as plainly as it can be: every crop is kept, everything is run anew."""
-    from mmtrackers.boxes import clip_box_xywh
+    from mmtrackers.processing.boxes import clip_box_xywh
 
     count, window = model.config.num_templates, torch.from_numpy(hann_window(model.config.search_grid))
     memory, found, state = [processor.template([images[0]], [box])], [box], None

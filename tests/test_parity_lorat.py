@@ -7,10 +7,10 @@ from parity_tools import cases, load_case, seeded_input, seeded_tensor
 from peft import set_peft_model_state_dict
 
 from mmtrackers import LoRATConfig, LoRATForTracking, TrackerImageProcessor
-from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, check_tensors
-from mmtrackers.backbones.dinov2 import resample_positions
-from mmtrackers.heads.mlp import _cells, decode_cells
-from mmtrackers.losses import cell_loss, covered_cells
+from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, check_tensors
+from mmtrackers.modeling.dinov2 import resample_positions
+from mmtrackers.modeling.losses import cell_loss, covered_cells
+from mmtrackers.modeling.mlp_head import _cells, decode_cells
 from mmtrackers.models.lorat import lora_config
 from mmtrackers.models.lorat.convert_lorat import our_names
 from mmtrackers.models.ostrack.convert_ostrack import rename

@@ -10,8 +10,8 @@ from parity_tools import cases, load_case, seeded_input
 from torch import Tensor, nn
 
 from mmtrackers import PATrackConfig, PATrackForTracking, ProgressiveConfig, Tracker, TrackerImageProcessor
-from mmtrackers.backbones.vit import TrunkOutput
-from mmtrackers.modeling import TokenLayout
+from mmtrackers.modeling.base import TokenLayout
+from mmtrackers.modeling.vit import TrunkOutput
 from mmtrackers.models.ostrack.convert_ostrack import UNUSED, rename_ostrack
 from mmtrackers.models.patrack.convert_patrack import rename_patrack_adapter, split_official
 from mmtrackers.tuners.progressive.adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter

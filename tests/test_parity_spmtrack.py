@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtrackers import SPMTrackConfig, SPMTrackForTracking, TMoEConfig, Tracker, TrackerImageProcessor
-from mmtrackers.backbones.dinov2 import SwiGLU, resample_positions
-from mmtrackers.crops import hann_window
-from mmtrackers.heads.mlp import decode_cells
-from mmtrackers.losses import covered_cells
-from mmtrackers.modeling import backward_clip
+from mmtrackers.modeling.base import backward_clip
+from mmtrackers.modeling.dinov2 import SwiGLU, resample_positions
+from mmtrackers.modeling.losses import covered_cells
+from mmtrackers.modeling.mlp_head import decode_cells
 from mmtrackers.models.spmtrack import tmoe_config
 from mmtrackers.models.spmtrack.convert_spmtrack import our_name, rename_spmtrack
+from mmtrackers.processing.crops import hann_window
 
 SMALL = cases(r"spmtrack-(small|swiglu).*")
 BASE = cases(r"spmtrack-base.*")

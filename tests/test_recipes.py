@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_finetune import finetune
 
-from mmtrackers.data.draws import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
 from mmtrackers.data.layouts import DATASETS
-from mmtrackers.recipes import RECIPES, Recipe
+from mmtrackers.training.frame_samplers import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
+from mmtrackers.training.recipes import RECIPES, Recipe
 
 FAMILY = {"epochs": 60, "samples_per_epoch": 60_000, "lr": 4e-4, "weight_decay": 1e-4, "clip_norm": 0.1}
 

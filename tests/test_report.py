@@ -24,8 +24,8 @@ from mmtrackers.evaluation import (
     get_protocol,
     score,
 )
-from mmtrackers.evaluation.report import grouped, markdown, published_on, read_report, tex, write_report
-from mmtrackers.evaluation.report_pictures import boxes_of, window_round
+from mmtrackers.evaluation.report.pictures import boxes_of, window_round
+from mmtrackers.evaluation.report.write import grouped, markdown, published_on, read_report, tex, write_report
 
 TRACKERS = {"good": 1.0, "a <b>bold</b> | name & \"more\"": 6.0, "lost": 40.0}
 LENGTH, SIZE = 24, (120, 160)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmtrackers.data import Augmentation, PairDataset, Sequence, open_sequence
-from mmtrackers.data.augment import DeiTAugmentation
-from mmtrackers.data.draws import CausalDraw, IntervalDraw, OrderedDraw
-from mmtrackers.data.sampling import even_plan, mixture
-from mmtrackers.image_processing import TrackerImageProcessor
+from mmtrackers.data import Sequence, open_sequence
+from mmtrackers.processing.image_processing import TrackerImageProcessor
+from mmtrackers.training import Augmentation, PairDataset
+from mmtrackers.training.augment import DeiTAugmentation
+from mmtrackers.training.frame_samplers import CausalDraw, IntervalDraw, OrderedDraw
+from mmtrackers.training.sampling import even_plan, mixture
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mmtrackers import (
     Tracker,
     TrackerImageProcessor,
 )
-from mmtrackers.frames import MODALITIES
+from mmtrackers.processing.frames import MODALITIES
 from mmtrackers.tuners.sdmoe.fusion import GSAHF, HyperConv
 from mmtrackers.tuners.sdmoe.layer import HypergraphFusion, MixtureJunction, SDMoELayer
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss

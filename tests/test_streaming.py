@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmtrackers.data import PairDataset, from_hf_dataset, index, open_dataset, to_hf_dataset
-from mmtrackers.data.draws import IntervalDraw
-from mmtrackers.data.failures import Failures
+from mmtrackers.data import from_hf_dataset, index, open_dataset, to_hf_dataset
 from mmtrackers.data.index import IndexedSet
-from mmtrackers.data.sampling import StreamSamples, mixture
-from mmtrackers.image_processing import TrackerImageProcessor
+from mmtrackers.processing.image_processing import TrackerImageProcessor
+from mmtrackers.training import PairDataset
+from mmtrackers.training.failures import Failures
+from mmtrackers.training.frame_samplers import IntervalDraw
+from mmtrackers.training.sampling import StreamSamples, mixture
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torch
 from example_scripts import load
 from PIL import Image
 
-from mmtrackers.data import DeiTAugmentation
-from mmtrackers.data.cameras import depth_picture, depth_range
-from mmtrackers.data.layers import View
-from mmtrackers.data.pictures import Draw, Picture, PictureLibrary, Sprite, is_held_out
-from mmtrackers.data.synthetic import SyntheticPairs, SyntheticScene, as_picture, synthetic_sequence
-from mmtrackers.image_processing import TrackerImageProcessor
+from mmtrackers.processing.image_processing import TrackerImageProcessor
+from mmtrackers.synthetic.cameras import depth_picture, depth_range
+from mmtrackers.synthetic.layers import View
+from mmtrackers.synthetic.pairs import SyntheticPairs, SyntheticScene, as_picture, synthetic_sequence
+from mmtrackers.synthetic.pictures import Draw, Picture, PictureLibrary, Sprite, is_held_out
+from mmtrackers.training import DeiTAugmentation
 
 PROCESSOR = TrackerImageProcessor(template_size=64, search_size=128)
 ALIGNED = TrackerImageProcessor(crop_style="lorat", template_size=56, search_size=112)

@@ -8,8 +8,8 @@ import torch
 from tracking_stub import RedPatchModel, frame, moving, processor
 
 from mmtrackers import Prediction, Tracker
-from mmtrackers.boxes import iou_xywh
-from mmtrackers.tracking import as_dtype
+from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.tracking.tracker import as_dtype
 
 
 def make(absent_below: float | None = None, allow_missing: bool = False, **model) -> Tracker:

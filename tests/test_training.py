@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmtrackers.recipes import RECIPES, Recipe
-from mmtrackers.training import LossMeter, WeightAverage, learning_rate, parameter_groups
+from mmtrackers.training.recipes import RECIPES, Recipe
+from mmtrackers.training.state import LossMeter, WeightAverage, learning_rate, parameter_groups
 
 
 @pytest.mark.parametrize(

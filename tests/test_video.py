@@ -7,8 +7,8 @@ import pytest
 from tracking_stub import frame
 
 from mmtrackers import Prediction
-from mmtrackers.drawing import COLORS, annotate, plot_run, visible
-from mmtrackers.video import VideoWriter, open_source
+from mmtrackers.tracking.drawing import COLORS, annotate, plot_run, visible
+from mmtrackers.tracking.video import VideoWriter, open_source
 
 
 def write_video(path, count=12, size=(48, 64), fps=25.0):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from mmtrackers import TrackerImageProcessor
-from mmtrackers.image_processing import hann_window
-from mmtrackers.memory import TemplatePolicy
+from mmtrackers.processing.image_processing import hann_window
+from mmtrackers.tracking.memory import TemplatePolicy
 
 SIZE = (120, 160)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtrackers.frames import MODALITIES
+from mmtrackers.processing.frames import MODALITIES
 
 from .annotations import read_boxes, read_flags
 from .index import SequenceSet, Watch, index_path, listed

@@ -11,7 +11,7 @@ from typing import overload
 import cv2
 import numpy as np
 
-from mmtrackers.frames import MODALITIES
+from mmtrackers.processing.frames import MODALITIES
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
 

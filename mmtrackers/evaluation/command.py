@@ -9,7 +9,7 @@ import typer
 
 from mmtrackers.data import open_dataset
 from mmtrackers.data.layouts import DATASETS
-from mmtrackers.tracking import Tracker
+from mmtrackers.tracking.tracker import Tracker
 
 from .card import add_to_card
 from .plan import Processes
@@ -101,7 +101,7 @@ def evaluate(request: Request, say: Callable[[str], None] = typer.echo) -> list[
         _print(found, protocol, place, say)
         scored = [result for result in found if result.scores]
         if request.report and scored:
-            from .report import write_report
+            from mmtrackers.evaluation.report.write import write_report
 
             files = write_report(scored, place.with_name(f"{place.name}-report"), {protocol.title: sequences})
             say("report: " + ", ".join(map(str, files)))

@@ -15,8 +15,8 @@ import numpy as np
 
 from mmtrackers import data
 from mmtrackers.data.datasets import read_boxes
-from mmtrackers.frames import ANY
-from mmtrackers.tracking import Tracker, update_together
+from mmtrackers.processing.frames import ANY
+from mmtrackers.tracking.tracker import Tracker, update_together
 
 from .plan import Job, Processes, grouped, planned
 from .protocols import Protocol, get_protocol

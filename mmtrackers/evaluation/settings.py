@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from mmtrackers.adapters import active_adapter, adapter_names
-from mmtrackers.tracking import Tracker
+from mmtrackers.hub.adapters import active_adapter, adapter_names
+from mmtrackers.tracking.tracker import Tracker
 
 from .results import Settings
 

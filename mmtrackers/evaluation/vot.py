@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from mmtrackers.data.sequence import read_image
-from mmtrackers.tracking import Prediction, Tracker
+from mmtrackers.tracking.tracker import Prediction, Tracker
 
 # TraX knows these three channels only, so an event camera cannot be evaluated by the toolkit.
 CHANNELS = {"rgb": "color", "depth": "depth", "thermal": "ir"}

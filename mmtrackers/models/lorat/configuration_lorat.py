@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
-from mmtrackers.configuration import CropConfigMixin
+from mmtrackers.modeling.configuration import CropConfigMixin
 
 # width, depth, heads, SwiGLU, stochastic depth of the published trackers
 SIZES = {

@@ -15,10 +15,10 @@ import torch
 from peft import PeftConfig, set_peft_model_state_dict
 from torch import Tensor
 
-from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
-from mmtrackers.auto import AutoTracker
-from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count
-from mmtrackers.model_card import TrainingFacts, write_card
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count
+from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
+from mmtrackers.hub.auto import AutoTracker
+from mmtrackers.hub.card import TrainingFacts, write_card
 from mmtrackers.models.ostrack.convert_ostrack import rename
 
 from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig, lora_config
@@ -145,7 +145,7 @@ def take_scale(net: dict[str, Tensor], file: Path, given: float | None) -> tuple
 
 def convert_lorat(job: ConversionJob) -> ConversionReport:
     """An official LoRAT file to an adapter folder, or to a full model where it is merged; see
-    `mmtrackers.convert.convert_checkpoint`."""
+    `mmtrackers.conversion.systems.convert_checkpoint`."""
     net = dict(job.net)
     if other := [name for name in net if ".tmoe." in name]:
         raise ValueError(f"{job.file} holds {len(other)} tensors of SPMTrack: convert it as 'spmtrack'")

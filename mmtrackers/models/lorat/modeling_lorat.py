@@ -15,14 +15,14 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from mmtrackers.adapters import shorten
-from mmtrackers.backbones.dinov2 import Dinov2Trunk, init_dinov2_weights
-from mmtrackers.backbones.dinov2_weights import HUB_OPTIONS, dinov2_fields, find_dinov2_config, trunk_from_dinov2
-from mmtrackers.crops import hann_window
-from mmtrackers.heads.mlp import MlpHead, decode_cells
-from mmtrackers.image_processing import TrackerImageProcessor
-from mmtrackers.losses import cell_loss
-from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
+from mmtrackers.hub.adapters import shorten
+from mmtrackers.modeling.base import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
+from mmtrackers.modeling.dinov2 import Dinov2Trunk, init_dinov2_weights
+from mmtrackers.modeling.dinov2_weights import HUB_OPTIONS, dinov2_fields, find_dinov2_config, trunk_from_dinov2
+from mmtrackers.modeling.losses import cell_loss
+from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
+from mmtrackers.processing.crops import hann_window
+from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 from .configuration_lorat import SEARCH_FACTORS, SIZES, TEMPLATE_SIZES, LoRATConfig, lora_config
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mmtrackers.conversion import ConversionJob, ConversionReport
+from mmtrackers.conversion.job import ConversionJob, ConversionReport
 from mmtrackers.models.ostrack.convert_ostrack import OfficialForm, convert_ostrack, our_names, rename
 
 from .modeling_odtrack import ODTrackForTracking
@@ -41,5 +41,5 @@ def rename_odtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_odtrack(job: ConversionJob) -> ConversionReport:
-    """An official ODTrack file to a full model in `job.out`; see `mmtrackers.convert.convert_checkpoint`."""
+    """An official ODTrack file to a full model in `job.out`; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     return convert_ostrack(job, ODTRACK)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from mmtrackers.backbones.vit import ViTTrunk
-from mmtrackers.memory import SpreadTemplates, TemplatePolicy
+from mmtrackers.modeling.vit import ViTTrunk
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking, OSTrackPreTrainedModel
+from mmtrackers.tracking.memory import SpreadTemplates, TemplatePolicy
 
 from .configuration_odtrack import ODTrackConfig
 

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from mmtrackers.configuration import CropConfigMixin
+from mmtrackers.modeling.configuration import CropConfigMixin
 
 # The template token that stands for the target's centre, by grid side (the choice of the published trackers).
 _CENTER_CELL = {7: 3, 8: 3, 12: 5, 14: 6}

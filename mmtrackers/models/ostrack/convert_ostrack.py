@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtrackers.adapters import check_tensors
-from mmtrackers.auto import AutoTracker
-from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count
-from mmtrackers.model_card import TrainingFacts, write_card
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count
+from mmtrackers.hub.adapters import check_tensors
+from mmtrackers.hub.auto import AutoTracker
+from mmtrackers.hub.card import TrainingFacts, write_card
 
 from .configuration_ostrack import OSTrackConfig
 from .modeling_ostrack import OSTrackForTracking
@@ -303,7 +303,7 @@ def save_ostrack(
 
 
 def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> ConversionReport:
-    """An official file of the family to a full model in `job.out`; see `mmtrackers.convert.convert_checkpoint`."""
+    """An official file of the family to a full model in `job.out`; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     config = save_ostrack(job.net, job.file, job.out, job.overrides, form)
     used = {name: tensor for name, tensor in job.net.items() if name not in form.unused}
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)

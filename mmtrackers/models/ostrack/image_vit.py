@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrackers.backbones.dinov2 import resample_positions
-from mmtrackers.checkpoints import load_official
+from mmtrackers.conversion.reader import load_official
+from mmtrackers.modeling.dinov2 import resample_positions
 
 from .configuration_ostrack import OSTrackConfig
 from .convert_ostrack import our_names, rename

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
-from mmtrackers.backbones.vit import ViTTrunk, init_vit_weights
-from mmtrackers.heads.center import CenterHead, decode_center
-from mmtrackers.image_processing import TrackerImageProcessor
-from mmtrackers.losses import center_loss
-from mmtrackers.modeling import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
+from mmtrackers.modeling.base import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
+from mmtrackers.modeling.center_head import CenterHead, decode_center
+from mmtrackers.modeling.losses import center_loss
+from mmtrackers.modeling.vit import ViTTrunk, init_vit_weights
+from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 from .configuration_ostrack import OSTrackConfig
 

@@ -14,16 +14,11 @@ import torch
 from peft import set_peft_model_state_dict
 from torch import Tensor
 
-from mmtrackers.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
-from mmtrackers.auto import AutoTracker
-from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
-from mmtrackers.model_card import TrainingFacts
-from mmtrackers.models.ostrack.convert_ostrack import (
-    UNUSED,
-    ostrack_to_official,
-    save_ostrack,
-    variant,
-)
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
+from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
+from mmtrackers.hub.auto import AutoTracker
+from mmtrackers.hub.card import TrainingFacts
+from mmtrackers.models.ostrack.convert_ostrack import UNUSED, ostrack_to_official, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.progressive import ProgressiveConfig
 
@@ -167,7 +162,7 @@ def _live_norms(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[st
 
 
 def convert_patrack(job: ConversionJob) -> ConversionReport:
-    """An official PATrack file to an adapter folder; see `mmtrackers.convert.convert_checkpoint`."""
+    """An official PATrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     overrides = {"elimination_layers": []} | dict(job.overrides)
     settings = patrack_settings(job.net, overrides.pop("cea_layers", None))
     adapter_config = ProgressiveConfig(**settings)

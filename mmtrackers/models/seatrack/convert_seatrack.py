@@ -16,7 +16,8 @@ import torch
 from peft import set_peft_model_state_dict
 from torch import Tensor
 
-from mmtrackers.adapters import (
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
+from mmtrackers.hub.adapters import (
     KEY_PREFIX,
     PREPROCESSOR_CONFIG,
     adapter_state_dict,
@@ -24,9 +25,8 @@ from mmtrackers.adapters import (
     check_tensors,
     shorten,
 )
-from mmtrackers.auto import AutoTracker
-from mmtrackers.conversion import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
-from mmtrackers.model_card import TrainingFacts
+from mmtrackers.hub.auto import AutoTracker
+from mmtrackers.hub.card import TrainingFacts
 from mmtrackers.models.ostrack.convert_ostrack import (
     UNUSED,
     merge_names,
@@ -301,7 +301,7 @@ def _undo_by_base(net: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> tupl
 
 
 def convert_seatrack(job: ConversionJob) -> ConversionReport:
-    """An official SEATrack file to an adapter folder; see `mmtrackers.convert.convert_checkpoint`."""
+    """An official SEATrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     net, out, base, modality, overrides = job.net, job.out, job.base, str(job.modality), job.overrides
     settings = seatrack_settings(net)
     base_net, adapter = split_official(net)

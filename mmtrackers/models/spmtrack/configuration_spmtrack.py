@@ -4,8 +4,8 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from mmtrackers.memory import QuarterReferences
 from mmtrackers.models.lorat.configuration_lorat import LoRATConfig
+from mmtrackers.tracking.memory import QuarterReferences
 from mmtrackers.tuners.tmoe import TMoEConfig
 
 

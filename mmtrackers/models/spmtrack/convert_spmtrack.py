@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrackers.conversion import ConversionJob, ConversionReport
+from mmtrackers.conversion.job import ConversionJob, ConversionReport
 from mmtrackers.models.lorat.convert_lorat import MAPS, convert_on_dinov2, our_names
 from mmtrackers.tuners.tmoe import TMoEConfig
 
@@ -98,7 +98,7 @@ def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None)
 
 
 def convert_spmtrack(job: ConversionJob) -> ConversionReport:
-    """An official SPMTrack file to an adapter folder; see `mmtrackers.convert.convert_checkpoint`."""
+    """An official SPMTrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     net = dict(job.net)
     config, told = read_adapter_config(net, job.file, job.overrides.get("alpha"))
     if "pos_embed" not in net:  # all published trackers have these crops, and no other tensor tells

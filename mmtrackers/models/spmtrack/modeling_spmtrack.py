@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from mmtrackers.backbones.dinov2 import Dinov2Trunk
-from mmtrackers.memory import QuarterReferences, ThirdReferences
+from mmtrackers.modeling.dinov2 import Dinov2Trunk
 from mmtrackers.models.lorat.modeling_lorat import LoRATForTracking, LoRATPreTrainedModel
 from mmtrackers.models.odtrack.modeling_odtrack import TrackToken, init_track_token
+from mmtrackers.tracking.memory import QuarterReferences, ThirdReferences
 
 from .configuration_spmtrack import SPMTrackConfig, tmoe_config
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from mmtrackers.backbones.vit import AttentionCore
-from mmtrackers.modeling import ResidualJunction
+from mmtrackers.modeling.base import ResidualJunction
+from mmtrackers.modeling.vit import AttentionCore
 from mmtrackers.tuners.registration import TrackerTuner
 
 from .config import AMGLoraConfig

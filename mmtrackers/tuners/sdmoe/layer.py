@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mmtrackers.backbones.vit import add_losses
-from mmtrackers.modeling import ResidualJunction, StreamFusion, TokenLayout
+from mmtrackers.modeling.base import ResidualJunction, StreamFusion, TokenLayout
+from mmtrackers.modeling.vit import add_losses
 from mmtrackers.tuners.registration import TrackerTunerLayer
 
 from .config import SDMoEConfig

@@ -9,8 +9,8 @@ import av
 import cv2
 import numpy as np
 
-from .data.datasets import open_sequence
-from .data.sequence import IMAGE_SUFFIXES, natural_order, read_image
+from mmtrackers.data.datasets import open_sequence
+from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_order, read_image
 
 Frame = dict[str, np.ndarray]
 

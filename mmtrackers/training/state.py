@@ -467,8 +467,8 @@ def validation_overlap(model: nn.Module, processor: Any, sequences: Iterable[Any
     Returns:
         `float`: 0 to 1.
     """
-    from .boxes import iou_xywh
-    from .tracking import Tracker
+    from mmtrackers.processing.boxes import iou_xywh
+    from mmtrackers.tracking.tracker import Tracker
 
     was_training = model.training
     tracker, means = Tracker(model.eval(), processor), []

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .adapters import active_adapter, bound_copy
-from .boxes import check_box_xywh
-from .frames import ANY, second_stream
-from .image_processing import TrackerImageProcessor
+from mmtrackers.hub.adapters import active_adapter, bound_copy
+from mmtrackers.processing.boxes import check_box_xywh
+from mmtrackers.processing.frames import ANY, second_stream
+from mmtrackers.processing.image_processing import TrackerImageProcessor
+
 from .memory import TemplateMemory
 
 Frame = np.ndarray | dict[str, np.ndarray]
@@ -122,7 +123,7 @@ class Tracker:
             tracker = Tracker.from_pretrained("examples/checkpoints/seatrack-tiny-thermal", dtype="bfloat16")
             ```
         """
-        from .auto import AutoTracker
+        from mmtrackers.hub.auto import AutoTracker
 
         dtype = as_dtype(dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
@@ -145,7 +146,7 @@ class Tracker:
             kwargs: `revision`, `cache_dir`, `token`, ...
 
         Raises:
-            OSError, ValueError: as `mmtrackers.auto.add_adapter`; also for a model that is packed or has no adapter.
+            OSError, ValueError: as `mmtrackers.hub.auto.add_adapter`; also for a model that is packed or has no adapter.
 
         Example:
             ```python
@@ -154,7 +155,7 @@ class Tracker:
             session = tracker.start({"rgb": rgb, "depth": depth}, box, adapter="depth")
             ```
         """
-        from .auto import add_adapter
+        from mmtrackers.hub.auto import add_adapter
 
         if self.model.is_packed or not self.model.has_adapter:
             why = "is packed" if self.model.is_packed else "has no adapter of its own"

@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .adapters import shorten
-from .checkpoints import load_official
-from .conversion import ConversionJob, ConversionReport, all_or_nothing
-from .frames import MODALITIES
-from .models.lorat.convert_lorat import convert_lorat
-from .models.odtrack.convert_odtrack import convert_odtrack
-from .models.ostrack.convert_ostrack import convert_ostrack
-from .models.patrack.convert_patrack import convert_patrack
-from .models.seatrack.convert_seatrack import convert_seatrack, split_official
-from .models.spmtrack.convert_spmtrack import convert_spmtrack
+from mmtrackers.hub.adapters import shorten
+from mmtrackers.models.lorat.convert_lorat import convert_lorat
+from mmtrackers.models.odtrack.convert_odtrack import convert_odtrack
+from mmtrackers.models.ostrack.convert_ostrack import convert_ostrack
+from mmtrackers.models.patrack.convert_patrack import convert_patrack
+from mmtrackers.models.seatrack.convert_seatrack import convert_seatrack, split_official
+from mmtrackers.models.spmtrack.convert_spmtrack import convert_spmtrack
+from mmtrackers.processing.frames import MODALITIES
+
+from .job import ConversionJob, ConversionReport, all_or_nothing
+from .reader import load_official
 
 
 class Converter(NamedTuple):

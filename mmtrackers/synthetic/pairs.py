@@ -7,17 +7,17 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from mmtrackers.crops import AlignedCrop, Crop, mean_color
-from mmtrackers.frames import ANY, MODALITIES
+from mmtrackers.processing.crops import AlignedCrop, Crop, mean_color
+from mmtrackers.processing.frames import ANY, MODALITIES
+from mmtrackers.training.augment import Sample, TrainingAugmentation, fitting
 
-from .augment import Sample, TrainingAugmentation, fitting
 from .cameras import black_outside, depth_picture, depth_range
 from .layers import View
 from .pictures import Draw, PictureLibrary
 from .scenes import BLINDNESSES, SyntheticScene
 
 if TYPE_CHECKING:
-    from mmtrackers.image_processing import TrackerImageProcessor
+    from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 __all__ = [
     "BLINDNESSES", "MODALITIES", "PictureLibrary", "SyntheticPairs", "SyntheticScene", "SyntheticSequence",

@@ -9,10 +9,18 @@ import cv2
 import numpy as np
 import torch
 
-from mmtrackers.crops import AlignedCrop, Crop, aligned_crop, aligned_scale, cut_aligned, cut_square, mean_color
+from mmtrackers.processing.crops import (
+    AlignedCrop,
+    Crop,
+    aligned_crop,
+    aligned_scale,
+    cut_aligned,
+    cut_square,
+    mean_color,
+)
 
 if TYPE_CHECKING:
-    from mmtrackers.image_processing import TrackerImageProcessor
+    from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 Sample = dict[str, torch.Tensor]
 SMALLEST_LABEL = 10.0

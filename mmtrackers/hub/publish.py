@@ -43,7 +43,7 @@ from .adapters import (
     strings_of,
     write_json,
 )
-from .model_card import CARD, TrainingFacts, is_own_text, write_card
+from .card import CARD, TrainingFacts, is_own_text, write_card
 
 __all__ = ["TrainingFacts", "check_folder", "push", "save_adapter", "write_card"]
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .adapters import active_adapter
-from .backbones.vit import ConvStem, ViTLayer, add_losses
-from .heads.center import ConvNormAct
-from .heads.mlp import MlpHead
-from .modeling import ResidualJunction, TokenLayout, TrackerPreTrainedModel
-from .tuners.registration import TrackerTuner, TrackerTunerLayer
-from .tuners.tmoe.layer import TMoELinear, gated
+from mmtrackers.hub.adapters import active_adapter
+from mmtrackers.tuners.registration import TrackerTuner, TrackerTunerLayer
+from mmtrackers.tuners.tmoe.layer import TMoELinear, gated
+
+from .base import ResidualJunction, TokenLayout, TrackerPreTrainedModel
+from .center_head import ConvNormAct
+from .mlp_head import MlpHead
+from .vit import ConvStem, ViTLayer, add_losses
 
 
 def merged(layer: nn.Module) -> nn.Module:

@@ -72,7 +72,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         template_size, search_size (`int`): sides of the two crops in pixels.
         template_factor, search_factor (`float`): side of the square in units of the box's mean side.
         image_mean, image_std (3 `float`): normalisation of every stream, for values in 0..1.
-        depth_clip (`bool`): whether far depth is clipped, see `mmtrackers.frames.depth_to_colors`.
+        depth_clip (`bool`): whether far depth is clipped, see `mmtrackers.processing.frames.depth_to_colors`.
 
     Raises:
         ValueError: for a setting that no crop can be made with, or one that does not exist.

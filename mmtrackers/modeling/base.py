@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .adapters import cast_saved_modules, check_new_tensors
-from .crops import hann_window
-from .memory import TemplatePolicy
+from mmtrackers.hub.adapters import cast_saved_modules, check_new_tensors
+from mmtrackers.processing.crops import hann_window
+from mmtrackers.tracking.memory import TemplatePolicy
 
 
 @dataclass
@@ -290,7 +290,7 @@ def _unless_packed(method: Callable) -> Callable:
 class TrackerPreTrainedModel(PreTrainedModel):
     """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
 
-    A model with an injected adapter saves the adapter only (`mmtrackers.hub.save_adapter`).
+    A model with an injected adapter saves the adapter only (`mmtrackers.hub.publish.save_adapter`).
     """
 
     base_model_prefix = "model"
@@ -407,7 +407,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
         return bool(getattr(self, "_hf_peft_config_loaded", False))
 
     def pack(self) -> None:
-        """Prepares the model for inference, in place: see `mmtrackers.packing.pack_model`.
+        """Prepares the model for inference, in place: see `mmtrackers.modeling.packing.pack_model`.
 
         Example:
             >>> model.eval().pack()  # doctest: +SKIP
@@ -456,7 +456,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
 
         Args:
             save_directory (`str` or `Path`): folder, made if need be.
-            kwargs: passed to `mmtrackers.hub.save_adapter` or to transformers.
+            kwargs: passed to `mmtrackers.hub.publish.save_adapter` or to transformers.
 
         Raises:
             RuntimeError: the model is packed.
@@ -464,25 +464,25 @@ class TrackerPreTrainedModel(PreTrainedModel):
         if self.is_packed:
             raise RuntimeError("A packed model cannot be saved: its weights are merged. Save it before pack().")
         if self.has_adapter:
-            from .hub import save_adapter
+            from mmtrackers.hub.publish import save_adapter
 
             save_adapter(self, save_directory, **kwargs)
         else:
             super().save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, private: bool = False, base_model: str | None = None, **kwargs) -> str:
-        """Publishes the model, or its adapter, with a model card: `mmtrackers.hub.push` on what is saved.
+        """Publishes the model, or its adapter, with a model card: `mmtrackers.hub.publish.push` on what is saved.
 
         Args:
             repo_id (`str`): "org/name".
             private (`bool`): make it private (new repositories only).
             base_model (`str`): Hub id of an adapter's base, where it was loaded from a folder.
-            kwargs: passed to `mmtrackers.hub.push`.
+            kwargs: passed to `mmtrackers.hub.publish.push`.
 
         Returns:
             `str`: the repository's address.
         """
-        from .hub import push
+        from mmtrackers.hub.publish import push
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
@@ -494,7 +494,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
         folder = Path(pretrained_model_name_or_path) if pretrained_model_name_or_path is not None else None
         if folder is None or not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        from .auto import AutoTracker
+        from mmtrackers.hub.auto import AutoTracker
 
         model = AutoTracker.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not isinstance(model, cls):

@@ -10,8 +10,10 @@ from markupsafe import Markup, escape
 
 import mmtrackers
 from mmtrackers.data.sequence import Sequence as VideoSequence
+from mmtrackers.evaluation.results import Curve
 
-from .report import (
+from .pictures import worst_sequences
+from .write import (
     STAGES,
     SetReport,
     attribute_names,
@@ -22,8 +24,6 @@ from .report import (
     sources_of,
     speeds,
 )
-from .report_pictures import worst_sequences
-from .results import Curve
 
 # Styles of lines, bars and boxes in the page's style sheet: eight colours, then the same with dotted lines.
 STYLES = 16

@@ -6,7 +6,7 @@ All sums are taken over the whole batch at once, on the tensors' own device, and
 import torch
 from torch.nn import functional as F
 
-from .boxes import cxcywh_to_xyxy, giou_xyxy, xywh_to_xyxy
+from mmtrackers.processing.boxes import cxcywh_to_xyxy, giou_xyxy, xywh_to_xyxy
 
 _OVERLAP = 0.7
 _LOWEST = 1e-12

@@ -9,8 +9,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from mmtrackers.modeling import ResidualJunction, TokenLayout
-
+from .base import ResidualJunction, TokenLayout
 from .vit import Attention, Mlp, TrunkOutput, ViTLayer, ViTTrunk, check_pixels
 
 # above this rate stochastic depth draws samples before the sub-layer, which then costs less, as in DINOv2

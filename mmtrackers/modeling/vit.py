@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from mmtrackers.modeling import ResidualJunction, StreamFusion, TokenLayout, TrackerPreTrainedModel
+from .base import ResidualJunction, StreamFusion, TokenLayout, TrackerPreTrainedModel
 
 
 def eager_attention(

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from mmtrackers.frames import ANY
+from mmtrackers.data.index import JoinedSet, SequenceSet
+from mmtrackers.data.sequence import Sequence
+from mmtrackers.processing.frames import ANY
 
 from .augment import Sample, TrainingAugmentation, fitting
-from .draws import CausalDraw, FrameDraw
 from .failures import Failures
-from .index import JoinedSet, SequenceSet
-from .sequence import Sequence
+from .frame_samplers import CausalDraw, FrameDraw
 
 if TYPE_CHECKING:
     from mmtrackers.data.hf import SequenceStream
-    from mmtrackers.image_processing import TrackerImageProcessor
+    from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class PairDataset(Dataset):
         >>> import tempfile, cv2
         >>> from pathlib import Path
         >>> from mmtrackers.data import open_sequence
-        >>> from mmtrackers.image_processing import TrackerImageProcessor
+        >>> from mmtrackers.processing.image_processing import TrackerImageProcessor
         >>> folder = Path(tempfile.mkdtemp())
         >>> for i in range(20):
         ...     _ = cv2.imwrite(str(folder / f"{i}.png"), np.zeros((60, 80, 3), np.uint8))

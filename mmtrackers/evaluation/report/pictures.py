@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from mmtrackers.boxes import iou_xywh
 from mmtrackers.data.datasets import read_boxes
 from mmtrackers.data.sequence import Sequence as VideoSequence
-from mmtrackers.drawing import visible
+from mmtrackers.evaluation.protocols import PROTOCOLS
+from mmtrackers.evaluation.vot import read_trajectory
+from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.tracking.drawing import visible
 
-from .protocols import PROTOCOLS
-from .report import SetReport
-from .vot import read_trajectory
+from .write import SetReport
 
 FRAMES = 6
 PICTURE_WIDTH = 380

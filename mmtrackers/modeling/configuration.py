@@ -1,6 +1,6 @@
 """What the configurations of all trackers share."""
 
-from .frames import ANY, MODALITIES
+from mmtrackers.processing.frames import ANY, MODALITIES
 
 
 class CropConfigMixin:

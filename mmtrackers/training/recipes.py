@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .data.draws import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
+from .frame_samplers import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
 
 RGB_SETS = ["lasot/train", "got10k/train_vot", "coco/train2017", "trackingnet/train"]
 

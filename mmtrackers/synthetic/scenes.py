@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from mmtrackers.frames import MODALITIES
+from mmtrackers.processing.frames import MODALITIES
 
 from . import cameras
 from .layers import Layer, View, Wobble, affine, colour_matrix, warp

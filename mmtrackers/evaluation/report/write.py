@@ -12,9 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mmtrackers.data.sequence import Sequence as VideoSequence
-
-from .protocols import PROTOCOLS
-from .results import FORMAT, EvaluationResult, Speed, write_whole
+from mmtrackers.evaluation.protocols import PROTOCOLS
+from mmtrackers.evaluation.results import FORMAT, EvaluationResult, Speed, write_whole
 
 STAGES = ("read", "crop", "model", "decode")
 
@@ -128,7 +127,7 @@ def write_report(
         >>> [path.name for path in write_report([result], tempfile.mkdtemp())]
         ['report.md', 'report.tex', 'report.json', 'report.html']
     """
-    from .report_page import page
+    from .page import page
 
     sets = grouped(results)
     folder = Path(folder)

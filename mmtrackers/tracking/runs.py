@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .boxes import iou_xywh
-from .evaluation.speed import StageClock
-from .tracking import Prediction, Tracker
+from mmtrackers.evaluation.speed import StageClock
+from mmtrackers.processing.boxes import iou_xywh
+
+from .tracker import Prediction, Tracker
 from .video import FrameSource, VideoWriter
 
 
@@ -100,7 +101,7 @@ def run(
 
     Args:
         tracker (`Tracker`): see there.
-        source (`FrameSource`): from `mmtrackers.video.open_source`.
+        source (`FrameSource`): from `mmtrackers.tracking.video.open_source`.
         boxes_xywh (list of 4 `float`, *optional*): one per target, in the first frame; by default the source's own
             first box.
         output (`str` or `Path`, *optional*): folder of the annotated video `<name>.mp4`; none without it.
