@@ -340,9 +340,9 @@ def push(
     """Upload a saved tracker or adapter to the Hub."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give one that save_pretrained wrote")
-    from .hub import publish as hub
+    from .hub import publish
 
-    typer.echo(f"pushed to {hub.push(folder, repo, private=private, base_model=base_model)}")
+    typer.echo(f"pushed to {publish.push(folder, repo, private=private, base_model=base_model)}")
 
 
 @app.command()

@@ -95,7 +95,7 @@ def test_readme_options_exist() -> None:
         "mmtrackers": (ROOT / "mmtrackers" / "cli.py").read_text(encoding="utf-8"),
         **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")},
     }
-    sources["finetune.py"] += (ROOT / "mmtrackers" / "recipes.py").read_text(encoding="utf-8")
+    sources["finetune.py"] += (ROOT / "mmtrackers" / "training" / "recipes.py").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
     seen = 0
     for line in blocks.splitlines():

@@ -1,0 +1,1 @@
+"""Official checkpoints to ours, read without running anything in them."""

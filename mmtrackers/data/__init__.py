@@ -1,7 +1,4 @@
-"""Sequences on disk, and training samples from them."""
-
-from mmtrackers.training.augment import Augmentation, DeiTAugmentation, TrainingAugmentation
-from mmtrackers.training.sampling import PairDataset
+"""Sequences on disk: how data sets lie there, their index, and Hugging Face datasets."""
 
 from .datasets import open_dataset, open_sequence
 from .hf import from_hf_dataset, load_hf_dataset, to_hf_dataset
@@ -9,12 +6,8 @@ from .index import SequenceSet
 from .sequence import Sequence
 
 __all__ = [
-    "Augmentation",
-    "DeiTAugmentation",
-    "PairDataset",
     "Sequence",
     "SequenceSet",
-    "TrainingAugmentation",
     "from_hf_dataset",
     "load_hf_dataset",
     "open_dataset",

@@ -16,6 +16,7 @@ import numpy as np
 from mmtrackers import data
 from mmtrackers.data.datasets import read_boxes
 from mmtrackers.processing.frames import ANY
+from mmtrackers.tracking.clock import STAGES, StageClock
 from mmtrackers.tracking.tracker import Tracker, update_together
 
 from .plan import Job, Processes, grouped, planned
@@ -24,7 +25,7 @@ from .raw import RawResult, read_folder, result_file, score_raw, write_result
 from .results import EvaluationResult, Settings, write_whole
 from .scoring import Truth
 from .settings import settings_of
-from .speed import STAGES, WARMUP, StageClock, speed_of
+from .speed import WARMUP, speed_of
 from .truths import scorable, truth_of
 
 RAW, FRAMES, SETTINGS, SCORES = "raw", "frames", "settings.json", "scores.json"

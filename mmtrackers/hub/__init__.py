@@ -1,0 +1,1 @@
+"""Folders and Hub repositories: loading, saving, publishing, and the adapters in them."""

@@ -1,0 +1,1 @@
+"""What every tracker is made of: seams, trunks, heads, losses, packing."""

@@ -1,0 +1,1 @@
+"""From frames to crops and back: boxes, streams, crops, the image processor."""

@@ -1,0 +1,1 @@
+"""Scenes composed from pictures, as one or two cameras see them."""

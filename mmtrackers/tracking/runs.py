@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mmtrackers.evaluation.speed import StageClock
 from mmtrackers.processing.boxes import iou_xywh
 
+from .clock import StageClock
 from .tracker import Prediction, Tracker
 from .video import FrameSource, VideoWriter
 

@@ -146,7 +146,7 @@ class Tracker:
             kwargs: `revision`, `cache_dir`, `token`, ...
 
         Raises:
-            OSError, ValueError: as `mmtrackers.hub.auto.add_adapter`; also for a model that is packed or has no adapter.
+            OSError, ValueError: as `hub.auto.add_adapter`; also for a model that is packed or has no adapter.
 
         Example:
             ```python

@@ -1,0 +1,1 @@
+"""What an evaluation found, as texts, tables, a page and pictures."""

@@ -41,5 +41,5 @@ def rename_odtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_odtrack(job: ConversionJob) -> ConversionReport:
-    """An official ODTrack file to a full model in `job.out`; see `mmtrackers.conversion.systems.convert_checkpoint`."""
+    """An official ODTrack file to a full model in `job.out`; see `convert_checkpoint`."""
     return convert_ostrack(job, ODTRACK)

@@ -303,7 +303,7 @@ def save_ostrack(
 
 
 def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> ConversionReport:
-    """An official file of the family to a full model in `job.out`; see `mmtrackers.conversion.systems.convert_checkpoint`."""
+    """An official file of the family to a full model in `job.out`; see `convert_checkpoint`."""
     config = save_ostrack(job.net, job.file, job.out, job.overrides, form)
     used = {name: tensor for name, tensor in job.net.items() if name not in form.unused}
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
