@@ -59,7 +59,7 @@ from mmtrackers import (
 )
 from mmtrackers.modeling.base import backward_clip
 from mmtrackers.modeling.packing import PackedLinear
-from mmtrackers.training.state import hold_frozen
+from mmtrackers.training.optimization import cast_frozen
 
 BUILDERS = {
     "lorat": ("trackit.models.methods.LoRAT.lorat:LoRAT_DINOv2", "config/LoRAT/B-224/config.yaml"),
@@ -266,7 +266,7 @@ def training_steps(system: str, tiny: bool) -> list[TrainingStep]:
         steps.append(TrainingStep(system, "frame by frame", model, inputs, training_bytes(model, batch=1)))
     if model.has_adapter:  # of a base all weights are trained
         half = build(system, tiny)
-        hold_frozen(half, torch.bfloat16)
+        cast_frozen(half, torch.bfloat16)
         inputs = training_inputs(half, **size)
         steps.append(TrainingStep(system, "frozen bf16", half, inputs, training_bytes(half, **size)))
         # the adapter's products in bf16 as well

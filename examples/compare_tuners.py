@@ -27,7 +27,7 @@ from peft import LoraConfig, PeftConfig
 from tqdm import tqdm
 
 from mmtrackers import SDMoEConfig, TMoEConfig, Tracker
-from mmtrackers.training.state import write_json
+from mmtrackers.processing.files import write_json
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 RECIPE = ["--lr", "1e-3", "--schedule", "constant", "--warmup-steps", "50", "--clip-norm", "1", "--ema", "0.98"]

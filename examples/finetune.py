@@ -42,9 +42,20 @@ from mmtrackers.hub.card import is_own_text
 from mmtrackers.hub.publish import TrainingFacts, push, write_card
 from mmtrackers.modeling.base import backward_clip
 from mmtrackers.models.ostrack.modeling_ostrack import elimination_keep_rate
+from mmtrackers.processing.files import write_json
 from mmtrackers.training import Augmentation, DeiTAugmentation, TrainingAugmentation
-from mmtrackers.training import state as training
+from mmtrackers.training.monitor import LossMeter, StopRequest, TimedBatches, quiet_worker, validation_overlap
+from mmtrackers.training.optimization import cast_frozen, learning_rate, parameter_groups
 from mmtrackers.training.recipes import RECIPES, Recipe, listed, option
+from mmtrackers.training.state import (
+    CheckpointStore,
+    TrainingProgress,
+    WeightAverage,
+    changing_tensors,
+    gathered,
+    gathered_tensors,
+    is_sharded,
+)
 
 STARVED = 0.3
 # systems with an adapter of their own
@@ -198,20 +209,20 @@ def build_processor(options: Options, model: nn.Module) -> Any:
 
 def build_dataset(options: Options, model: nn.Module, processor: Any, samples: int) -> Dataset:
     """`samples` pairs or clips per epoch, each a function of (seed, epoch, index)."""
-    streams, draw = model.config.streams, options.draw()
+    streams, sampler = model.config.streams, options.make_frame_sampler()
     common = {"processor": processor, "streams": streams, "samples_per_epoch": samples, "seed": options.seed}
     common["augment"] = build_augmentation(options, model)
     common["modality"] = model.config.modality if streams == 2 else "rgb"
     if options.synthetic:
         from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticPairs
 
-        frames = {"templates": draw.templates, "searches": draw.searches, "longest_gap": options.max_gap}
+        frames = {"templates": sampler.templates, "searches": sampler.searches, "longest_gap": options.max_gap}
         blindness = None if options.blindness == "drawn" else options.blindness
         return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames, blindness=blindness)
     from mmtrackers.training.sampling import PairDataset, mixture
 
     sequences, chances = mixture(map(open_data, options.data), options.weights or [1.0] * len(options.data))
-    frames = {"draw": draw, "chances": chances, "evenly": options.evenly}
+    frames = {"frame_sampler": sampler, "chances": chances, "balanced": options.balanced}
     return PairDataset(sequences, **common, **frames, skip_short=True)
 
 
@@ -257,18 +268,18 @@ class Trainer:
         self.unwrapped, self.eliminates = model, bool(getattr(model.config, "elimination_layers", ()))
         self.output = Path(options.output)
         if options.frozen_dtype != "float32":
-            training.hold_frozen(model, getattr(torch, options.frozen_dtype))
+            cast_frozen(model, getattr(torch, options.frozen_dtype))
         if options.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.validation = [sequence for entry in options.validate for sequence in self.spread(entry)]
         # The command line rules the rate and the decay: both are written into the optimiser anew, step by step.
-        optimizer = torch.optim.AdamW(training.parameter_groups(model, options))
+        optimizer = torch.optim.AdamW(parameter_groups(model, options))
         loader = DataLoader(
             dataset,
             batch_size=options.samples_per_pass(accelerator.num_processes),
             drop_last=True,
             num_workers=options.workers,
-            worker_init_fn=training.quiet_worker,
+            worker_init_fn=quiet_worker,
             prefetch_factor=4 if options.workers else None,
             pin_memory=accelerator.device.type == "cuda",
             # Without its own generator a loader draws from the global one, and dropout after a resume would differ.
@@ -282,11 +293,11 @@ class Trainer:
         # FSDP has put shards in the place of the parameters
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.rebuilt: nn.Module | None = None
-        self.average = training.WeightAverage(model, options.ema) if options.ema else None
+        self.average = WeightAverage(model, options.ema) if options.ema else None
         folder = self.output / "checkpoints"
-        self.store = training.CheckpointStore(accelerator, model, folder, self.optimizer, self.average)
-        self.progress = training.TrainingProgress(fixed=self.fixed_options())
-        self.meter = training.LossMeter()
+        self.store = CheckpointStore(accelerator, model, folder, self.optimizer, self.average)
+        self.progress = TrainingProgress(fixed=self.fixed_options())
+        self.meter = LossMeter()
         self.started = self.last_save = time.monotonic()
         self.state, self.warned = "running", False
 
@@ -325,7 +336,7 @@ class Trainer:
                 f"{folder.name} cannot go on with other pairs per step ({text}). Keep these options, or start a new "
                 "run in another --output with --model pointing at this result."
             )
-        self.meter = training.LossMeter(self.progress.meter)
+        self.meter = LossMeter(self.progress.meter)
         self.accelerator.print(f"Going on from {folder.name}.")
 
     def train(self) -> None:
@@ -333,7 +344,7 @@ class Trainer:
         self.model.train()
         before = self.progress.step
         finished = before >= self.total_steps
-        with training.StopRequest() as stop, self.bar() as bar:
+        with StopRequest() as stop, self.bar() as bar:
             while self.progress.epoch < self.options.epochs and not finished:
                 finished = self.train_epoch(bar, stop)
         if self.state == "running":
@@ -341,13 +352,13 @@ class Trainer:
         if self.progress.step > before:
             self.save()
 
-    def train_epoch(self, bar: tqdm, stop: training.StopRequest) -> bool:
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> bool:
         """The rest of the epoch under way. Returns whether the run is over."""
         progress, accelerator = self.progress, self.accelerator
         self.dataset.set_epoch(progress.epoch)
         self.loader.set_epoch(progress.epoch)
         loader = accelerator.skip_first_batches(self.loader, progress.batch) if progress.batch else self.loader
-        batches = training.TimedBatches(loader)
+        batches = TimedBatches(loader)
         clock, mark = time.monotonic(), (time.monotonic(), 0.0, progress.step)
         for batch in batches:
             self.train_batch(batch)
@@ -379,7 +390,7 @@ class Trainer:
             inputs = batch | {name: value.to(self.unwrapped.dtype) for name, value in pixels.items()}
             if self.progress.epoch < options.box_warmup_epochs:
                 inputs["box_weight"] = 10.0
-            if (options.whole_epochs or options.elimination_warmup) and self.eliminates:
+            if (options.full_token_epochs or options.elimination_warmup) and self.eliminates:
                 inputs["elimination_keep_rate"] = self.keep_rate()
             if options.frame_by_frame:
                 output = backward_clip(self.model, **inputs, backward=accelerator.backward)
@@ -389,7 +400,7 @@ class Trainer:
             parts = {"loss": output.loss, **output.loss_parts}
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.trained, options.clip_norm or math.inf)
-                parts["gradient"] = training.gathered(norm)
+                parts["gradient"] = gathered(norm)
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate() * group["factor"]
                     group["weight_decay"] = options.weight_decay * group["decays"]
@@ -402,14 +413,14 @@ class Trainer:
     def keep_rate(self) -> float:
         """Share of search tokens that candidate elimination keeps in the epoch under way."""
         options, config = self.options, self.unwrapped.config
-        shape = {"start": options.whole_epochs, "warmup": options.elimination_warmup}
+        shape = {"start": options.full_token_epochs, "warmup": options.elimination_warmup}
         return elimination_keep_rate(self.progress.epoch + 1, **shape, base=config.elimination_keep_rate)
 
     def rate(self) -> float:
         """The learning rate of the step under way."""
-        return training.learning_rate(self.options, self.progress.step, self.steps_per_epoch)
+        return learning_rate(self.options, self.progress.step, self.steps_per_epoch)
 
-    def pause(self, stop: training.StopRequest) -> bool:
+    def pause(self, stop: StopRequest) -> bool:
         """After a step: checkpoints when due; returns whether to stop."""
         options, now = self.options, time.monotonic()
         over = options.max_minutes > 0 and now - self.started >= 60 * options.max_minutes
@@ -431,7 +442,7 @@ class Trainer:
         with self.result() as model:
             if not self.accelerator.is_main_process:
                 return
-            success = training.validation_overlap(model, self.processor, self.validation)
+            success = validation_overlap(mmtrackers.Tracker(model, self.processor), self.validation)
             best = max((entry["validation"] for entry in self.progress.history if "validation" in entry), default=-1.0)
             self.progress.history.append({"step": self.progress.step, "validation": success})
             tqdm.write(f"epoch {self.progress.epoch}: mean overlap {success:.3f} on {len(self.validation)} sequences")
@@ -445,15 +456,15 @@ class Trainer:
         if self.average is not None:
             self.average.swap(self.unwrapped)
         try:
-            if not training.is_sharded(self.unwrapped):
+            if not is_sharded(self.unwrapped):
                 yield self.unwrapped
                 return
-            trained = training.gathered_tensors(self.unwrapped)
+            trained = gathered_tensors(self.unwrapped)
             if self.accelerator.is_main_process:
                 if self.rebuilt is None:
                     with torch.random.fork_rng():
                         self.rebuilt = build_model(self.options)
-                for name, tensor in training.changing_tensors(self.rebuilt).items():
+                for name, tensor in changing_tensors(self.rebuilt).items():
                     tensor.copy_(trained[name])
             yield self.rebuilt
         finally:
@@ -470,7 +481,7 @@ class Trainer:
         first = (batch * self.accelerator.num_processes + self.accelerator.process_index) * per_pass
         samples = [self.dataset.describe(index) for index in range(first, first + per_pass)]
         file = self.output / "bad_batch.json"
-        training.write_json(file, {"epoch": epoch, "batch": batch, "samples": samples})
+        write_json(file, {"epoch": epoch, "batch": batch, "samples": samples})
         return f"the samples of batch {batch} of epoch {epoch} are listed in {file.name}"
 
     def save(self) -> None:
@@ -507,7 +518,8 @@ class Trainer:
         """What the model card says of the training. Folders appear by name only."""
         o = self.options
         recipe = {"optimizer": "AdamW", "preset": o.preset, "ema": o.ema} | o.values()
-        other = {"sets"} | ({"order", "search_gap"} if o.synthetic else set())  # of the preset's run, not of this one
+        # of the preset's run, not of this one
+        other = {"sets"} | ({"frame_sampler", "search_gap"} if o.synthetic else set())
         recipe = {name: value for name, value in recipe.items() if value and name not in other}
         places = [entry.rpartition("=") for entry in o.data]
         on_hub = [place for name, _, place in places if name.split("/")[0] == "hf" and not Path(place).is_dir()]
@@ -520,7 +532,7 @@ class Trainer:
     def write_log(self, folder: Path) -> None:
         """`training_log.json`: the course of the losses."""
         log = {"state": self.state, "trained_parameters": sum(p.numel() for p in self.trained)}
-        training.write_json(folder / "training_log.json", log | {"history": self.progress.history})
+        write_json(folder / "training_log.json", log | {"history": self.progress.history})
 
     def export(self, folder: Path) -> None:
         """Writes the result (every process calls)."""

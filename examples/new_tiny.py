@@ -18,7 +18,7 @@ step. Only the track token is new; the head's first convolutions are divided by 
 on the features:
 
     python examples/new_tiny.py out/odtrack-start --odtrack-from examples/checkpoints/ostrack-tiny
-    python examples/finetune.py --model out/odtrack-start --train-base --templates 3 --searches 2 --order causal ...
+    python examples/finetune.py --model out/odtrack-start --train-base --templates 3 --searches 2 ...
 
 A LoRAT of that width and depth, with half of LoRAT-224's sizes, starts in the same way:
 

@@ -352,7 +352,8 @@ def test_a_new_combination_trains_and_tracks(place, bases, tmp_path):
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     options = ["--model", str(tmp_path / "start"), "--data", str(place / "sequences"), "--workers", "0"]
-    options += ["--order", "interval", "--augmentation", "deit", "--modality", "thermal", "--samples-per-epoch", "4"]
+    options += ["--frame-sampler", "interval", "--augmentation", "deit", "--modality", "thermal"]
+    options += ["--samples-per-epoch", "4"]
     finetune.main([*options, "--output", str(tmp_path / "new"), "--batch-size", "2", "--max-steps", "2"])
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("start", "new"))
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
@@ -412,7 +413,7 @@ def test_elimination_sets_in_by_epochs(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(OSTrackForTracking, "forward", forward)
     options = ["--train-base", "--samples-per-epoch", "4", "--epochs", "5", "--gradient-accumulation", "1"]
-    schedule = ["--whole-epochs", "2", "--elimination-warmup", "2"]
+    schedule = ["--full-token-epochs", "2", "--elimination-warmup", "2"]
     train(place, tmp_path / "out", *options, *schedule, model=tmp_path / "base")
     assert rates == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.5])
     rates.clear()

@@ -9,6 +9,7 @@ from mmtrackers.evaluation import (
     card,
     command,
     metrics,
+    one_pass,
     plan,
     protocols,
     raw,
@@ -21,7 +22,10 @@ from mmtrackers.evaluation import (
     vot_scoring,
 )
 
-MODULES = (card, command, metrics, plan, protocols, raw, results, run, scoring, settings, speed, truths, vot_scoring)
+MODULES = (
+    card, command, metrics, one_pass, plan, protocols, raw, results, run, scoring, settings, speed, truths,
+    vot_scoring,
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ from mmtrackers.evaluation import (
     EvaluationResult,
     RawResult,
     Truth,
-    frame_overlaps,
     get_protocol,
-    measure,
     metrics,
+    one_pass,
     score,
-    scoring,
 )
 
 TOLERANCE = 1e-5
@@ -60,7 +58,7 @@ def test_thermal_sets(name, protocol, truth, second):
     ]  # fmt: skip
     found = [RawResult(tensors[f"{s}.pred"]) for s in about["sequences"]]
     result = score(protocol, truths, found)
-    measured = measure(get_protocol(protocol), truths, found)
+    measured = get_protocol(protocol).measure(truths, found)
     for metric in get_protocol(protocol).metrics:
         same(result.scores[metric.name], about["expected"][metric.name])
         curves = tensors[f"curve.{metric.name}"]
@@ -80,7 +78,7 @@ def test_event_sets(name):
     success = {}
     for tracker in about["trackers"]:
         raw = [RawResult(tensors[f"{tracker}.{s}.pred"]) for s in about["sequences"]]
-        result, measured = score(name, truths, raw), measure(get_protocol(name), truths, raw)
+        result, measured = score(name, truths, raw), get_protocol(name).measure(truths, raw)
         for metric in ("SR", "PR", "NPR"):
             same(result.scores[metric], about["expected"][tracker][metric])
         same(np.mean(result.curves["precision"].y), about["expected"][tracker]["PR_curve_mean"])
@@ -92,14 +90,14 @@ def test_event_sets(name):
     difficulty = dict(zip(about["sequences"], 1 - np.mean(list(success.values()), axis=0), strict=True))
     for tracker in about["trackers"]:
         raw = [RawResult(tensors[f"{tracker}.{s}.pred"]) for s in about["sequences"]]
-        measured = dataclasses.replace(measure(PROTOCOLS["coesot"], truths, raw), difficulty=difficulty)
+        measured = dataclasses.replace(PROTOCOLS["coesot"].measure(truths, raw), difficulty=difficulty)
         if name == "coesot":
             found = measured.summary(np.arange(len(truths)))["BOC"]
             same(found, about["expected"][tracker]["BOC_over_these_three"])
 
 
 def test_coesot_difficulties_are_those_published():
-    weights = scoring.published_difficulty()
+    weights = one_pass.published_difficulty()
     assert len(weights) == 527 and weights["dvSave-2021_07_30_11_04_12"] == 0.1810103352
     truth = Truth("dvSave-2021_07_30_11_04_12", np.tile([9.0, 9, 8, 8], (5, 1)))
     same(score("coesot", [truth], [RawResult(truth.boxes_xywh)]).scores["BOC"], 0.1810103352 * 20 / 21)
@@ -136,7 +134,7 @@ def test_pytracking(expected, curve, protocol, flags):
     names = about["sequences"]
     truths = [Truth(s, tensors[f"{s}.gt"], tensors[f"{s}.target_visible"] == 1 if flags else None) for s in names]
     raw = [RawResult(tensors[f"{s}.pred"]) for s in names]
-    result, measured = score(protocol, truths, raw), measure(protocol, truths, raw)
+    result, measured = score(protocol, truths, raw), protocol.measure(truths, raw)
     toolkit = {"AUC": "AUC", "OP50": "OP50", "OP75": "OP75", "Pnorm": "Norm_Precision", "P": "Precision"}
     for ours, theirs in toolkit.items():
         same(result.scores[ours], about["expected"][expected][theirs] / 100)
@@ -165,11 +163,11 @@ def test_vot_long_term():
     raw = [RawResult(tensors[f"{s}.pred"], tensors[f"{s}.confidence"]) for s in names]
     for resolution, key in ((100, "resolution_100"), (None, "every_threshold")):
         protocol = dataclasses.replace(PROTOCOLS["depthtrack"], resolution=resolution)
-        measured = measure(protocol, truths, raw)
+        measured = protocol.measure(truths, raw)
         expected, found = about["expected"][key], measured.summary(np.arange(len(truths)))
         same([found[name] for name in ("Pr", "Re", "F")], [expected[name] for name in ("Pr", "Re", "F")])
         same(measured.curve.thresholds[measured.curve.best()[0]], expected["threshold"])
-    curve = measure(PROTOCOLS["cdtb"], truths, raw).curve
+    curve = PROTOCOLS["cdtb"].measure(truths, raw).curve
     assert np.array_equal(curve.thresholds, tensors["curve.thresholds"])
     same(curve.precision.mean(0), tensors["curve.precision"])
     same(curve.recall.mean(0), tensors["curve.recall"])
@@ -185,7 +183,7 @@ def test_vot_multi_start():
     raw = [RawResult(runs={a: tensors[f"{t.name}.pred_anchor_{a}"] for a in t.runs}) for t in truths]
     short = dataclasses.replace(PROTOCOLS["vot22rgbd"], low=20, high=80)
     for protocol, key, curve in ((short, "EAO_20_80", "80"), (PROTOCOLS["vot22rgbd"], "EAO_115_755", "755")):
-        measured = measure(protocol, truths, raw)
+        measured = protocol.measure(truths, raw)
         result = score(protocol, truths, raw)
         same(measured.phi(), tensors[f"curve.eao_high{curve}"])
         same(result.scores["EAO"], about["expected"][key])
@@ -315,13 +313,6 @@ def test_attributes_and_curves():
     curve = result.curves["success"]
     assert (len(curve.x), curve.x_label) == (21, "overlap threshold") and curve.y[0] == pytest.approx(0.625)
     assert EvaluationResult.from_json(result.to_json()) == result
-
-
-def test_frames_that_are_not_measured_have_no_overlap():
-    truth = Truth("a", np.array([BOX, BOX, (0, 0, 0, 0)]))
-    assert np.isnan(frame_overlaps("lasher", truth, RawResult(np.tile(BOX, (3, 1))))).tolist() == [False, False, True]
-    absent = Truth("a", np.array([BOX, [np.nan] * 4]), image_size=(64, 48))
-    assert np.isnan(frame_overlaps("depthtrack", absent, RawResult(np.tile(BOX, (2, 1))))).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ from mmtrackers.evaluation import (
     score,
 )
 from mmtrackers.evaluation.report.pictures import boxes_of, window_round
-from mmtrackers.evaluation.report.write import grouped, markdown, published_on, read_report, tex, write_report
+from mmtrackers.evaluation.report.sets import grouped, published_on
+from mmtrackers.evaluation.report.text import markdown, tex
+from mmtrackers.evaluation.report.write import read_report, write_report
 
 TRACKERS = {"good": 1.0, "a <b>bold</b> | name & \"more\"": 6.0, "lost": 40.0}
 LENGTH, SIZE = 24, (120, 160)

@@ -11,8 +11,8 @@ from mmtrackers.data import Sequence, open_sequence
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.training import Augmentation, PairDataset
 from mmtrackers.training.augment import DeiTAugmentation
-from mmtrackers.training.frame_samplers import CausalDraw, IntervalDraw, OrderedDraw
-from mmtrackers.training.sampling import even_plan, mixture
+from mmtrackers.training.frame_samplers import CausalSampler, IntervalSampler, OrderedSampler
+from mmtrackers.training.sampling import balanced_plan, mixture
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def scene(tmp_path_factory) -> Path:
 def test_draw_pair_follows_the_causal_rule():
     rng = np.random.default_rng(0)
     visible = np.array([0, 1, 2, 150, 400, 700])
-    pairs = {(z, x) for _ in range(400) for (z,), (x,) in [CausalDraw()(visible, 701, rng)]}
+    pairs = {(z, x) for _ in range(400) for (z,), (x,) in [CausalSampler()(visible, 701, rng)]}
     # The first frames never see 400 or 700: they are too far; from 150 the gap must grow, as it must from 400.
     assert {(0, 1), (0, 2), (0, 150), (1, 2), (1, 150), (2, 150)} == {p for p in pairs if p[1] <= 150}
     assert all(template in (150, 400) for template, search in pairs if search > 150)
@@ -134,10 +134,10 @@ def test_pairs_refuse_what_they_cannot_train_on(scene, processor, caplog):
 
 
 @pytest.mark.parametrize(
-    ("draw", "leading"), [(CausalDraw(3, 2), (3, 2)), (OrderedDraw(2, 3), (2, 3)), (CausalDraw(2, 1), (2,))]
+    ("draw", "leading"), [(CausalSampler(3, 2), (3, 2)), (OrderedSampler(2, 3), (2, 3)), (CausalSampler(2, 1), (2,))]
 )
 def test_clips(scene, processor, draw, leading):
-    pairs = PairDataset([open_sequence(scene)], processor, "thermal", 2, 10, seed=3, draw=draw)
+    pairs = PairDataset([open_sequence(scene)], processor, "thermal", 2, 10, seed=3, frame_sampler=draw)
     item = pairs[4]
     frames = leading[1:]
     assert item["template"].shape == (leading[0], 2, 3, 32, 32)
@@ -150,7 +150,7 @@ def test_samples_in_lorats_style(scene):
     processor = TrackerImageProcessor(crop_style="lorat", template_size=32, search_size=64, search_factor=2.0)
     augment = DeiTAugmentation(template_grid=8)
     pairs = PairDataset(
-        [open_sequence(scene)], processor, "rgb", 1, 60, augment=augment, draw=IntervalDraw(10), seed=5
+        [open_sequence(scene)], processor, "rgb", 1, 60, augment=augment, frame_sampler=IntervalSampler(10), seed=5
     )
     for index in range(60):
         item = pairs[index]
@@ -165,18 +165,18 @@ def test_samples_in_lorats_style(scene):
         assert abs(outside.nanmedian() - inside.median()) > 3
 
 
-def test_an_even_plan_gives_every_set_and_sequence_its_share():
+def test_an_balanced_plan_gives_every_set_and_sequence_its_share():
     # sets of 3, 40 and 1,000 sequences, the second with twice the weight, and one that is never drawn
     sizes, weights = [3, 40, 1000, 5], np.array([1, 2, 1, 0]) / 4
     chances, of_set = np.repeat(weights / sizes, sizes), np.repeat(range(4), sizes)
-    plans = [even_plan(chances, 400, np.random.default_rng((7, epoch))) for epoch in range(3)]
+    plans = [balanced_plan(chances, 400, np.random.default_rng((7, epoch))) for epoch in range(3)]
     for plan in plans:
         counts = np.bincount(plan, minlength=len(chances))
         assert np.bincount(of_set, counts).tolist() == [100, 200, 100, 0]
         assert (np.abs(counts - 400 * chances) < 1).all()
         assert len(set(of_set[plan[:20]])) > 1  # sets are shuffled together
     assert not np.array_equal(np.sort(plans[0]), np.sort(plans[1]))  # others of the large set
-    assert np.array_equal(plans[2], even_plan(chances, 400, np.random.default_rng((7, 2))))
+    assert np.array_equal(plans[2], balanced_plan(chances, 400, np.random.default_rng((7, 2))))
 
 
 def test_pairs_drawn_evenly(scene, processor):
@@ -185,14 +185,14 @@ def test_pairs_drawn_evenly(scene, processor):
         sequence.name = str(number)
 
     def names(epoch: int, seed: int = 0) -> list[str]:
-        pairs = PairDataset(sequences, processor, "thermal", 2, 24, seed, evenly=True)
+        pairs = PairDataset(sequences, processor, "thermal", 2, 24, seed, balanced=True)
         pairs.set_epoch(epoch)
         return [pairs.describe(index).partition(":")[0] for index in range(24)]
 
     first = names(0)
     assert sorted(first.count(name) for name in set(first)) == [3, 3, 3, 3, 4, 4, 4]
     assert first == names(0) and first != names(1) and first != names(0, seed=1)
-    pairs = PairDataset(sequences, processor, "thermal", 2, 24, evenly=True)
+    pairs = PairDataset(sequences, processor, "thermal", 2, 24, balanced=True)
     pairs[0]
     pairs.set_epoch(1)  # a plan that has been made is made anew
     assert [pairs.describe(index).partition(":")[0] for index in range(24)] == names(1)

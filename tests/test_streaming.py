@@ -14,7 +14,7 @@ from mmtrackers.data.index import IndexedSet
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.training import PairDataset
 from mmtrackers.training.failures import Failures
-from mmtrackers.training.frame_samplers import IntervalDraw
+from mmtrackers.training.frame_samplers import IntervalSampler
 from mmtrackers.training.sampling import StreamSamples, mixture
 
 
@@ -59,13 +59,13 @@ def test_every_kind_of_set_gives_the_same_samples(root, processor, tmp_path, mon
 
 
 def test_a_draw_without_frames_is_drawn_anew(root, processor):
-    class Picky(IntervalDraw):
+    class Picky(IntervalSampler):
         def __call__(self, visible, length, rng):
             if rng.random() < 0.5:
                 raise ValueError("nothing to draw here")
             return super().__call__(visible, length, rng)
 
-    pairs = PairDataset(open_dataset(root, ["a"]), processor, "thermal", 2, 20, draw=Picky())
+    pairs = PairDataset(open_dataset(root, ["a"]), processor, "thermal", 2, 20, frame_sampler=Picky())
     assert [pairs[k] for k in range(20)] and not pairs.unreadable
 
 

@@ -1,14 +1,21 @@
 """Pieces of the training loop: learning rates, meters, averages."""
 
 import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mmtrackers.data.sequence import Sequence
+from mmtrackers.training.monitor import LossMeter, validation_overlap
+from mmtrackers.training.optimization import learning_rate, parameter_groups
 from mmtrackers.training.recipes import RECIPES, Recipe
-from mmtrackers.training.state import LossMeter, WeightAverage, learning_rate, parameter_groups
+from mmtrackers.training.state import WeightAverage
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,42 @@ def test_weight_average_is_the_formula():
     assert layer.weight.item() == 19.0
     with pytest.raises(ValueError, match=r"decay is 1.0; expected a number between 0 and 1"):
         WeightAverage(layer, decay=1.0)
+
+
+class Follower:
+    """Stands for a tracker: it knows the boxes of a video of `shift` pixels a frame, and breaks down at a frame."""
+
+    def __init__(self, breaks_at: int = 99) -> None:
+        self.model, self.breaks_at = nn.Linear(1, 1), breaks_at
+
+    def track(self, frames: Iterable[int], box_xywh: np.ndarray) -> Iterator[SimpleNamespace]:
+        assert not self.model.training
+        for k, frame in enumerate(frames):
+            if frame == self.breaks_at:
+                raise ValueError("no such picture")
+            yield SimpleNamespace(box=box_xywh + np.array([k, 0, 0, 0]))
+
+
+class Shown(Sequence):
+    def read(self, index: int) -> int:
+        return index
+
+
+def shown(name: str, *present: bool) -> Sequence:
+    boxes = np.array([(10.0 + k, 5, 8, 8) for k in range(len(present))])
+    boxes[~np.array(present)] = np.nan
+    return Shown(name, {"rgb": [Path(f"{k}.png") for k in range(len(present))]}, boxes, np.array(present))
+
+
+def test_validation_leaves_out_what_never_shows_the_target_again(caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Follower()
+    tracker.model.train()
+    videos = [shown("gone", True, False, False), shown("late", False, True, False, True), shown("b", True, True)]
+    assert validation_overlap(tracker, videos) == 1.0
+    assert tracker.model.training and "gone" in caplog.text and "late" not in caplog.text
+    with pytest.raises(ValueError, match="no validation sequence"):
+        validation_overlap(tracker, videos[:1])
+    tracker = Follower(breaks_at=1)
+    with pytest.raises(ValueError, match="no such picture"):
+        validation_overlap(tracker, videos)
+    assert tracker.model.training

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mmtrackers.hub.adapters import write_json
 from mmtrackers.hub.card import FACTS, TrainingFacts, is_own_text, read_facts, write_card
+from mmtrackers.processing.files import write_json
 
 from .protocols import get_protocol
 from .results import EvaluationResult

@@ -13,10 +13,11 @@ from mmtrackers.tracking.tracker import Tracker
 
 from .card import add_to_card
 from .plan import Processes
-from .protocols import PROTOCOLS, Protocol, get_protocol
+from .protocols import PROTOCOLS, get_protocol
 from .raw import Form, score_folder
 from .results import EvaluationResult
 from .run import SCORES, evaluate_tracker
+from .scoring import Protocol
 from .settings import settings_of
 from .speed import speed_table
 from .truths import truth_of

@@ -11,8 +11,8 @@ import torch
 
 from mmtrackers import data
 
-from .protocols import MultiStart, Protocol
-from .scoring import Truth
+from .scoring import Protocol, Truth
+from .vot_scoring import MultiStart
 
 
 @dataclass(frozen=True)

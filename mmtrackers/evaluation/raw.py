@@ -8,11 +8,14 @@ from typing import Literal
 import numpy as np
 
 from mmtrackers.data.datasets import read_boxes
+from mmtrackers.processing.files import write_text
 
 from . import metrics
-from .protocols import MultiStart, OnePass, Protocol, get_protocol
-from .results import EvaluationResult, write_whole
-from .scoring import RawResult, Truth, score
+from .one_pass import OnePass
+from .protocols import get_protocol, score
+from .results import EvaluationResult
+from .scoring import Protocol, RawResult, Truth
+from .vot_scoring import MultiStart
 
 Form = Literal["xywh", "xyxy"]
 # Stands for a frame that a partial result lacks: it overlaps nothing, and no rule repairs it.
@@ -72,8 +75,8 @@ def write_result(folder: str | Path, name: str, protocol: Protocol, result: RawR
             lines[0] = "1"
             if result.confidence is not None:
                 values = ["", *(f"{value:.6f}" for value in result.confidence[1:])]
-                write_whole(_confidence_file(path), "\n".join(values) + "\n")
-        write_whole(path, "\n".join(lines) + "\n")
+                write_text(_confidence_file(path), "\n".join(values) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
     return path
 
 

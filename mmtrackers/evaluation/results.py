@@ -7,10 +7,11 @@ sequence or an attribute is not in its dict.
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mmtrackers.processing.files import write_text
 
 FORMAT = 1
 
@@ -252,7 +253,7 @@ class EvaluationResult:
 
     def save(self, path: str | Path) -> Path:
         """Writes the JSON file, whole or not at all, and makes its folder if need be."""
-        return write_whole(path, self.to_json())
+        return write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":
@@ -261,22 +262,6 @@ class EvaluationResult:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def write_whole(path: str | Path, text: str) -> Path:
-    """Writes a text file so that a reader, or a later run, finds the whole of it or none.
-
-    Example:
-        >>> import tempfile
-        >>> write_whole(Path(tempfile.mkdtemp()) / "deeper" / "a.txt", "1,2,3,4\\n").read_text()
-        '1,2,3,4\\n'
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-    return path
 
 
 def _revived(record: dict[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,16 @@ import numpy as np
 
 from mmtrackers import data
 from mmtrackers.data.datasets import read_boxes
+from mmtrackers.processing.files import write_text
 from mmtrackers.processing.frames import ANY
 from mmtrackers.tracking.clock import STAGES, StageClock
 from mmtrackers.tracking.tracker import Tracker, update_together
 
 from .plan import Job, Processes, grouped, planned
-from .protocols import Protocol, get_protocol
+from .protocols import get_protocol
 from .raw import RawResult, read_folder, result_file, score_raw, write_result
-from .results import EvaluationResult, Settings, write_whole
-from .scoring import Truth
+from .results import EvaluationResult, Settings
+from .scoring import Protocol, Truth
 from .settings import settings_of
 from .speed import WARMUP, speed_of
 from .truths import scorable, truth_of
@@ -252,7 +253,7 @@ def _claim(folder: Path, settings: Settings, overwrite: bool) -> None:
     elif (folder / RAW).exists():
         raise ValueError(f"{folder / RAW} is there without {SETTINGS}: nobody knows what made it; take another folder")
     record = {"fingerprint": settings.fingerprint, "settings": asdict(settings)}
-    write_whole(path, json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _frames_file(folder: Path, job: Job) -> Path:
@@ -265,7 +266,7 @@ def _keep(folder: Path, job: Job, protocol: Protocol, track: Track) -> None:
     lines = [",".join(["score", *(f"{stage}_ms" for stage in STAGES), "timed"])]
     for score, row, timed in zip(scores, track.times * 1000, track.timed, strict=True):
         lines.append(f"{score:.6f}," + "".join(f"{value:.4f}," for value in row) + f"{int(timed)}")
-    write_whole(_frames_file(folder, job), "\n".join(lines) + "\n")
+    write_text(_frames_file(folder, job), "\n".join(lines) + "\n")
     lead = int(job.frames[0]) if job.anchor is None else 0
     if lead:  # the set's toolkit wants a line for every frame
         boxes = np.concatenate([np.tile(boxes[0], (lead, 1)), boxes])
@@ -273,7 +274,7 @@ def _keep(folder: Path, job: Job, protocol: Protocol, track: Track) -> None:
     if protocol.files == "got10k":
         path = result_file(folder / RAW, job.name, protocol)
         seconds = "".join(f"{value:.6f}\n" for value in track.times[:, 1:].sum(1))
-        write_whole(path.with_name(f"{job.name}_time.txt"), seconds)
+        write_text(path.with_name(f"{job.name}_time.txt"), seconds)
     runs = {} if job.anchor is None else {job.anchor: boxes}
     write_result(folder / RAW, job.name, protocol, RawResult(boxes, scores, runs))
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from mmtrackers.data.sequence import Sequence, read_image
 
-from .protocols import OnePass, Protocol, get_protocol
-from .scoring import Truth
+from .one_pass import OnePass
+from .protocols import get_protocol
+from .scoring import Protocol, Truth
 
 # A set's file of flags -> the value, or the smallest one, that means: the target is there. GOT-10k's `absence.label`
 # is not among them, since its toolkit counts by `cover.label`.

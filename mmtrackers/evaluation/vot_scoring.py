@@ -6,12 +6,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import metrics
-from .protocols import LongTerm, MultiStart
 from .results import Curve
-from .scoring import Measured, RawResult, Scores, Truth, measure, needed, too_short
+from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, too_short
 
 
-@dataclass
+@dataclass(frozen=True)
+class LongTerm(Protocol):
+    """Precision, recall and F over confidence thresholds; overlap in whole pixels inside the image.
+
+    The first frame has no region and confidence 0; a frame without ground truth has overlap 0. Ground truth given as a
+    polygon or a mask counts by its upright bounds, where the VOT toolkit fills its pixels; the sets named here have
+    rectangles.
+
+    Args:
+        resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
+
+    Example:
+        >>> from mmtrackers.evaluation import PROTOCOLS
+        >>> PROTOCOLS["depthtrack"].metric_names
+        ('Pr', 'Re', 'F')
+    """
+
+    resolution: int | None = 100
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("Pr", "Re", "F")
+
+    def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "LongTermMeasured":
+        overlaps, confidences, visible = [], [], []
+        for truth, result in zip(truths, results, strict=True):
+            if len(result.boxes_xywh) < len(truth):
+                raise ValueError(too_short(truth, len(result.boxes_xywh)))
+            overlaps.append(_overlaps(result.boxes_xywh[: len(truth)], truth.boxes_xywh, truth))
+            given = np.zeros(len(truth)) if result.confidence is None else result.confidence[: len(truth)]
+            confidences.append(np.concatenate([[0.0], given[1:].astype(float)]))
+            visible.append(int((~np.isnan(truth.boxes_xywh).any(1)).sum()))
+        return LongTermMeasured(metrics.long_term_curves(overlaps, confidences, visible, self.resolution))
+
+
+@dataclass(eq=False)
 class LongTermMeasured(Measured):
     """Precision and recall of every sequence at the thresholds of the set."""
 
@@ -33,20 +67,51 @@ class LongTermMeasured(Measured):
         return {"precision_recall": Curve(tuple(recall.tolist()), tuple(precision.tolist()), "recall", "precision")}
 
 
-@measure.register
-def _(protocol: LongTerm, truths: Sequence[Truth], results: Sequence[RawResult]) -> LongTermMeasured:
-    overlaps, confidences, visible = [], [], []
-    for truth, result in zip(truths, results, strict=True):
-        if len(result.boxes_xywh) < len(truth):
-            raise ValueError(too_short(truth, len(result.boxes_xywh)))
-        overlaps.append(_overlaps(result.boxes_xywh[: len(truth)], truth.boxes_xywh, truth))
-        given = np.zeros(len(truth)) if result.confidence is None else result.confidence[: len(truth)].astype(float)
-        confidences.append(np.concatenate([[0.0], given[1:]]))
-        visible.append(int((~np.isnan(truth.boxes_xywh).any(1)).sum()))
-    return LongTermMeasured(metrics.long_term_curves(overlaps, confidences, visible, protocol.resolution))
+@dataclass(frozen=True)
+class MultiStart(Protocol):
+    """Runs from several anchors, forward and backward: expected average overlap, accuracy, robustness.
+
+    Overlap as in [`LongTerm`].
+
+    Args:
+        threshold (`float`), grace (`int`): so many frames in a row with an overlap at or below it end a run.
+        low, high (`int`): the expected overlap is averaged over run lengths from `low` to `high` - 1.
+
+    Example:
+        >>> from mmtrackers.evaluation import PROTOCOLS
+        >>> PROTOCOLS["vot22rgbd"].metric_names
+        ('EAO', 'A', 'R')
+    """
+
+    threshold: float = 0.1
+    grace: int = 10
+    low: int = 115
+    high: int = 755
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("EAO", "A", "R")
+
+    def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "MultiStartMeasured":
+        rows = []
+        for truth, result in zip(truths, results, strict=True):
+            seen = ~np.isnan(truth.boxes_xywh).any(1)
+            runs, progress = [], []
+            for anchor, frames in truth.runs.items():
+                if anchor not in result.runs or len(result.runs[anchor]) < len(frames):
+                    has = len(result.runs.get(anchor, ()))
+                    raise ValueError(
+                        f"the run of {truth.name!r} from frame {anchor} has {has} boxes, not {len(frames)}"
+                    )
+                runs.append(_overlaps(result.runs[anchor][: len(frames)], truth.boxes_xywh[frames], truth))
+                progress.append(metrics.run_progress(runs[-1], seen[frames], self.threshold, self.grace))
+            inside = sum(values[:last].sum() for values, last in zip(runs, progress, strict=True))
+            expected = metrics.expected_overlap(runs, progress, self.high)
+            rows.append((inside, sum(progress), sum(map(len, runs)), len(truth), *expected))
+        return MultiStartMeasured(self, *(np.array(column) for column in zip(*rows, strict=True)))
 
 
-@dataclass
+@dataclass(eq=False)
 class MultiStartMeasured(Measured):
     """What every sequence adds to the three figures; see `MultiStart`."""
 
@@ -75,24 +140,6 @@ class MultiStartMeasured(Measured):
         phi = self.phi()
         lengths = tuple(map(float, range(len(phi))))
         return {"expected_overlap": Curve(lengths, tuple(phi.tolist()), "frames of a run", "expected overlap")}
-
-
-@measure.register
-def _(protocol: MultiStart, truths: Sequence[Truth], results: Sequence[RawResult]) -> MultiStartMeasured:
-    rows = []
-    for truth, result in zip(truths, results, strict=True):
-        seen = ~np.isnan(truth.boxes_xywh).any(1)
-        runs, progress = [], []
-        for anchor, frames in truth.runs.items():
-            if anchor not in result.runs or len(result.runs[anchor]) < len(frames):
-                has = len(result.runs.get(anchor, ()))
-                raise ValueError(f"the run of {truth.name!r} from frame {anchor} has {has} boxes, not {len(frames)}")
-            runs.append(_overlaps(result.runs[anchor][: len(frames)], truth.boxes_xywh[frames], truth))
-            progress.append(metrics.run_progress(runs[-1], seen[frames], protocol.threshold, protocol.grace))
-        inside = sum(values[:last].sum() for values, last in zip(runs, progress, strict=True))
-        expected = metrics.expected_overlap(runs, progress, protocol.high)
-        rows.append((inside, sum(progress), sum(map(len, runs)), len(truth), *expected))
-    return MultiStartMeasured(protocol, *(np.array(column) for column in zip(*rows, strict=True)))
 
 
 def _overlaps(boxes_xywh: np.ndarray, truth_xywh: np.ndarray, truth: Truth) -> np.ndarray:

@@ -7,7 +7,6 @@ belong to an adapter, which belong to the base, was the adapter trained on *this
 import copy
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,20 +282,6 @@ def read_json(path: Path, source: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise OSError(f"{source}: {path.name} holds a {type(content).__name__}, expected a JSON object.")
     return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, keys sorted, sets as sorted lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, (set, frozenset)):
-            return sorted(value)
-        raise TypeError(f"{path.name}: cannot write a {type(value).__name__} as JSON.")
-
-    text = json.dumps(content, indent=2, sort_keys=True, default=plain)
-    # lists of numbers on one line
-    text = re.sub(r"\[\s+([-+.\deE]+(?:,\s+[-+.\deE]+)*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def strings_of(value: Any) -> Iterator[str]:

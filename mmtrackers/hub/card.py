@@ -10,7 +10,9 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from .adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, TRACKER_CONFIG, read_json, write_json
+from mmtrackers.processing.files import write_json
+
+from .adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, TRACKER_CONFIG, read_json
 
 CARD = "README.md"
 FACTS = "training_facts.json"

@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
+from mmtrackers.processing.files import write_json
+
 from .adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -41,7 +43,6 @@ from .adapters import (
     read_safetensors,
     shorten,
     strings_of,
-    write_json,
 )
 from .card import CARD, TrainingFacts, is_own_text, write_card
 

@@ -9,7 +9,7 @@ WIDEN = 5
 
 
 @dataclass(frozen=True)
-class CausalDraw:
+class CausalSampler:
     """Templates first, search frames after them: the «causal» rule of the OSTrack family and of ODTrack.
 
     The newest template is uniform over the visible frames; the others lie at most `max_gap` frames before it, the
@@ -22,7 +22,7 @@ class CausalDraw:
         max_gap (`int`): frames.
 
     Example:
-        >>> CausalDraw(3, 2)(np.arange(9), 9, np.random.default_rng(0))
+        >>> CausalSampler(3, 2)(np.arange(9), 9, np.random.default_rng(0))
         ([3, 3, 6], [7, 7])
     """
 
@@ -67,14 +67,14 @@ class CausalDraw:
 
 
 @dataclass(frozen=True)
-class IntervalDraw:
+class IntervalSampler:
     """A template anywhere, a search frame near it, before or after: LoRAT's rule.
 
     Template: uniform over the visible frames. Search: uniform over the other visible frames at most `max_gap` away;
     the template's own frame where there is none. After LitingLin/LoRAT (siamese_training_pair_sampling).
 
     Example:
-        >>> IntervalDraw(max_gap=1)(np.array([2, 3, 90]), 100, np.random.default_rng(3))
+        >>> IntervalSampler(max_gap=1)(np.array([2, 3, 90]), 100, np.random.default_rng(3))
         ([90], [90])
     """
 
@@ -84,14 +84,14 @@ class IntervalDraw:
     least_visible = 1
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
-        """As `CausalDraw`."""
+        """As `CausalSampler`."""
         template = int(rng.choice(visible))
         near = visible[(np.abs(visible - template) <= self.max_gap) & (visible != template)]
         return [template], [int(rng.choice(near)) if len(near) else template]
 
 
 @dataclass(frozen=True)
-class OrderedDraw:
+class OrderedSampler:
     """Three references, then two search frames, in forward or reversed time: SPMTrack's rule.
 
     References lie within `max_gap` frames of a common frame; the search frames all lie on one side of the references,
@@ -100,7 +100,7 @@ class OrderedDraw:
     (siamese_training_pair_sampling).
 
     Example:
-        >>> OrderedDraw()(np.arange(10), 10, np.random.default_rng(1))
+        >>> OrderedSampler()(np.arange(10), 10, np.random.default_rng(1))
         ([8, 8, 7], [5, 4])
     """
 
@@ -116,7 +116,7 @@ class OrderedDraw:
         return self.templates + self.searches
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
-        """As `CausalDraw`.
+        """As `CausalSampler`.
 
         Raises:
             ValueError: no side with enough frames was found.
@@ -146,4 +146,4 @@ class OrderedDraw:
         return [side for side in (before, after) if len(side) >= self.searches]
 
 
-FrameDraw = CausalDraw | IntervalDraw | OrderedDraw
+FrameSampler = CausalSampler | IntervalSampler | OrderedSampler

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .frame_samplers import CausalDraw, FrameDraw, IntervalDraw, OrderedDraw
+from .frame_samplers import CausalSampler, FrameSampler, IntervalSampler, OrderedSampler
 
 RGB_SETS = ["lasot/train", "got10k/train_vot", "coco/train2017", "trackingnet/train"]
 
@@ -26,8 +26,8 @@ class Recipe:
     `RECIPES`.
 
     Example:
-        >>> RECIPES["seatrack-rgbe"].lr, RECIPES["lorat"].draw()
-        (6e-05, IntervalDraw(max_gap=100))
+        >>> RECIPES["seatrack-rgbe"].lr, RECIPES["lorat"].make_frame_sampler()
+        (6e-05, IntervalSampler(max_gap=100))
     """
 
     system: Literal["none", "lorat", "spmtrack", "seatrack", "patrack", "sdmoea"] = option(
@@ -40,12 +40,12 @@ class Recipe:
     epochs: int = option(60, "Length of the run.")
     batch_size: int = option(32, "Pairs or clips per optimiser step, over all processes.")
 
-    order: Literal["causal", "interval", "ordered"] = option("causal", "Rule by which frames are drawn.")
-    evenly: bool = option(False, "Each sequence as evenly often in an epoch as possible, not drawn at random.")
+    frame_sampler: Literal["causal", "interval", "ordered"] = option("causal", "Rule by which frames are drawn.")
+    balanced: bool = option(False, "Each sequence as evenly often in an epoch as possible, not drawn at random.")
     templates: int = option(1, "Templates of a sample.")
     searches: int = option(1, "Search frames of a sample; with more than one the state is carried through the clip.")
     max_gap: int = option(200, "Frames between templates, and from template to search frame.")
-    search_gap: int = option(400, "Order 'ordered': frames from the references to the search frames.")
+    search_gap: int = option(400, "Frame sampler 'ordered': frames from the references to the search frames.")
     centre_jitter: float = option(3.0, "Search crop: shift, in mean sides of the box.")
     size_jitter: float = option(0.25, "Search crop: standard deviation of the logarithm of the sides.")
     augmentation: Literal["ostrack", "deit"] = option("ostrack", "Changes of colour and mirror images.")
@@ -63,29 +63,29 @@ class Recipe:
     warmup_steps: int = option(0, "Steps of linear growth at the start.")
     warmup_lr: float = option(0.0, "Schedule 'warm-cosine': rate of the first step.")
     final_lr: float = option(0.0, "Schedule 'warm-cosine': rate that the cosine falls to.")
-    whole_epochs: int = option(0, "First epochs in which a base with candidate elimination keeps every token.")
+    full_token_epochs: int = option(0, "First epochs in which a base with candidate elimination keeps every token.")
     elimination_warmup: int = option(0, "Epochs after them in which its share falls to the config's.")
     box_warmup_epochs: int = option(0, "First epochs in which an MLP head's GIoU term counts ten times.")
     clip_norm: float = option(0.1, "Largest norm of all gradients together; 0: no clipping.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast; weights and losses stay float32.")
     seed: int = option(0, "Of weights, data and dropout.")
 
-    def draw(self) -> FrameDraw:
+    def make_frame_sampler(self) -> FrameSampler:
         """The rule that chooses the frames of a sample.
 
         Raises:
             ValueError: numbers of frames that the rule cannot give.
         """
-        if self.order == "causal":
-            return CausalDraw(self.templates, self.searches, self.max_gap)
-        if self.order == "ordered":
-            return OrderedDraw(self.templates, self.searches, self.max_gap, self.search_gap)
+        if self.frame_sampler == "causal":
+            return CausalSampler(self.templates, self.searches, self.max_gap)
+        if self.frame_sampler == "ordered":
+            return OrderedSampler(self.templates, self.searches, self.max_gap, self.search_gap)
         if (self.templates, self.searches) != (1, 1):
             raise ValueError(
-                f"order 'interval' draws one template and one search frame, not {self.templates} and {self.searches}: "
-                "use 'causal' or 'ordered' for clips"
+                f"frame sampler 'interval' draws one template and one search frame, not {self.templates} and "
+                f"{self.searches}: use 'causal' or 'ordered' for clips"
             )
-        return IntervalDraw(self.max_gap)
+        return IntervalSampler(self.max_gap)
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not the defaults, for cards and the first lines of a run."""
@@ -100,12 +100,12 @@ class Recipe:
 # github.com/botaoye/OSTrack, experiments/ostrack: MAE start, 4 GPUs x 32 pairs, trunk at a tenth of the rate
 _OSTRACK = Recipe(
     sets=[*RGB_SETS[:3], "trackingnet/train_0_3"], epochs=300, lr_drop_epoch=240, batch_size=128, trunk_lr_factor=0.1,
-    whole_epochs=20, elimination_warmup=80,
+    full_token_epochs=20, elimination_warmup=80,
 )  # fmt: skip
 # github.com/GXNU-ZhongLab/ODTrack, experiments/odtrack/baseline.yaml; batch 8 on each GPU
 _ODTRACK = replace(
     _OSTRACK, samples_per_epoch=30_000, batch_size=8, templates=3, searches=2, max_gap=400, lr=1e-4,
-    centre_jitter=4.5, size_jitter=0.5, whole_epochs=0, elimination_warmup=0,
+    centre_jitter=4.5, size_jitter=0.5, full_token_epochs=0, elimination_warmup=0,
 )  # fmt: skip
 # github.com/AutoLab-SAI-SJTU/SEATrack, experiments/seatrack: 2 GPUs x 32 pairs
 _SEATRACK = Recipe(system="seatrack", batch_size=64, lr_drop_epoch=48)
@@ -118,13 +118,14 @@ _SDMOEA = Recipe(
 )  # fmt: skip
 # github.com/LitingLin/LoRAT, config/LoRAT/run.yaml
 _LORAT = Recipe(
-    system="lorat", sets=RGB_SETS, samples_per_epoch=131_072, epochs=170, batch_size=128, order="interval",
-    evenly=True, max_gap=100, augmentation="deit", lr=1e-4, weight_decay=0.1, decay="weights", schedule="warm-cosine",
-    warmup_steps=2_048, warmup_lr=1e-7, final_lr=1e-6, clip_norm=1.0, mixed_precision="fp16",
+    system="lorat", sets=RGB_SETS, samples_per_epoch=131_072, epochs=170, batch_size=128, frame_sampler="interval",
+    balanced=True, max_gap=100, augmentation="deit", lr=1e-4, weight_decay=0.1, decay="weights",
+    schedule="warm-cosine", warmup_steps=2_048, warmup_lr=1e-7, final_lr=1e-6, clip_norm=1.0, mixed_precision="fp16",
 )  # fmt: skip
 # github.com/WenRuiCai/SPMTrack, config/SPMTrack/run.yaml; on one-dimensional tensors and embeddings no decay
 _SPMTRACK = replace(
-    _LORAT, system="spmtrack", order="ordered", evenly=False, templates=3, searches=2, max_gap=200, decay="matrices"
+    _LORAT, system="spmtrack", frame_sampler="ordered", balanced=False, templates=3, searches=2, max_gap=200,
+    decay="matrices",
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {

@@ -16,7 +16,7 @@ from mmtrackers.processing.frames import ANY
 
 from .augment import Sample, TrainingAugmentation, fitting
 from .failures import Failures
-from .frame_samplers import CausalDraw, FrameDraw
+from .frame_samplers import CausalSampler, FrameSampler
 
 if TYPE_CHECKING:
     from mmtrackers.data.hf import SequenceStream
@@ -46,11 +46,12 @@ class PairDataset(Dataset):
         augment ([`Augmentation`] or [`DeiTAugmentation`], *optional*): the OSTrack family's by default;
             `Augmentation().for_validation()` to validate. Crops of the "lorat" style need the other.
         skip_short (`bool`): leave out sequences that are too short instead of raising.
-        draw ([`CausalDraw`], [`IntervalDraw`] or [`OrderedDraw`]): chooses the frames; one pair by default.
+        frame_sampler ([`CausalSampler`], [`IntervalSampler`] or [`OrderedSampler`]): chooses the frames; one pair by
+            default.
         chances (iterable of `float`, *optional*): how often each sequence is drawn, relative to the others; see
             [`mixture`]. Equal by default.
-        evenly (`bool`): every sequence has its share of an epoch, up to one sample, in place of being drawn at random
-            each time; see [`even_plan`].
+        balanced (`bool`): every sequence has its share of an epoch, up to one sample, in place of being drawn at
+            random each time; see [`balanced_plan`].
 
     An item holds `template` uint8 [T, S, 3, h, w], `search` uint8 [S, 3, H, W] and `labels` float32 [4], x, y, w, h
     in fractions of the search crop (may leave [0, 1]); clips have an axis of frames before the last two.
@@ -75,8 +76,9 @@ class PairDataset(Dataset):
     def __init__(self, sequences: Iterable[Sequence], processor: "TrackerImageProcessor", modality: str = "rgb",
                  streams: int = 1, samples_per_epoch: int = 60_000, seed: int = 0,
                  augment: TrainingAugmentation | None = None, skip_short: bool = False,
-                 draw: FrameDraw | None = None, chances: Iterable[float] | None = None, evenly: bool = False):
-        self._make = SampleMaker(processor, modality, streams, augment, draw)
+                 frame_sampler: FrameSampler | None = None, chances: Iterable[float] | None = None,
+                 balanced: bool = False):
+        self._make = SampleMaker(processor, modality, streams, augment, frame_sampler)
         if samples_per_epoch < 1 or seed < 0:
             raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
         self.samples_per_epoch, self.seed = samples_per_epoch, seed
@@ -98,11 +100,12 @@ class PairDataset(Dataset):
         self._chances = chances[self._kept] / chances[self._kept].sum()
         # Where a uniform number falls in it says which of the kept sequences is drawn.
         self._ladder = np.cumsum(self._chances)
-        self._evenly, self._plan = evenly, (-1, np.empty(0, dtype=np.int64))
+        self._balanced, self._plan = balanced, (-1, np.empty(0, dtype=np.int64))
 
     def _usable(self, skip_short: bool) -> np.ndarray:
         """Indices of the sequences that samples can be drawn from."""
-        lengths, usable, least = self._sequences.lengths, self._sequences.usable, self._make.draw.least_visible
+        lengths, usable = self._sequences.lengths, self._sequences.usable
+        least = self._make.frame_sampler.least_visible
         fits = (lengths >= MIN_FRAMES) & (usable >= least) | (lengths == 1) & (usable == 1)
         short = np.flatnonzero(~fits)
         if not len(short) and len(fits):
@@ -152,13 +155,13 @@ class PairDataset(Dataset):
 
     def _first(self, index: int, rng: np.random.Generator) -> Sequence:
         """The sequence that an item is made of, unless that fails."""
-        if not self._evenly:
+        if not self._balanced:
             return self._drawn(rng)
         epoch = int(self._epoch)
         if self._plan[0] != epoch:
             # no item has this number
             order = np.random.default_rng((self.seed, epoch, len(self)))
-            self._plan = (epoch, even_plan(self._chances, len(self), order))
+            self._plan = (epoch, balanced_plan(self._chances, len(self), order))
         return self._sequences[int(self._kept[self._plan[1][index]])]
 
     def _drawn(self, rng: np.random.Generator) -> Sequence:
@@ -172,7 +175,7 @@ class StreamSamples(IterableDataset):
 
     Args:
         stream ([`SequenceStream`]): as `from_hf_dataset` gives it for a streamed dataset.
-        processor, modality, streams, seed, augment, draw: as for [`PairDataset`].
+        processor, modality, streams, seed, augment, frame_sampler: as for [`PairDataset`].
         samples_per_sequence (`int`): how many samples are drawn of each.
 
     Sequences that are too short, and frames that cannot be read, are named in a warning and counted in `unreadable`.
@@ -187,8 +190,8 @@ class StreamSamples(IterableDataset):
 
     def __init__(self, stream: "SequenceStream", processor: "TrackerImageProcessor", modality: str = "rgb",
                  streams: int = 1, samples_per_sequence: int = 16, seed: int = 0,
-                 augment: TrainingAugmentation | None = None, draw: FrameDraw | None = None):
-        self._make = SampleMaker(processor, modality, streams, augment, draw)
+                 augment: TrainingAugmentation | None = None, frame_sampler: FrameSampler | None = None):
+        self._make = SampleMaker(processor, modality, streams, augment, frame_sampler)
         if samples_per_sequence < 1 or seed < 0:
             raise ValueError(f"samples_per_sequence={samples_per_sequence} must be positive and seed={seed} not "
                              "negative")
@@ -206,7 +209,7 @@ class StreamSamples(IterableDataset):
 
     def __iter__(self) -> Iterator[Sample]:
         for sequence in self.stream:
-            usable, least = np.count_nonzero(sequence.trainable), self._make.draw.least_visible
+            usable, least = np.count_nonzero(sequence.trainable), self._make.frame_sampler.least_visible
             if len(sequence) > 1 and (len(sequence) < MIN_FRAMES or usable < least):
                 self._make.failures.add(f"sequence {sequence.name!r} is too short: {len(sequence)} frames, {usable} "
                                         f"with a usable box; at least {MIN_FRAMES} and {least} are needed")
@@ -226,13 +229,13 @@ class SampleMaker:
     """Draws frames of a sequence, reads them and makes a sample of them. Arguments as for [`PairDataset`]."""
 
     def __init__(self, processor: "TrackerImageProcessor", modality: str, streams: int,
-                 augment: TrainingAugmentation | None, draw: FrameDraw | None) -> None:
+                 augment: TrainingAugmentation | None, frame_sampler: FrameSampler | None) -> None:
         if streams not in (1, 2) or (streams == 2) != (modality != "rgb"):
             raise ValueError(f"streams={streams} with modality={modality!r}: expected 1 with 'rgb', or 2 with "
                              "'thermal', 'depth', 'event' or 'any'")
         self.processor, self.modality, self.streams = processor, modality, streams
         self.augment = fitting(augment, processor)
-        self.draw = CausalDraw() if draw is None else draw
+        self.frame_sampler = CausalSampler() if frame_sampler is None else frame_sampler
         self.failures = Failures()
 
     def __call__(self, sequence: Sequence, rng: np.random.Generator) -> tuple[Sample | None, str]:
@@ -254,9 +257,9 @@ class SampleMaker:
     def frames(self, sequence: Sequence, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Template and search frames, as the rule draws them."""
         if len(sequence) == 1:  # a still picture stands for every frame of a clip
-            return [0] * self.draw.templates, [0] * self.draw.searches
+            return [0] * self.frame_sampler.templates, [0] * self.frame_sampler.searches
         usable = getattr(sequence, "trainable", sequence.present)
-        return self.draw(np.flatnonzero(usable), len(sequence), rng)
+        return self.frame_sampler(np.flatnonzero(usable), len(sequence), rng)
 
     def _load(self, sequence: Sequence, frame: int) -> np.ndarray:
         if self.streams == 1 and isinstance(sequence, Sequence):
@@ -268,7 +271,7 @@ class SampleMaker:
             raise ValueError(f"sequence {sequence.name!r}, frame {frame}: {error}") from error
 
 
-def even_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which sequence each sample of an epoch is made of, every sequence as evenly often as possible.
 
     After LitingLin/LoRAT (trackit/data/sampling/per_sequence): of every set the same sequences as often as they fit
@@ -283,7 +286,7 @@ def even_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.n
         `np.ndarray` int64 `[count]`: sequence `i` stands in it `count * chances[i]` times, rounded up or down.
 
     Example:
-        >>> np.bincount(even_plan(np.array([0.25, 0.25, 0.5]), 8, np.random.default_rng(0))).tolist()
+        >>> np.bincount(balanced_plan(np.array([0.25, 0.25, 0.5]), 8, np.random.default_rng(0))).tolist()
         [2, 2, 4]
     """
     # Equal steps along the sequences laid out by their chances hit each one so often. Those of one set have the same

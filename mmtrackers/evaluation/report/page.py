@@ -13,7 +13,7 @@ from mmtrackers.data.sequence import Sequence as VideoSequence
 from mmtrackers.evaluation.results import Curve
 
 from .pictures import worst_sequences
-from .write import (
+from .sets import (
     STAGES,
     SetReport,
     attribute_names,

@@ -16,7 +16,7 @@ from mmtrackers.evaluation.vot import read_trajectory
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.tracking.drawing import visible
 
-from .write import SetReport
+from .sets import SetReport
 
 FRAMES = 6
 PICTURE_WIDTH = 380

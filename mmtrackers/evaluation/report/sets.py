@@ -1,0 +1,190 @@
+"""What a report says of one set: its results, the published figures beside them, and what to bear in mind."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mmtrackers.evaluation.protocols import PROTOCOLS
+from mmtrackers.evaluation.results import EvaluationResult, Speed
+
+STAGES = ("read", "crop", "model", "decode")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper or of a project's page: not measured here.
+
+    Args:
+        tracker (`str`): its name there.
+        scores (`dict[str, float]`): metric -> fraction; metrics that were not published are not in it.
+        source (`str`): where it was read: repository and file.
+    """
+
+    tracker: str
+    scores: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """The results on one part of a set under one protocol, and what was published on it.
+
+    Args:
+        dataset (`str`), split (`str`), protocol (`str`): as in the results.
+        results (`tuple[EvaluationResult, ...]`): in descending order of the headline score.
+        published (`tuple[Published, ...]`): likewise.
+        published_sequences (`int`): sequences of the split that the published figures were measured on.
+    """
+
+    dataset: str
+    split: str
+    protocol: str
+    results: tuple[EvaluationResult, ...]
+    published: tuple[Published, ...] = ()
+    published_sequences: int = 0
+
+    @property
+    def title(self) -> str:
+        """What stands above its tables; a test split goes without saying."""
+        return self.dataset if self.split in ("", "test") else f"{self.dataset}, {self.split}"
+
+    @property
+    def key(self) -> str:
+        """Letters, digits and dashes: for anchors and labels."""
+        name = "-".join(filter(None, (self.dataset, self.split, self.protocol)))
+        return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+    @property
+    def metrics(self) -> list[str]:
+        """The figures in the order of the protocol's tables."""
+        return list(dict.fromkeys(name for result in self.results for name in result.scores))
+
+    @property
+    def headline(self) -> str:
+        """The metric to rank by."""
+        return self.results[0].headline
+
+    @property
+    def source(self) -> str:
+        """Whose rules the protocol follows."""
+        return PROTOCOLS[self.protocol].source if self.protocol in PROTOCOLS else self.protocol
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Sequences and frames, of the result that has most of them."""
+        return max((len(result.sequences), sum(row.frames for row in result.sequences)) for result in self.results)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the results are of the same sequences as the published figures, as far as can be seen."""
+        counts = {len(result.sequences) for result in self.results}
+        partial = any(result.partial for result in self.results)
+        return self.split in ("", "test") and counts == {self.published_sequences} and not partial
+
+    def best(self, metric: str) -> float | None:
+        """The largest of the measured scores, if there are several to compare and they are complete."""
+        values = [result.scores[metric] for result in self.results if metric in result.scores and not result.partial]
+        return max(values) if len(values) > 1 else None
+
+
+def grouped(results: Sequence[EvaluationResult]) -> list[SetReport]:
+    """Results by set, split and protocol, with what was published; sets in the order of their first result."""
+    if not results:
+        raise ValueError("there is no result to report")
+    sets: dict[tuple[str, str, str], list[EvaluationResult]] = {}
+    for result in results:
+        known = sets.setdefault((result.dataset, result.split, result.protocol), [])
+        if any(other.tracker == result.tracker for other in known):
+            raise ValueError(f"two results of {result.tracker!r} on {result.dataset} ({result.protocol}): give one of "
+                             "them another name")  # fmt: skip
+        known.append(result)
+    reports = []
+    for (dataset, split, protocol), rows in sets.items():
+        headline = rows[0].headline
+        rows.sort(key=lambda result: -result.scores.get(result.headline, -1.0))
+        published = sorted(published_on(protocol), key=lambda row: -row.scores.get(headline, -1.0))
+        count = _published_file()["sets"].get(protocol, {}).get("sequences", 0)
+        reports.append(SetReport(dataset, split, protocol, tuple(rows), tuple(published), count))
+    return reports
+
+
+def published_on(protocol: str) -> list[Published]:
+    """Published figures on the whole test split of a protocol's set.
+
+    Example:
+        >>> [row.scores["SR"] for row in published_on("lasher") if row.tracker == "SEATrack"]
+        [0.573]
+    """
+    record = _published_file()
+    rows = record["sets"].get(protocol, {"rows": []})["rows"]
+    return [
+        Published(row["tracker"], {name: round(value / 100, 6) for name, value in row["scores"].items()},
+                  record["sources"][row["source"]])
+        for row in rows
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _published_file() -> dict:
+    return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+
+def percent(value: float | None) -> str:
+    """A fraction as papers print it.
+
+    Example:
+        >>> percent(0.5731), percent(None)
+        ('57.3', '–')
+    """
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def extent(part: SetReport) -> str:
+    """How much was measured, in words."""
+    sequences, frames = part.counts
+    return f"{sequences:,} sequence{'' if sequences == 1 else 's'}, {frames:,} frames"
+
+
+def partial_warnings(part: SetReport) -> list[str]:
+    """What makes results of a set no results to publish, in words."""
+    found = []
+    for result in part.results:
+        if result.partial:
+            short = sum(row.partial for row in result.sequences)
+            found.append(f"{result.tracker} lacks {len(result.missing)} sequences and has {short} short ones: not a "
+                         "number to publish.")  # fmt: skip
+    return found
+
+
+def comparison_note(part: SetReport) -> str:
+    """What to bear in mind where published figures stand beside the measured ones."""
+    if not part.published:
+        return ""
+    note = "Published figures are their authors' and were not measured here."
+    if not part.whole:
+        split = f" of the split {part.split}" if part.split not in ("", "test") else ""
+        partial = ", some of them partial" if any(result.partial for result in part.results) else ""
+        note += (f" They are of the whole test split ({part.published_sequences} sequences), the measured ones of "
+                 f"{part.counts[0]}{split}{partial}: no comparison.")  # fmt: skip
+    return note
+
+
+def sources_of(part: SetReport) -> dict[str, int]:
+    """Source -> its number in a set's table."""
+    return {source: k for k, source in enumerate(dict.fromkeys(row.source for row in part.published), 1)}
+
+
+def attribute_names(part: SetReport) -> dict[str, int]:
+    """Attribute -> the number of sequences that have it, the commonest first."""
+    counts: dict[str, int] = {}
+    for result in part.results:
+        for name, row in result.attributes.items():
+            counts[name] = max(counts.get(name, 0), len(row.sequences))
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def speeds(sets: Sequence[SetReport]) -> list[tuple[str, str, Speed]]:
+    """Tracker, set and speed of every result that was timed."""
+    return [(r.tracker, part.title, r.speed) for part in sets for r in part.results if r.speed and r.speed.stages]

@@ -1,0 +1,120 @@
+"""Files that are there whole or not at all, and folders that one process writes at a time."""
+
+import json
+import os
+import re
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes a text file so that a reader, or a later run, finds the old file or the whole new one, never a part.
+
+    Args:
+        path (`str` or `Path`): its folder is made if need be.
+        text (`str`): written as UTF-8.
+
+    Raises:
+        OSError: it cannot be written (a full disk, no permission); names the file, and leaves no part of it behind.
+
+    Example:
+        >>> import tempfile
+        >>> write_text(Path(tempfile.mkdtemp()) / "deeper" / "a.txt", "1,2,3,4\\n").read_text()
+        '1,2,3,4\\n'
+    """
+    path = Path(path)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(text, encoding="utf-8")
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Writes JSON as `write_text` does: keys sorted, sets as sorted lists, lists of numbers on one line."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (set, frozenset)):
+            return sorted(value)
+        raise TypeError(f"{Path(path).name}: cannot write a {type(value).__name__} as JSON.")
+
+    text = json.dumps(content, indent=2, sort_keys=True, default=plain)
+    text = re.sub(r"\[\s+([-+.\deE]+(?:,\s+[-+.\deE]+)*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    return write_text(path, text + "\n")
+
+
+class FolderLock:
+    """Keeps a folder to one process while it writes there; a second one gets an error that names the first.
+
+    The lock is the operating system's, so that it is gone with its process, however that ended. Where a file system
+    has no locks a warning says so, and the folder is not guarded. Of the processes of one run only the main one locks.
+
+    Args:
+        folder (`str` or `Path`): made if need be.
+
+    Raises:
+        OSError: another process writes there.
+
+    Example:
+        ```python
+        with FolderLock("out"):
+            write_json("out/results.json", results)
+        ```
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / ".lock"
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "FolderLock":
+        if fcntl is None:
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._file is None:
+            file = open(self.path, "a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                file.close()
+                raise OSError(f"{self.path.parent} is being written by {owner}: wait for its end, or choose another "
+                              "--output") from error  # fmt: skip
+            except OSError as error:
+                file.close()
+                warnings.warn(f"{self.path.parent} cannot be locked ({error.strerror}): see to it that no other run "
+                              "writes there", stacklevel=2)  # fmt: skip
+                return self
+            if _is_file_at(file, self.path):
+                self._file = file
+            else:  # its last owner has removed it meanwhile
+                file.close()
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+
+def _is_file_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,178 @@
+"""What a training loop keeps an eye on: losses, waiting for data, signals, validation."""
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mmtrackers.data.sequence import Sequence
+from mmtrackers.processing.boxes import iou_xywh
+
+if TYPE_CHECKING:
+    from mmtrackers.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+class LossMeter:
+    """
+    Sums of named scalars that stay on the device until they are read: no host-device synchronisation per step.
+
+    Example:
+        >>> meter = LossMeter()
+        >>> meter.add({"loss": torch.tensor(1.0)})
+        >>> meter.add({"loss": torch.tensor(2.0)})
+        >>> meter.mean()
+        {'loss': 1.5}
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self.sums: dict[str, torch.Tensor | float] = dict(state.get("sums", {}))
+        self.counts: dict[str, int] = dict(state.get("counts", {}))
+        self._first_bad: torch.Tensor | None = None
+
+    def add(self, values: dict[str, torch.Tensor], moment: int = 0) -> None:
+        """Adds one scalar tensor per name; `moment` is a number by which the caller finds this batch again."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+            here = torch.where(value.isfinite(), -1, moment)
+            before = here if self._first_bad is None else self._first_bad
+            self._first_bad = torch.where(before >= 0, before, here)
+
+    def first_bad(self) -> int | None:
+        """The `moment` of the first value that was not finite since the last `mean`, in this process."""
+        bad = -1 if self._first_bad is None else int(self._first_bad)
+        return None if bad < 0 else bad
+
+    def state(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
+        """Sums and counts as numbers, averaged over the processes (every process must call)."""
+        sums = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in self.sums.items()}
+        if sums and accelerator is not None:
+            together = torch.stack([value.to(accelerator.device) for value in sums.values()])
+            sums = dict(zip(sums, accelerator.reduce(together, reduction="mean"), strict=True))
+        return {"sums": {name: value.item() for name, value in sums.items()}, "counts": dict(self.counts)}
+
+    def mean(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """Means over what was added and over the processes; starts anew. Raises `FloatingPointError` on NaN or inf."""
+        state = self.state(accelerator)
+        self.check(state)
+        self.sums, self.counts, self._first_bad = {}, {}, None
+        return {name: value / state["counts"][name] for name, value in state["sums"].items()}
+
+    @staticmethod
+    def check(state: dict[str, Any]) -> None:
+        """Raises `FloatingPointError` when a sum of `state()` is not finite."""
+        bad = [name for name, value in state["sums"].items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"{', '.join(bad)} became NaN or infinite")
+
+
+@torch.no_grad()
+def validation_overlap(tracker: "Tracker", sequences: Iterable[Sequence]) -> float:
+    """
+    Mean overlap of tracking through sequences, each begun once with the box of its first frame with the target.
+
+    Args:
+        tracker (`Tracker`): its model is back in its mode afterwards.
+        sequences (iterable of [`Sequence`]): the mean is over those with a later frame that shows the target, of the
+            mean over such frames.
+
+    Returns:
+        `float`: 0 to 1.
+
+    Raises:
+        ValueError: no sequence has such a frame.
+    """
+    was_training, means, left_out = tracker.model.training, [], []
+    tracker.model.eval()
+    try:
+        for sequence in sequences:
+            shown = np.flatnonzero(sequence.present)
+            if len(shown) < 2:
+                left_out.append(sequence.name)
+                continue
+            first, counted = shown[0], shown[1:]
+            frames = (sequence.read(index) for index in range(first, shown[-1] + 1))
+            found = np.stack([prediction.box for prediction in tracker.track(frames, sequence.boxes_xywh[first])])
+            means.append(float(iou_xywh(found[counted - first], sequence.boxes_xywh[counted]).mean()))
+    finally:
+        tracker.model.train(was_training)
+    if left_out:
+        logger.warning("not validated on, since fewer than two frames show the target: %s", ", ".join(left_out))
+    if not means:
+        raise ValueError("no validation sequence shows the target in two frames")
+    return float(np.mean(means))
+
+
+class StopRequest:
+    """
+    Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once.
+
+    Example:
+        >>> with StopRequest() as stop:
+        ...     stop.wanted
+        False
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[int, Any] = {}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def quiet_worker(_: int) -> None:
+    """`worker_init_fn` for loaders: one OpenCV thread per worker; Ctrl-C is the main process's affair."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class TimedBatches:
+    """
+    Passes a loader's batches on and adds up the seconds spent waiting for them in `waited`.
+
+    Example:
+        >>> list(TimedBatches([1, 2]))
+        [1, 2]
+    """
+
+    def __init__(self, batches: Iterable) -> None:
+        self.batches = batches
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator:
+        batches = iter(self.batches)
+        while True:
+            start = perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += perf_counter() - start
+            yield batch
