@@ -57,7 +57,7 @@ from mmtrackers import (
     SPMTrackForTracking,
     TrackerPreTrainedModel,
 )
-from mmtrackers.modeling.base import backward_clip
+from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.training.optimization import cast_frozen
 

@@ -40,7 +40,7 @@ import mmtrackers
 from mmtrackers.data import Sequence, SequenceSet
 from mmtrackers.hub.card import is_own_text
 from mmtrackers.hub.publish import TrainingFacts, push, write_card
-from mmtrackers.modeling.base import backward_clip
+from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.models.ostrack.modeling_ostrack import elimination_keep_rate
 from mmtrackers.processing.files import write_json
 from mmtrackers.training import Augmentation, DeiTAugmentation, TrainingAugmentation

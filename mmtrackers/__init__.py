@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from .hub.auto import AutoTracker
-from .modeling.base import TokenLayout, TrackerPreTrainedModel, TrackingOutput
+from .modeling.base import TrackerPreTrainedModel, TrackingOutput
+from .modeling.seams import TokenLayout
 from .models.lorat import LoRATConfig, LoRATForTracking, LoRATModel
 from .models.odtrack import ODTrackConfig, ODTrackForTracking, ODTrackModel
 from .models.ostrack import OSTrackConfig, OSTrackForTracking, OSTrackModel

@@ -11,7 +11,8 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 from torch import nn
 
 from mmtrackers import TMoEConfig, TrackerPreTrainedModel
-from mmtrackers.modeling.packing import FoldedConv, LinearMap, PackedLayer, PackedLinear, packed_map
+from mmtrackers.modeling.packing import FoldedConv, LinearMap, PackedLinear, packed_map
+from mmtrackers.modeling.vit import PackedLayer
 from mmtrackers.tuners.amg_lora.hmoe import HMoE, token_groups
 from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, LowRankLinear
 from mmtrackers.tuners.tmoe.layer import TMoELinear

@@ -5,8 +5,8 @@ import torch
 from parity_tools import cases, load_case, seeded_input, seeded_tensor
 
 from mmtrackers.models.ostrack import OSTrackConfig, OSTrackForTracking
+from mmtrackers.models.ostrack.convert_image_vit import ostrack_from_image_vit
 from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
-from mmtrackers.models.ostrack.image_vit import ostrack_from_image_vit
 
 OFFICIAL: dict[int, dict[str, torch.Tensor]] = {}
 CASES = cases(r"ostrack-(?!pipeline).*")

@@ -10,7 +10,7 @@ from parity_tools import cases, load_case, seeded_input
 from torch import Tensor, nn
 
 from mmtrackers import PATrackConfig, PATrackForTracking, ProgressiveConfig, Tracker, TrackerImageProcessor
-from mmtrackers.modeling.base import TokenLayout
+from mmtrackers.modeling.seams import TokenLayout
 from mmtrackers.modeling.vit import TrunkOutput
 from mmtrackers.models.ostrack.convert_ostrack import UNUSED, rename_ostrack
 from mmtrackers.models.patrack.convert_patrack import rename_patrack_adapter, split_official

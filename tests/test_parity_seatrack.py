@@ -8,7 +8,7 @@ import torch
 from parity_tools import cases, load_case, seeded_input, seeded_tensor
 
 from mmtrackers import AMGLoraConfig, SEATrackConfig, SEATrackForTracking, Tracker, TrackerImageProcessor
-from mmtrackers.modeling.base import TokenLayout
+from mmtrackers.modeling.seams import TokenLayout
 from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
 from mmtrackers.models.seatrack.convert_seatrack import rename_seatrack_adapter, split_official
 from mmtrackers.tuners.amg_lora.hmoe import HMoE

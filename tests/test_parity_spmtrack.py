@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtrackers import SPMTrackConfig, SPMTrackForTracking, TMoEConfig, Tracker, TrackerImageProcessor
-from mmtrackers.modeling.base import backward_clip
+from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.dinov2 import SwiGLU, resample_positions
 from mmtrackers.modeling.losses import covered_cells
 from mmtrackers.modeling.mlp_head import decode_cells

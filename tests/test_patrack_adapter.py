@@ -16,7 +16,7 @@ from mmtrackers import (
     PATrackForTracking,
     ProgressiveConfig,
 )
-from mmtrackers.modeling.base import ResidualJunction, TokenLayout
+from mmtrackers.modeling.seams import ResidualJunction, TokenLayout
 from mmtrackers.tuners.progressive.adapters import (
     HeadAdapter,
     ModalityDependentAdapter,

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .packing import FoldedConv
+
 
 class ConvNormAct(nn.Module):
     """3x3 convolution, batch norm, ReLU."""
@@ -18,6 +20,10 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(self.norm(self.conv(x)))
+
+    def packed(self, dtype: torch.dtype) -> FoldedConv:
+        """The convolution with the norm folded in."""
+        return FoldedConv(self.conv, self.norm)
 
 
 def _branch(in_channels: int, channels: int, outputs: int) -> nn.Sequential:

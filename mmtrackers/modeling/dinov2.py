@@ -9,7 +9,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from .base import ResidualJunction, TokenLayout
+from .seams import ResidualJunction, TokenLayout
 from .vit import Attention, Mlp, TrunkOutput, ViTLayer, ViTTrunk, check_pixels
 
 # above this rate stochastic depth draws samples before the sub-layer, which then costs less, as in DINOv2
@@ -96,10 +96,10 @@ class Dinov2Attention(Attention):
         self.scale = LayerScale(config.hidden_size)
 
     def forward(
-        self, h: Tensor, read: Tensor, layout: TokenLayout, **kwargs
+        self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """As `Attention.forward`."""
-        y, weights, query, key = super().forward(h, read, layout, **kwargs)
+        y, weights, query, key = super().forward(h, query_tokens, layout, **kwargs)
         return self.scale(y), weights, query, key
 
 
@@ -132,27 +132,29 @@ class Dinov2Layer(ViTLayer):
     """Pre-norm block of DINOv2. Stochastic depth has one rate in all layers.
 
     Up to a rate of 0.1 it drops whole rows in the junctions. Above, each sub-layer runs on a random part of the batch
-    only and what it gives is scaled up; junctions are passed by then, so no tuner may stand on them.
+    only and what it gives is scaled up; junctions are bypassed then, so no tuner may stand on them.
     """
 
     def __init__(self, config, index: int):
         GradientCheckpointingLayer.__init__(self)
+        self.is_last = index == config.num_hidden_layers - 1
         rate = config.drop_path_rate
         self.subset_rate = rate if rate > SUBSET_RATE else 0.0
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = Dinov2Attention(config)
-        self.attention_junction = ResidualJunction(rate, passed_by=rate > SUBSET_RATE)
+        self.attention_junction = ResidualJunction(rate, bypassed_in_training=rate > SUBSET_RATE)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SwiGLU(config) if config.use_swiglu_ffn else Dinov2Mlp(config)
-        self.mlp_junction = ResidualJunction(rate, passed_by=rate > SUBSET_RATE)
+        self.mlp_junction = ResidualJunction(rate, bypassed_in_training=rate > SUBSET_RATE)
         self.elimination = None
 
     def forward(
-        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, last: bool = False, keep_rate: float = 1.0, **kwargs
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
         """As `ViTLayer.forward`."""
         if not (self.training and self.subset_rate):
-            return super().forward(x, kept, layout, last, keep_rate, **kwargs)
+            return super().forward(x, kept, layout, keep_rate, **kwargs)
+        last = self.drops_template
         rows, factor = self._draw(x, layout)
         h = self.norm1(x[rows])
         y, weights, _, _ = self.attention(h, layout.drop_template(h) if last else h, layout, **kwargs)

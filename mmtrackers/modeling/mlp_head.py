@@ -5,6 +5,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from .packing import LinearMap, packed_map
+
 
 def _mlp(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
@@ -61,6 +63,13 @@ class MlpHead(nn.Module):
         boxes = torch.addcmul(centers, self.box(features).float().sigmoid(), signs)
         shape = (self.grid, self.grid)
         return logits.transpose(1, 2).unflatten(2, shape), boxes.transpose(1, 2).unflatten(2, shape)
+
+    def packed(self, dtype: torch.dtype) -> "MlpHead":
+        """This head with its maps for inference, each with the GELU behind it."""
+        for name in ("score", "box"):
+            maps = getattr(self, name)[::2]
+            setattr(self, name, nn.Sequential(*(packed_map(LinearMap.of(m), gelu=m is not maps[-1]) for m in maps)))
+        return self
 
 
 def decode_cells(

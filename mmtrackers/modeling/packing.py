@@ -5,6 +5,8 @@ into the query weights, layer scales into the maps before them, batch norms into
 are laid out for the CPU's matrix library, with GELU and residual sum fused. A mixture of experts beside a linear map,
 which cannot be merged, becomes one wider product with it. Where that library is missing (another device or build)
 plain linear maps remain.
+
+A module that can be rewritten offers `packed(dtype)`, which returns what stands in its place.
 """
 
 import copy
@@ -20,13 +22,6 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmtrackers.hub.adapters import active_adapter
-from mmtrackers.tuners.registration import TrackerTuner, TrackerTunerLayer
-from mmtrackers.tuners.tmoe.layer import TMoELinear, gated
-
-from .base import ResidualJunction, TokenLayout, TrackerPreTrainedModel
-from .center_head import ConvNormAct
-from .mlp_head import MlpHead
-from .vit import ConvStem, ViTLayer, add_losses
 
 
 def merged(layer: nn.Module) -> nn.Module:
@@ -68,17 +63,11 @@ class LinearMap:
 
     @classmethod
     def of(cls, layer: nn.Module) -> "LinearMap":
-        """Reads a linear map, or a tuner's layer round one."""
-        name = layer.active_name if isinstance(layer, TMoELinear) else None
-        if name is None:
-            plain = merged(layer)
-            return cls(plain.weight.detach(), None if plain.bias is None else plain.bias.detach())
-        base = layer.get_base_layer()
-        up = layer.tmoe_up[name] * layer.tmoe_scaling[name]
-        down, router = layer.tmoe_down[name].tensor_split((-layer.tmoe_experts[name],))
-        dtypes = (base.weight.dtype, torch.float32, base.weight.dtype)
-        parts = (part.detach().to(dtype) for part, dtype in zip((down, router, up), dtypes, strict=True))
-        return cls(base.weight.detach(), None if base.bias is None else base.bias.detach(), *parts, layer.tmoe_r[name])
+        """Reads a linear map, or a tuner's layer round one, which may tell by `linear_map()` what it cannot merge."""
+        if hasattr(layer, "linear_map"):
+            return layer.linear_map()
+        plain = merged(layer)
+        return cls(plain.weight.detach(), None if plain.bias is None else plain.bias.detach())
 
     def scaled(self, factor: Tensor | float) -> "LinearMap":
         """The map whose outputs are `factor` times this one's: a number, or one for each output."""
@@ -120,11 +109,21 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.prepacked, self.bias, *activation)
 
 
+def gated(gates: Tensor, hidden: Tensor, r: int, width: int) -> Tensor:
+    """The experts' inputs side by side: gates `[..., E]` times `D x` `[..., r]` (or `[..., E * r]`) to `[..., width]`.
+
+    An expert beyond the gates has weight one.
+    """
+    if width > gates.shape[-1] * r:
+        gates = F.pad(gates, (0, 1), value=1.0)
+    return (gates.to(hidden.dtype).unsqueeze(-1) * hidden.unflatten(-1, (-1, r))).flatten(-2)
+
+
 class PackedMixtures(nn.Module):
     """Linear maps of one input, each with a mixture of experts beside it, for inference.
 
     One product gives the router's logits and the down-projections of all maps; then `[W | U]` multiplies each map's
-    input and its experts' gated inputs side by side (see `TMoELinear`). Beside maps of lower precision the routers are
+    input and its experts' gated inputs side by side (see `gated`). Beside maps of lower precision the routers are
     a product of their own, in float32.
     """
 
@@ -182,71 +181,6 @@ class PackedMaps(nn.Module):
         return self.mixtures.each(x) if self.mixtures is not None else [linear(x) for linear in self.apart]
 
 
-def _behind_scale(linear: LinearMap, sublayer: nn.Module) -> LinearMap:
-    """The last map of a sub-layer with the sub-layer's scale in it, if there is one."""
-    scale = getattr(sublayer, "scale", None)
-    return linear if scale is None else linear.scaled(scale.gamma.detach())
-
-
-class PackedLayer(nn.Module):
-    """A `ViTLayer` for inference: the same seams, fewer and larger products."""
-
-    def __init__(self, layer: ViTLayer, last: bool):
-        super().__init__()
-        attention, mlp = layer.attention, layer.mlp
-        self.head_dim, self.core = attention.head_dim, attention.core
-        query, key, value, output = (
-            LinearMap.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        )
-        query = query.scaled(attention.scaling)
-        # the last layer asks for the queries of some rows only, so its queries are a product of their own
-        self.q = packed_map(query) if last else None
-        self.kv = PackedMaps([key, value] if last else [query, key, value])
-        self.o = packed_map(_behind_scale(output, attention))
-        self.gated_mlp = hasattr(mlp, "w12")
-        first, second = (mlp.w12, mlp.w3) if self.gated_mlp else (mlp.fc1, mlp.fc2)
-        self.fc1 = packed_map(LinearMap.of(first), gelu=not self.gated_mlp)
-        self.fc2 = packed_map(_behind_scale(LinearMap.of(second), mlp))
-        self.norm1, self.norm2, self.elimination = layer.norm1, layer.norm2, layer.elimination
-        self.attention_junction, self.mlp_junction = layer.attention_junction, layer.mlp_junction
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
-
-    @staticmethod
-    def _add(
-        junction: nn.Module, linear: nn.Module, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
-        layout: TokenLayout,
-    ) -> tuple[Tensor, Tensor | None]:
-        if type(junction) is ResidualJunction:
-            return linear(inner, x), None
-        return junction(x, h, linear(inner), norm, layout)
-
-    def forward(
-        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, last: bool = False, keep_rate: float = 1.0, **kwargs
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
-        """As `ViTLayer.forward`."""
-        h = self.norm1(x)
-        if last:
-            read = layout.drop_template(h)
-            query, (key, value) = self._heads(self.q(read)), map(self._heads, self.kv(h))
-        else:
-            query, key, value = map(self._heads, self.kv(h))
-        output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
-        if last:
-            x, h, layout = layout.drop_template(x), read, layout.without_template()
-        x, loss1 = self._add(self.attention_junction, self.o, output.flatten(2), x, h, self.norm1, layout)
-        if self.elimination is not None and keep_rate < 1.0 and not last:
-            x, kept, layout = self.elimination(x, kept, query, key, 1.0, layout, keep_rate)
-        h = self.norm2(x)
-        inner = self.fc1(h)
-        if self.gated_mlp:
-            gate, inner = inner.chunk(2, -1)
-            inner = F.silu(gate).mul_(inner)
-        x, loss2 = self._add(self.mlp_junction, self.fc2, inner, x, h, self.norm2, layout)
-        return x, weights, kept, add_losses(loss1, loss2), layout
-
-
 class FoldedConv(nn.Module):
     """Convolution with a batch norm folded in, and ReLU."""
 
@@ -258,14 +192,13 @@ class FoldedConv(nn.Module):
         return torch.relu_(self.conv(x))
 
 
-def merge_model(model: TrackerPreTrainedModel) -> None:
+def merge_model(model: nn.Module) -> None:
     """Merges a model's active adapter into its weights, in place: see `TrackerPreTrainedModel.merge_and_unload`."""
     if model.is_packed:
         raise RuntimeError("merge_and_unload() on a packed model: its adapters are merged already.")
     name = active_adapter(model)
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
-    if issubclass(tuner, TrackerTuner):
-        tuner.refuse_merge()
+    getattr(tuner, "refuse_merge", lambda: None)()
     with torch.no_grad():
         for module in list(model.modules()):
             for place, child in list(module.named_children()):
@@ -276,7 +209,7 @@ def merge_model(model: TrackerPreTrainedModel) -> None:
     model.eval()
 
 
-def pack_model(model: TrackerPreTrainedModel) -> None:
+def pack_model(model: nn.Module) -> None:
     """Rewrites a tracker for inference, in place; outputs stay within 1e-5 of the plain model's in float32.
 
     Args:
@@ -295,25 +228,15 @@ def pack_model(model: TrackerPreTrainedModel) -> None:
     if model.is_packed:
         raise RuntimeError("This model is packed already.")
     model.eval().requires_grad_(False)
-    trunk = model.model
-    last = len(trunk.layers) - 1
-    for index, layer in enumerate(trunk.layers):
-        trunk.layers[index] = PackedLayer(layer, last=index == last)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, ModulesToSaveWrapper):
-                setattr(module, name, merged(child).to(model.dtype))
-            elif isinstance(child, TrackerTunerLayer):
-                setattr(module, name, child.packed(model.dtype))
-    for module in list(model.modules()):
-        if isinstance(module, MlpHead):
-            module.score, module.box = (
-                nn.Sequential(*(packed_map(LinearMap.of(m), gelu=i < 4) for i, m in enumerate(branch) if i % 2 == 0))
-                for branch in (module.score, module.box)
-            )
-        if isinstance(module, ConvStem):
-            module.stages = nn.ModuleList(FoldedConv(conv, norm) for conv, norm, _ in module.stages)
-        for name, child in list(module.named_children()):
-            if isinstance(child, ConvNormAct):
-                setattr(module, name, FoldedConv(child.conv, child.norm))
+    _pack_children(model, model.dtype)
     model.is_packed = True
+
+
+def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
+    """Exchanges what offers `packed(dtype)` below a module, from the top down: a layer before what is in it."""
+    for name, child in list(module.named_children()):
+        new = merged(child).to(dtype) if isinstance(child, ModulesToSaveWrapper) else child
+        new = new.packed(dtype) if hasattr(new, "packed") else new
+        if new is not child:
+            setattr(module, name, new)
+        _pack_children(new, dtype)

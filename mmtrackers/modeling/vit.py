@@ -15,7 +15,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .base import ResidualJunction, StreamFusion, TokenLayout, TrackerPreTrainedModel
+from .base import TrackerPreTrainedModel
+from .packing import FoldedConv, LinearMap, PackedMaps, packed_map
+from .seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
 
 
 def eager_attention(
@@ -48,6 +50,11 @@ class ConvStem(nn.Module):
         for stage in self.stages:
             pixels = stage(pixels)
         return self.projection(pixels)
+
+    def packed(self, dtype: torch.dtype) -> "ConvStem":
+        """This stem with its batch norms folded into its convolutions."""
+        self.stages = nn.ModuleList(FoldedConv(conv, norm) for conv, norm, _ in self.stages)
+        return self
 
 
 class Embeddings(nn.Module):
@@ -111,16 +118,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-    def project(self, h: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of `read`, keys and values of `h`, `[S*B, H, N, d]` each."""
-        return self._heads(self.q_proj(read)), self._heads(self.k_proj(h)), self._heads(self.v_proj(h))
-
     def forward(
-        self, h: Tensor, read: Tensor, layout: TokenLayout, **kwargs
+        self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Tokens `h` `[S*B, N, C]`, and those of them that ask (`read`), to what these attend to, the weights or
-        None, the queries and the keys."""
-        query, key, value = self.project(h, read)
+        """Tokens `h` `[S*B, N, C]`, and those of them that ask, to what these attend to, the weights or None, the
+        queries and the keys."""
+        query = self._heads(self.q_proj(query_tokens))
+        key, value = self._heads(self.k_proj(h)), self._heads(self.v_proj(h))
         output, weights = self.core(query, key, value, self.scaling, layout, **kwargs)
         return self.o_proj(output.flatten(2)), weights, query, key
 
@@ -169,10 +173,14 @@ class CandidateElimination(nn.Module):
 
 
 class ViTLayer(GradientCheckpointingLayer):
-    """Pre-norm block whose two residual sums are seams; may drop search tokens between them."""
+    """Pre-norm block whose two residual sums are seams; may drop search tokens between them.
+
+    The last layer computes only the rows that are read, unless the adapter at its MLP must see all of them.
+    """
 
     def __init__(self, config, index: int):
         super().__init__()
+        self.is_last = index == config.num_hidden_layers - 1
         rate = config.drop_path_rate * index / max(config.num_hidden_layers - 1, 1)
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = Attention(config)
@@ -184,16 +192,26 @@ class ViTLayer(GradientCheckpointingLayer):
             CandidateElimination(config.elimination_template_rows) if index in config.elimination_layers else None
         )
 
+    @property
+    def drops_template(self) -> bool:
+        """Whether the template's rows end before this layer's attention junction."""
+        return self.is_last and not self.mlp_junction.needs_all_rows
+
+    def packed(self, dtype: torch.dtype) -> "PackedLayer":
+        """This layer for inference."""
+        return PackedLayer(self)
+
     def forward(
-        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, last: bool = False, keep_rate: float = 1.0, **kwargs
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
         """Tokens `[S*B, N, C]` and the places of their search tokens (None: all) to the new tokens, attention
         weights, places, an auxiliary loss and the new layout. The last layer leaves the template's rows out."""
+        last = self.drops_template
         h = self.norm1(x)
-        read = layout.drop_template(h) if last else h
-        y, weights, query, key = self.attention(h, read, layout, **kwargs)
+        query_tokens = layout.drop_template(h) if last else h
+        y, weights, query, key = self.attention(h, query_tokens, layout, **kwargs)
         if last:
-            x, h, layout = layout.drop_template(x), read, layout.without_template()
+            x, h, layout = layout.drop_template(x), query_tokens, layout.without_template()
         x, loss1 = self.attention_junction(x, h, y, self.norm1, layout)
         if self.elimination is not None and keep_rate < 1.0 and not last:
             x, kept, layout = self.elimination(x, kept, query, key, self.attention.scaling, layout, keep_rate)
@@ -202,11 +220,73 @@ class ViTLayer(GradientCheckpointingLayer):
         return x, weights, kept, add_losses(loss1, loss2), layout
 
 
-def add_losses(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    """Sum of two auxiliary losses, each of which may be missing."""
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+def _behind_scale(linear: LinearMap, sublayer: nn.Module) -> LinearMap:
+    """The last map of a sub-layer with the sub-layer's scale in it, if there is one."""
+    scale = getattr(sublayer, "scale", None)
+    return linear if scale is None else linear.scaled(scale.gamma.detach())
+
+
+class PackedLayer(nn.Module):
+    """A `ViTLayer` for inference: the same seams, fewer and larger products."""
+
+    drops_template = ViTLayer.drops_template
+
+    def __init__(self, layer: ViTLayer):
+        super().__init__()
+        self.is_last = layer.is_last
+        attention, mlp = layer.attention, layer.mlp
+        self.head_dim, self.core = attention.head_dim, attention.core
+        query, key, value, output = (
+            LinearMap.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        )
+        query = query.scaled(attention.scaling)
+        # the last layer asks for the queries of some rows only, so its queries are a product of their own
+        self.q = packed_map(query) if self.is_last else None
+        self.kv = PackedMaps([key, value] if self.is_last else [query, key, value])
+        self.o = packed_map(_behind_scale(output, attention))
+        self.gated_mlp = hasattr(mlp, "w12")
+        first, second = (mlp.w12, mlp.w3) if self.gated_mlp else (mlp.fc1, mlp.fc2)
+        self.fc1 = packed_map(LinearMap.of(first), gelu=not self.gated_mlp)
+        self.fc2 = packed_map(_behind_scale(LinearMap.of(second), mlp))
+        self.norm1, self.norm2, self.elimination = layer.norm1, layer.norm2, layer.elimination
+        self.attention_junction, self.mlp_junction = layer.attention_junction, layer.mlp_junction
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    @staticmethod
+    def _add(
+        junction: nn.Module, linear: nn.Module, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
+        layout: TokenLayout,
+    ) -> tuple[Tensor, Tensor | None]:
+        if type(junction) is ResidualJunction:
+            return linear(inner, x), None
+        return junction(x, h, linear(inner), norm, layout)
+
+    def forward(
+        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
+        """As `ViTLayer.forward`."""
+        last = self.drops_template
+        h = self.norm1(x)
+        if self.q is not None:
+            query_tokens = layout.drop_template(h) if last else h
+            query, (key, value) = self._heads(self.q(query_tokens)), map(self._heads, self.kv(h))
+        else:
+            query, key, value = map(self._heads, self.kv(h))
+        output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
+        if last:
+            x, h, layout = layout.drop_template(x), query_tokens, layout.without_template()
+        x, loss1 = self._add(self.attention_junction, self.o, output.flatten(2), x, h, self.norm1, layout)
+        if self.elimination is not None and keep_rate < 1.0 and not last:
+            x, kept, layout = self.elimination(x, kept, query, key, 1.0, layout, keep_rate)
+        h = self.norm2(x)
+        inner = self.fc1(h)
+        if self.gated_mlp:
+            gate, inner = inner.chunk(2, -1)
+            inner = F.silu(gate).mul_(inner)
+        x, loss2 = self._add(self.mlp_junction, self.fc2, inner, x, h, self.norm2, layout)
+        return x, weights, kept, add_losses(loss1, loss2), layout
 
 
 @dataclass
@@ -301,9 +381,8 @@ class ViTTrunk(TrackerPreTrainedModel):
         """
         full, kept, loss = layout, None, None
         levels: list[Tensor] | None = [] if self.fusion.needs_levels else None
-        for index, layer in enumerate(self.layers):
-            last = index == len(self.layers) - 1 and not layer.mlp_junction.needs_all_rows
-            x, _, kept, layer_loss, layout = layer(x, kept, layout, last, keep_rate, **kwargs)
+        for layer in self.layers:
+            x, _, kept, layer_loss, layout = layer(x, kept, layout, keep_rate, **kwargs)
             loss = add_losses(loss, layer_loss)
             if levels is not None:
                 levels.append(x[:, layout.search])

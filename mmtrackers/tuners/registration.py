@@ -152,7 +152,7 @@ class TrackerTuner(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if getattr(child, "passed_by", False):
+        if getattr(child, "bypassed_in_training", False):
             raise ValueError(
                 f"{type(self).__name__} cannot stand on {child_name}: with drop_path_rate {child.drop_path_rate} this "
                 "base draws a part of the batch for each sub-layer, which passes the junctions by in training. Load "

@@ -16,11 +16,13 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from mmtrackers.hub.adapters import shorten
-from mmtrackers.modeling.base import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
+from mmtrackers.modeling.base import TrackerPreTrainedModel, TrackingOutput
+from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.modeling.dinov2 import Dinov2Trunk, init_dinov2_weights
 from mmtrackers.modeling.dinov2_weights import HUB_OPTIONS, dinov2_fields, find_dinov2_config, trunk_from_dinov2
 from mmtrackers.modeling.losses import cell_loss
 from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
+from mmtrackers.modeling.seams import Neck, scale_by_token
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
@@ -220,7 +222,7 @@ class LoRATForTracking(LoRATPreTrainedModel):
         trunk = self.model(search, template, template_mask, state, **kwargs)
         features = self.neck(trunk.last_hidden_state, self.model.layout(0).search_only())
         if trunk.token is not None:
-            features = weighed(features, trunk.token)
+            features = scale_by_token(features, trunk.token)
         logits, box_map = self.head(features)
         score_map = logits.sigmoid()
         boxes, _ = decode_cells(score_map, box_map)

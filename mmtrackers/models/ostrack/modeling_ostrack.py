@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
-from mmtrackers.modeling.base import Neck, TrackerPreTrainedModel, TrackingOutput, forward_clip, weighed
+from mmtrackers.modeling.base import TrackerPreTrainedModel, TrackingOutput
 from mmtrackers.modeling.center_head import CenterHead, decode_center
+from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.modeling.losses import center_loss
+from mmtrackers.modeling.seams import Neck, scale_by_token
 from mmtrackers.modeling.vit import ViTTrunk, init_vit_weights
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
@@ -111,7 +113,7 @@ class OSTrackForTracking(OSTrackPreTrainedModel):
         trunk = self.model(search, template, state, **kwargs)
         features = self.neck(trunk.last_hidden_state, self.model.layout(0).search_only())
         if trunk.token is not None:
-            features = weighed(features, trunk.token)
+            features = scale_by_token(features, trunk.token)
         grid = self.config.search_grid
         maps = self.head(features.transpose(1, 2).unflatten(2, (grid, grid)))
         boxes, _ = decode_center(*maps)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmtrackers.modeling.base import TokenLayout
+from mmtrackers.modeling.seams import TokenLayout
 
 
 class LowRank(nn.Module):

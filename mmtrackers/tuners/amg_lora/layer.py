@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmtrackers.modeling.base import ResidualJunction, TokenLayout, drop_path
+from mmtrackers.modeling.seams import ResidualJunction, TokenLayout, drop_path
 from mmtrackers.tuners.registration import TrackerTunerLayer
 
 from .config import AMGLoraConfig

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mmtrackers.modeling.base import ResidualJunction
+from mmtrackers.modeling.seams import ResidualJunction
 from mmtrackers.modeling.vit import AttentionCore
 from mmtrackers.tuners.registration import TrackerTuner
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mmtrackers.modeling.base import Neck, ResidualJunction
+from mmtrackers.modeling.seams import Neck, ResidualJunction
 from mmtrackers.tuners.registration import TrackerTuner
 
 from .config import ProgressiveConfig

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmtrackers.modeling.base import ResidualJunction, StreamFusion, TokenLayout
-from mmtrackers.modeling.vit import add_losses
+from mmtrackers.modeling.seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
 from mmtrackers.tuners.registration import TrackerTunerLayer
 
 from .config import SDMoEConfig

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from mmtrackers.modeling.base import ResidualJunction, StreamFusion
+from mmtrackers.modeling.seams import ResidualJunction, StreamFusion
 from mmtrackers.tuners.registration import TrackerTuner
 
 from .config import SDMoEConfig

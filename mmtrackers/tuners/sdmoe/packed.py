@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmtrackers.modeling.base import TokenLayout
 from mmtrackers.modeling.packing import PackedLinear
+from mmtrackers.modeling.seams import TokenLayout
 
 from .mixture import SDMoE
 

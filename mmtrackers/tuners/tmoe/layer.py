@@ -1,11 +1,13 @@
 """The layer of the TMOE tuner: a dense mixture of low-rank experts beside a frozen linear map."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmtrackers.modeling.packing import LinearMap, gated
 from mmtrackers.tuners.registration import TrackerTunerLayer
 
 from .config import TMoEConfig
@@ -66,12 +68,11 @@ class TMoELinear(TrackerTunerLayer):
         mixed = torch.addmm(y.reshape(-1, y.shape[-1]).to(wide.dtype), wide, up.T, alpha=self.tmoe_scaling[name])
         return mixed.view(y.shape).to(y.dtype)
 
-
-def gated(gates: Tensor, hidden: Tensor, r: int, width: int) -> Tensor:
-    """The experts' inputs side by side: gates `[..., E]` times `D x` `[..., r]` (or `[..., E * r]`) to `[..., width]`.
-
-    An expert beyond the gates has weight one.
-    """
-    if width > gates.shape[-1] * r:
-        gates = F.pad(gates, (0, 1), value=1.0)
-    return (gates.to(hidden.dtype).unsqueeze(-1) * hidden.unflatten(-1, (-1, r))).flatten(-2)
+    def linear_map(self) -> LinearMap:
+        """The map and its active experts, for packing; the router stays in float32."""
+        name, base = self.active_name, LinearMap.of(self.base_layer)
+        if name is None:
+            return base
+        down, router = self.tmoe_down[name].detach().tensor_split((-self.tmoe_experts[name],))
+        up, dtype = self.tmoe_up[name].detach() * self.tmoe_scaling[name], base.weight.dtype
+        return replace(base, down=down.to(dtype), router=router.float(), up=up.to(dtype), r=self.tmoe_r[name])
