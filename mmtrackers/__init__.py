@@ -13,7 +13,8 @@ from .models.sdmoea import SDMoEAConfig, SDMoEAForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .models.spmtrack import SPMTrackConfig, SPMTrackForTracking, SPMTrackModel
 from .processing.image_processing import TrackerImageProcessor
-from .tracking.tracker import Prediction, Tracker, TrackingSession
+from .tracking.session import Prediction, TrackingSession, update_together
+from .tracking.tracker import Tracker
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
 from .tuners.progressive import ProgressiveConfig, ProgressiveModel
 from .tuners.sdmoe import SDMoEConfig, SDMoEModel
@@ -73,4 +74,5 @@ __all__ = [
     "TrackerPreTrainedModel",
     "TrackingOutput",
     "TrackingSession",
+    "update_together",
 ]

@@ -1,6 +1,7 @@
 """The command line: files that a run leaves, messages, exit codes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tracking_stub
 from tracking_stub import RedPatchModel, moving
 from typer.testing import CliRunner
 
+import mmtrackers
 from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor, cli
 from mmtrackers.tracking.video import VideoWriter
 
@@ -206,10 +208,10 @@ def test_interrupting_keeps_what_is_done(stub, sequence, tmp_path, monkeypatch):
 
 
 def test_the_default_model_follows_the_streams(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "nowhere" / "mmtrackers" / "cli.py"))
+    monkeypatch.setattr(cli.track, "__file__", str(tmp_path / "nowhere" / "mmtrackers" / "cli" / "track.py"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"the default tracker seatrack-tiny-depth is in none of .*--model"):
-        cli.default_model("depth")
+        cli.track.default_model("depth")
     for name in ("ostrack-tiny", "seatrack-tiny-thermal"):
         (tmp_path / "examples" / "checkpoints" / name).mkdir(parents=True)
     frames, boxes = moving(2)
@@ -289,8 +291,62 @@ def test_repositories_and_arguments_that_cannot_be_used(tmp_path):
     assert "is not an empty folder: choose another one, or --force" in full
 
 
-def test_help_is_quick_and_names_the_commands():
-    code = "import sys; from mmtrackers import cli; print('matplotlib' in sys.modules, 'av' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
+HEAVY = ("torch", "transformers", "matplotlib", "av", "cv2")
+
+
+def test_help_imports_nothing_heavy_and_names_the_commands():
+    code = f"import sys; from mmtrackers import cli; print([name for name in {HEAVY} if name in sys.modules])"
+    before = f"import sys; import mmtrackers; print([name for name in {HEAVY} if name in sys.modules])"
+    loaded = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True).stdout for c in (code, before)]
+    assert loaded[0] == loaded[1], "the commands bring in nothing that the package does not"
     result = call("--help")
-    assert all(name in result.stdout for name in ("track", "info", "push", "convert"))
+    assert all(name in result.stdout for name in ("track", "info", "push", "convert", "Exit codes"))
+
+
+@pytest.mark.parametrize("command", ["track", "evaluate", "info", "push", "convert"])
+def test_every_command_has_help(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0 and "Usage:" in result.stdout
+
+
+def test_version_and_the_ways_to_start():
+    for module in ("mmtrackers", "mmtrackers.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+        assert done.stdout.split() == ["mmtrackers", mmtrackers.__version__], done.stderr
+
+
+def _as_written(text):
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (lambda: _as_written("a bad\n  box"), "error: a bad box"),
+        (lambda: os.stat("/none/x"), "error: [Errno 2] No such file or directory: '/none/x'"),
+        (lambda: b"\xff".decode(), "error: 'utf-8' codec can't decode"),
+        (lambda: np.zeros(2) + np.zeros(3), None),
+        (lambda: list(zip([1], [], strict=True)), None),
+        (lambda: {}["x"], None),
+    ],
+)
+def test_only_what_a_user_can_mend_is_one_line(monkeypatch, fault, line):
+    monkeypatch.setattr("mmtrackers.hub.auto.AutoTracker.from_pretrained", lambda *_, **__: fault())
+    result = CliRunner().invoke(cli.app, ["info", "x"])
+    if line is None:
+        assert result.exit_code == 1 and not isinstance(result.exception, SystemExit) and "error:" not in result.output
+    else:
+        assert result.exit_code == 2 and result.stderr.startswith(line) and result.stderr.count("\n") == 1
+        shown = CliRunner().invoke(cli.app, ["--debug", "info", "x"])
+        assert isinstance(shown.exception, (ValueError, OSError)), "--debug lets the traceback through"
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_end_a_command_in_order(tmp_path, name, code):
+    script = (
+        "import os, signal, sys\nfrom mmtrackers import cli\nfrom mmtrackers.hub.auto import AutoTracker\n"
+        f"def wait(*_, **__):\n    os.kill(os.getpid(), signal.{name})\n    signal.pause()\n"
+        "AutoTracker.from_pretrained = wait\nsys.argv[1:] = ['info', 'x']\ncli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and done.stderr.strip().splitlines()[-1] == "interrupted"

@@ -28,7 +28,7 @@ from mmtrackers.evaluation.raw import score_folder
 from mmtrackers.evaluation.run import SCORES, FrameReader, evaluate_tracker
 from mmtrackers.evaluation.truths import truth_of
 from mmtrackers.hub.card import TrainingFacts, read_facts, write_card
-from mmtrackers.tracking.tracker import update_together
+from mmtrackers.tracking.session import update_together
 
 LENGTHS = {"tree": 12, "walk": 9, "car": 7, "dog": 5}
 

@@ -1,7 +1,9 @@
 """Template memory: which frames serve when, what is kept for them, and that long videos stay small."""
 
 import gc
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from parity_tools import cases, load_case
@@ -31,11 +33,11 @@ POLICIES = [
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_every_template_was_kept_since_its_frame_passed(policy):
-    memory = TemplateMemory(policy, embed=lambda crop: torch.tensor(crop).view(1, 1, 1))
+    memory = TemplateMemory(policy)
     memory.add(0, 0)
     for now in range(1, 1200):
         indices = policy.indices(now)
-        assert memory.template(now).flatten().tolist() == list(indices)
+        assert [memory[index] for index in indices] == list(indices)
         assert indices[0] == 0 and all(0 <= index < now for index in indices)
         if memory.wants(now):
             memory.add(now, now)
@@ -144,17 +146,16 @@ def test_an_absent_target_keeps_its_newest_template():
     assert abs(newest - first).max() < 0.5, "the target, not the empty place where it was"
 
 
-def test_a_template_is_embedded_when_it_comes_into_use_and_kept_while_it_is():
-    embedded = []
-    memory = TemplateMemory(SpreadTemplates(templates=2), lambda crop: embedded.append(crop) or torch.zeros(1, 1, 1))
-    for now in range(8):
-        memory.add(now, now)
-    for _ in range(3):
-        memory.template(8)
-    assert embedded == [0, 2, 6]
-    memory.template(9)
-    memory.template(10)
-    assert embedded == [0, 2, 6, 7], "2 serves on"
+def test_a_template_is_embedded_when_it_comes_into_use_and_kept_while_it_is(monkeypatch):
+    model, (frames, boxes) = Remembering(SpreadTemplates(templates=2)), moving(12)
+    session = Tracker(model, processor()).start(frames[0], boxes[0])
+    embedded, counts, use = [], [], [set(SpreadTemplates(templates=2).indices(now)) for now in range(1, 11)]
+    monkeypatch.setattr(session, "_embed", lambda crops: embedded.append(crops) or torch.zeros(1, 1, 3))
+    for now in range(1, 11):
+        session.update(frames[now])
+        counts.append(len(embedded))
+    new = [len(later - before) for before, later in pairwise(use)]
+    assert counts[0] == 0 and np.diff(counts).tolist() == new, "only what was not in use the frame before"
 
 
 def test_ten_thousand_frames_with_a_growing_memory_stay_flat():
@@ -171,7 +172,7 @@ def test_ten_thousand_frames_with_a_growing_memory_stay_flat():
             alive.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
     assert max(kept) == min(kept) <= 64
     assert max(alive) - min(alive) < 10
-    assert session.frame_index == 10_000 and len(vars(session)) == names and len(session._memory._embedded) == 4
+    assert session.frame_index == 10_000 and len(vars(session)) == names and len(session._tokens) == 4
 
 
 class Forgetful(list):

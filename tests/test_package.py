@@ -92,7 +92,7 @@ def test_readme_states_the_command(command: str) -> None:
 def test_readme_options_exist() -> None:
     """Every `--option` in the README's shell blocks is one that the named program has."""
     sources = {
-        "mmtrackers": (ROOT / "mmtrackers" / "cli.py").read_text(encoding="utf-8"),
+        "mmtrackers": "".join(p.read_text(encoding="utf-8") for p in (ROOT / "mmtrackers" / "cli").glob("*.py")),
         **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")},
     }
     sources["finetune.py"] += (ROOT / "mmtrackers" / "training" / "recipes.py").read_text(encoding="utf-8")

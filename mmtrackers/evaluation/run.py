@@ -18,7 +18,8 @@ from mmtrackers.data.datasets import read_boxes
 from mmtrackers.processing.files import write_text
 from mmtrackers.processing.frames import ANY
 from mmtrackers.tracking.clock import STAGES, StageClock
-from mmtrackers.tracking.tracker import Tracker, update_together
+from mmtrackers.tracking.session import update_together
+from mmtrackers.tracking.tracker import Tracker
 
 from .plan import Job, Processes, grouped, planned
 from .protocols import get_protocol

@@ -20,7 +20,8 @@ import numpy as np
 import typer
 
 from mmtrackers.data.sequence import read_image
-from mmtrackers.tracking.tracker import Prediction, Tracker
+from mmtrackers.tracking.session import Prediction
+from mmtrackers.tracking.tracker import Tracker
 
 # TraX knows these three channels only, so an event camera cannot be evaluated by the toolkit.
 CHANNELS = {"rgb": "color", "depth": "depth", "thermal": "ir"}
@@ -61,7 +62,7 @@ def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
                 if len(request.objects) != 1:
                     raise ValueError(f"{len(request.objects)} targets in one run; this integration follows one")
                 session = tracker.start(frame, request.objects[0][0].bounds())
-                prediction = session.given()
+                prediction = session.initial_prediction()
             elif session is None:
                 raise ValueError("a frame came before the first initialisation")
             else:

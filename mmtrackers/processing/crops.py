@@ -11,7 +11,7 @@ from torch.nn import functional as F
 _SPILL = np.array([0, 0, 1 - 1e-4, 1 - 1e-4])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Crop:
     """Where a square crop was taken.
 
@@ -57,7 +57,7 @@ class Crop:
         return np.concatenate((center - 0.5 * extent, extent), axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AlignedCrop:
     """Where a crop of LoRAT's convention was taken: whole pixels of the frame on whole pixels of the crop.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .tracker import Prediction
+from .session import Prediction
 
 # Distinct on dark and bright pictures and for most colour-blind people (after Okabe and Ito, 2008); RGB.
 COLORS = ((255, 159, 0), (86, 200, 255), (0, 200, 130), (255, 110, 190), (240, 228, 66), (213, 94, 0))

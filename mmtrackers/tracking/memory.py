@@ -1,11 +1,7 @@
 """Template memory: which frames of a video a tracker uses as templates, and the crops that it may still ask for."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 _FIRST_REFERENCES = {1: (0, 0, 0), 2: (0, 1, 1), 3: (0, 1, 2)}
 
@@ -134,33 +130,30 @@ class ThirdReferences(GrowingPolicy):
 
 
 class TemplateMemory:
-    """The crops of one video that its policy may still ask for, and the embeddings of those in use.
-
-    A crop is embedded when it comes into use, and the embedding is kept as long as it stays in use: the many frames
-    that wait for their turn cost a small picture on the host each.
+    """The crops of one video that its policy may still ask for.
 
     Args:
         policy (`TemplatePolicy`): which frames serve when.
-        embed (`Callable`): from what `add` was given to tokens `[S*B, Nz, C]`.
 
     Example:
-        >>> memory = TemplateMemory(SpreadTemplates(templates=2), embed=lambda crop: torch.full((1, 4, 8), crop))
+        >>> memory = TemplateMemory(SpreadTemplates(templates=2))
         >>> for frame in range(5):
-        ...     memory.add(frame, float(frame))
-        >>> memory.template(5)[0, :, 0].tolist()
-        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]
+        ...     memory.add(frame, f"crop {frame}")
+        >>> [memory[frame] for frame in memory.policy.indices(5)]
+        ['crop 0', 'crop 1', 'crop 3']
     """
 
-    def __init__(self, policy: TemplatePolicy, embed: Callable[[Any], Tensor]) -> None:
-        self.policy, self._embed = policy, embed
+    def __init__(self, policy: TemplatePolicy) -> None:
+        self.policy = policy
         self._crops: dict[int, Any] = {}
         self._kept = range(0)
-        self._indices: tuple[int, ...] = ()
-        self._embedded: dict[int, Tensor] = {}
-        self._template: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._crops)
+
+    def __getitem__(self, frame: int) -> Any:
+        """The crops of frame `frame`; `KeyError` if they were not added."""
+        return self._crops[frame]
 
     def wants(self, frame: int) -> bool:
         """Whether the crops of frame `frame` can ever be asked for, so that they are worth cutting."""
@@ -173,18 +166,3 @@ class TemplateMemory:
             self._crops = {index: crop for index, crop in self._crops.items() if index == 0 or index in kept}
             self._kept = kept
         self._crops[frame] = crops
-
-    def template(self, frame: int) -> Tensor:
-        """The tokens of the templates of frame `frame`, `[S*B, T*Nz, C]`.
-
-        Raises:
-            KeyError: a frame that is needed was not added.
-        """
-        indices = self.policy.indices(frame)
-        if indices != self._indices:
-            used = self._embedded
-            self._embedded = {i: used[i] if i in used else self._embed(self._crops[i]) for i in dict.fromkeys(indices)}
-            tokens = [self._embedded[index] for index in indices]
-            self._template = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
-            self._indices = indices
-        return self._template

@@ -13,7 +13,8 @@ import numpy as np
 from mmtrackers.processing.boxes import iou_xywh
 
 from .clock import StageClock
-from .tracker import Prediction, Tracker
+from .session import Prediction
+from .tracker import Tracker
 from .video import FrameSource, VideoWriter
 
 
@@ -28,6 +29,7 @@ class RunResult:
             given boxes.
         seconds (`float`): spent in the tracker, without reading and drawing.
         stopped (`str`, *optional*): why it ended before the source did.
+        interrupt (`KeyboardInterrupt`, *optional*): what ended it, if Ctrl-C or a signal did.
         clock ([`StageClock`], *optional*): where the time went, if that was asked for.
 
     Example:
@@ -43,6 +45,7 @@ class RunResult:
     predictions: list[list[Prediction]] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str | None = None
+    interrupt: KeyboardInterrupt | None = None
     clock: StageClock | None = field(default=None, repr=False)
 
     @property
@@ -128,8 +131,8 @@ def run(
             writer = stack.enter_context(VideoWriter(Path(output) / f"{source.name}.mp4", source.fps))
         try:
             _loop(tracker, given, frames, result, writer, bar, max_frames)
-        except KeyboardInterrupt:
-            result.stopped = "interrupted"
+        except KeyboardInterrupt as interrupt:
+            result.stopped, result.interrupt = "interrupted", interrupt
         except (ValueError, OSError) as error:
             if not result.predictions:
                 raise
@@ -158,7 +161,7 @@ def _loop(
             break
         if session is None:
             session = tracker.start(frame, given)
-            found = session.given()
+            found = session.initial_prediction()
         else:
             if clock is not None:
                 clock("read")

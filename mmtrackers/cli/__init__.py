@@ -1,0 +1,54 @@
+"""The command line. One module per group of commands; what a command needs is imported when it runs.
+
+Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something that the user can mend (one line),
+130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+"""
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from . import evaluate, share, track
+from .ending import Commands, interrupt_on_signals
+
+app = typer.Typer(
+    cls=Commands,
+    help="Track objects in RGB, thermal, depth and event video.",
+    epilog="Exit codes: 0 done, 1 a fault of this program, 2 something that you can mend, 130 Ctrl-C.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (track.track, evaluate.evaluate, share.info, share.push, share.convert):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mmtrackers import __version__
+
+        typer.echo(f"mmtrackers {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Track objects in RGB, thermal, depth and event video."""
+
+
+def main() -> None:
+    """Entry point of the `mmtrackers` command."""
+    # a person at a terminal has no use for the line of our code that warned
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    interrupt_on_signals()
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)

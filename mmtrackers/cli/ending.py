@@ -1,0 +1,85 @@
+"""How a command ends: errors that a user can mend become one line, signals an orderly end."""
+
+import dis
+import signal
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class Signaled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def interrupt_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP end the process as Ctrl-C does; a signal that is ignored (`nohup`) stays so."""
+
+    def interrupt(number: int, _: Any) -> None:
+        raise Signaled(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, interrupt)
+
+
+def exit_code_of(interrupt: BaseException | None) -> int:
+    """What a shell reports of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    return 128 + getattr(interrupt, "number", signal.SIGINT)
+
+
+def message_for_user(error: Exception) -> str | None:
+    """The line to show of an error that a user can mend; None for a fault of the program.
+
+    Of a `ValueError` somebody must have written the message, with `raise`. One that comes out of a library's C code
+    (shapes that do not fit, `zip(strict=True)`) is a fault of ours; not so text that is no UTF-8.
+
+    Example:
+        >>> message_for_user(FileNotFoundError(2, "No such file", "a.mp4"))
+        "[Errno 2] No such file: 'a.mp4'"
+        >>> message_for_user(KeyError("box")) is None
+        True
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    if isinstance(error, StrictDataclassError):
+        # a config whose fields do not fit each other: an error of its own kind, with the reason as its cause
+        return str(error.__cause__ or error)
+    if isinstance(error, (OSError, UnicodeError)) or (isinstance(error, ValueError) and _raised_on_purpose(error)):
+        return str(error) or type(error).__name__
+    return None
+
+
+def _raised_on_purpose(error: Exception) -> bool:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
+
+
+def fail(message: str) -> None:
+    """Ends the command with one line on the error output and exit code 2."""
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    raise typer.Exit(2)
+
+
+class Commands(TyperGroup):
+    """The commands, with one way to end for all of them."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(exit_code_of(interrupt)) from None
+        except Exception as error:
+            message = None if ctx.params.get("debug") else message_for_user(error)
+            if message is None:
+                raise
+            fail(message)

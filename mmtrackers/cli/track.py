@@ -1,0 +1,171 @@
+"""`mmtrackers track`: follow targets through a video."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .ending import exit_code_of, fail
+
+if TYPE_CHECKING:
+    from mmtrackers.tracking.runs import RunResult
+    from mmtrackers.tracking.tracker import Tracker
+    from mmtrackers.tracking.video import FrameSource
+
+
+def track(
+    source: Annotated[str, typer.Argument(help="Video file, image folder, dataset sequence folder or camera index.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a tracker or an adapter; default: the one in examples/.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y,width,height in pixels of the first frame; repeat it for more targets."),
+    ] = None,
+    thermal: Annotated[Path | None, typer.Option(help="Folder or video of the thermal frames.")] = None,
+    depth: Annotated[Path | None, typer.Option(help="Folder of the 16-bit depth frames (millimetres).")] = None,
+    event: Annotated[Path | None, typer.Option(help="Folder or video of the event frames.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("tracked"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
+    pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference: faster.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
+    ] = False,
+    absent_below: Annotated[
+        float | None, typer.Option(help="Report the target as absent at scores below this (0 to 1).")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, decoding.")
+    ] = False,
+) -> None:
+    """Follow targets through a video; leaves boxes, scores and an annotated video.
+
+    Ctrl-C ends the run and keeps what is done.
+    """
+    boxes = [parse_box(text) for text in box or []]
+    given = {"thermal": thermal, "depth": depth, "event": event}
+    second = {modality: path for modality, path in given.items() if path is not None}
+    if len(second) > 1:
+        raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
+
+    from mmtrackers.tracking.runs import run, write_results
+    from mmtrackers.tracking.tracker import Tracker
+    from mmtrackers.tracking.video import open_source
+
+    opened = open_source(source, second)
+    repo = model or default_model(opened.modality)
+    tracker = Tracker.from_pretrained(
+        repo,
+        dtype=dtype,
+        device=device,
+        pack=pack,
+        base_model=base_model,
+        absent_below=absent_below,
+        allow_missing=allow_missing,
+    )
+    _check_streams(tracker, opened, repo)
+    result = run(tracker, opened, boxes or None, output, max_frames, progress=True, profile=profile)
+    settings = {
+        "model": repo,
+        "base_model": base_model,
+        "modality": tracker.modality,
+        "streams": tracker.streams,
+        "device": device,
+        "dtype": dtype,
+        "pack": pack,
+        "absent_below": absent_below,
+        "allow_missing": allow_missing,
+    }
+    _report(result, [*write_results(result, output, settings), output / f"{opened.name}.mp4"])
+
+
+def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
+    """Says before the first frame what does not fit between the model's streams and the source's."""
+    wanted, there = tracker.modality, source.modality
+    if tracker.streams == 1 and there != "rgb":
+        typer.echo(f"{repo} reads RGB alone: the {there} frames are not used", err=True)
+    elif tracker.streams == 2 and there != wanted and (wanted != "any" or there == "rgb"):
+        kinds = ["thermal", "depth", "event"] if wanted == "any" else [wanted]
+        if not tracker.allow_missing:
+            has = "only rgb" if there == "rgb" else f"rgb and {there}"
+            raise ValueError(
+                f"{repo} reads rgb and {' or '.join(kinds)}, and {source.name} has {has}: give "
+                f"--{' or --'.join(kinds)} FOLDER, choose another --model, or --allow-missing to feed the RGB stream "
+                "alone"
+            )
+        typer.echo(f"no {' or '.join(kinds)} stream: the RGB stream alone is fed (--allow-missing)", err=True)
+
+
+def _report(result: "RunResult", files: list[Path]) -> None:
+    count = len(result.predictions)
+    done = "1 frame" if count == 1 else f"{count} frames"
+    # the given frame is not tracked: alone it has no speed
+    rate = f", {result.frames_per_second:.1f} per second in the tracker" if result.frames_per_second else ""
+    typer.echo(f"{result.source.name}: {done}{rate}")
+    if result.clock is not None:
+        from mmtrackers.evaluation.speed import speed_of, speed_table
+
+        speed = speed_of(result.clock.rows, result.clock.device)
+        typer.echo(speed_table(speed) if speed is not None else "no frame was timed: there is only the given one")
+    absent = sum(not p.present for found in result.predictions for p in found)
+    if absent:
+        typer.echo(f"reported as absent: {absent} of {count * len(result.predictions[0])} boxes")
+    if result.mean_overlap is not None:
+        which = "of the first target " if len(result.predictions[0]) > 1 else ""
+        which += "over the frames where the target is present, without the given one"
+        typer.echo(f"mean overlap {result.mean_overlap:.3f} {which}")
+    typer.echo("written: " + ", ".join(str(path) for path in files))
+    if result.stopped == "interrupted":
+        typer.echo(f"interrupted after {done}; what was done is kept", err=True)
+        raise typer.Exit(exit_code_of(result.interrupt))
+    if result.stopped:
+        fail(f"{result.stopped} (what was done until then, {done}, is kept)")
+
+
+def parse_box(text: str) -> list[float]:
+    """`"x,y,width,height"` (comma or space) as four numbers.
+
+    Raises:
+        ValueError: not four numbers.
+
+    Example:
+        >>> parse_box("60,40,30,20.5")
+        [60.0, 40.0, 30.0, 20.5]
+    """
+    try:
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 4:
+        raise ValueError(f"--box {text!r}: expected four numbers x,y,width,height in pixels, as in 60,40,30,20")
+    return numbers
+
+
+def default_model(modality: str = "rgb") -> str:
+    """The checkpoint that comes with the project for RGB, or its adapter for RGB and a second modality.
+
+    Looks in `examples/checkpoints` of the checkout that this package runs from, then of the current folder.
+
+    Raises:
+        ValueError: it is in neither place.
+
+    Example:
+        ```python
+        Tracker.from_pretrained(default_model("thermal"))
+        ```
+    """
+    name = "ostrack-tiny" if modality == "rgb" else f"seatrack-tiny-{modality}"
+    roots = dict.fromkeys((Path(__file__).resolve().parents[2], Path.cwd()))
+    places = [root / "examples" / "checkpoints" / name for root in roots]
+    for place in places:
+        if place.is_dir():
+            return str(place)
+    raise ValueError(
+        f"the default tracker {name} is in none of {', '.join(map(str, places))}: run from a checkout of mmtrackers, "
+        "or name a tracker with --model (folder or Hub id)"
+    )

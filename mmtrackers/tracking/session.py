@@ -1,0 +1,321 @@
+"""The state of one video, `TrackingSession`, what it answers, `Prediction`, and several videos in one pass.
+
+A session holds everything that a video accumulates: the template memory, the last boxes, the state that the model
+carries from frame to frame. The model and the processor hold nothing, so one tracker serves many videos at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mmtrackers.processing.boxes import check_box_xywh
+from mmtrackers.processing.frames import ANY, Frame, second_stream
+
+from .memory import TemplateMemory
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
+
+Box = Sequence[float] | np.ndarray
+StageCallback = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Where the target is in one frame.
+
+    Attributes:
+        box (`np.ndarray` of shape `(4,)`, float64): x, y, width, height in pixels of the frame; where the target is
+            reported as absent, the last box before it was lost.
+        score (`float`): the model's confidence in this box, 0 to 1; 1.0 for the given box of the first frame. Of
+            OSTrack's family the maximum of the windowed score map; of LoRAT and SPMTrack the score of the chosen
+            place before the window weighs it.
+        present (`bool`): `False` where the score is below the tracker's `absent_below`.
+    """
+
+    box: np.ndarray
+    score: float
+    present: bool = True
+
+
+class _Crops(NamedTuple):
+    """Template crops as they are kept on the host: `[targets, S, 3, h, w]`, 0 to 255, and their masks
+    `[targets, g, g]` where the model reads them."""
+
+    pixels: torch.Tensor
+    mask: torch.Tensor | None
+
+
+class _Move(NamedTuple):
+    """What a frame changes in a session; nothing is changed before all of it is known."""
+
+    predictions: list[Prediction]
+    boxes: np.ndarray
+    state: Any
+    crops: _Crops | None
+
+
+class TrackingSession:
+    """The state of one video: made by `Tracker.start`, moved on by `update`, begun anew by `reset`.
+
+    Attributes:
+        modality (`str`): the second stream of this video (of the RGB trackers, "rgb").
+        frame_index (`int`): 0 at the start and after a reset, then the number of frames seen since.
+        boxes_xywh (`np.ndarray` of shape `(targets, 4)`, float64): the last boxes; settable, when something else
+            (a detector, a person) knows better where the targets are.
+    """
+
+    def __init__(
+        self,
+        tracker: "Tracker",
+        frame: Frame,
+        box_xywh: Box | Sequence[Box],
+        modality: str | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        self.tracker, self.model = tracker, tracker.model_for(adapter)
+        self.modality = modality or tracker.modality
+        if self.modality == ANY and tracker.streams == 2:
+            self.modality = second_stream(frame)
+        self.reset(frame, box_xywh)
+
+    @torch.inference_mode()
+    def reset(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
+        """Begins anew with this frame and box (or list of boxes); nothing of the video so far is kept.
+
+        Raises:
+            ValueError: as for `Tracker.start`; the session is then as it was before.
+        """
+        tracker = self.tracker
+        if getattr(self.model, "training", False):
+            raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
+        image = tracker.stack(frame, self.modality)
+        height, width = image.shape[:2]
+        boxes, single = _boxes_of(box_xywh, height, width)
+        memory, crops = TemplateMemory(self.model.template_policy), self._template_crops(image, boxes)
+        memory.add(0, crops)
+        first = self._embed(crops)
+        self._padding = tracker.image_processor.padding(image)
+        self._memory, self._newest, self._single = memory, crops, single
+        self._size, self._boxes = (height, width), boxes
+        self._tokens, self._template_frames, self._template = {0: first}, (0,), first
+        self._state: Any = None
+        self.frame_index = 0
+
+    def _template_crops(self, image: np.ndarray, boxes: np.ndarray) -> _Crops:
+        processor, model = self.tracker.image_processor, self.model
+        cut = [processor.crop(image, box, "template") for box in boxes]
+        mask = None
+        if model.reads_template_mask:
+            mask = processor.template_mask([where for _, where in cut], model.config.template_grid)
+        return _Crops(processor.to_tensor([picture for picture, _ in cut]), mask)
+
+    def _embed(self, crops: _Crops) -> torch.Tensor:
+        tracker = self.tracker
+        template = tracker.image_processor.normalize(crops.pixels.to(tracker.device, non_blocking=True))
+        template = template.to(tracker.dtype)[:, None]
+        if crops.mask is None:
+            return self.model.embed_template(template)
+        return self.model.embed_template(template, crops.mask.to(tracker.device)[:, None])
+
+    def _template_tokens(self) -> torch.Tensor:
+        """The tokens of the next frame's templates, `[S*B, T*Nz, C]`.
+
+        A crop is embedded when it comes into use, and its tokens are kept as long as it stays in use: the many frames
+        that wait for their turn cost a small picture on the host each.
+        """
+        frames = self._memory.policy.indices(self.frame_index + 1)
+        if frames != self._template_frames:
+            known = self._tokens
+            tokens = {i: known[i] if i in known else self._embed(self._memory[i]) for i in dict.fromkeys(frames)}
+            parts = [tokens[i] for i in frames]
+            self._template = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            self._tokens, self._template_frames = tokens, frames
+        return self._template
+
+    @property
+    def boxes_xywh(self) -> np.ndarray:
+        """The last boxes, float64 `[targets, 4]`, x, y, width, height in pixels (a copy)."""
+        return self._boxes.copy()
+
+    @boxes_xywh.setter
+    def boxes_xywh(self, boxes_xywh: Box | Sequence[Box]) -> None:
+        boxes, _ = _boxes_of(boxes_xywh, *self._size)
+        if len(boxes) != len(self._boxes):
+            raise ValueError(
+                f"the session follows {len(self._boxes)} target(s) and was given {len(boxes)} boxes; "
+                "reset(frame, boxes) takes another number"
+            )
+        self._boxes = boxes
+
+    def initial_prediction(self) -> Prediction | list[Prediction]:
+        """The boxes as they stand, with score 1: the answer for the frame that the session was started on."""
+        return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
+
+    def update(self, frame: Frame, on_stage: StageCallback | None = None) -> Prediction | list[Prediction]:
+        """Finds the target(s) in the next frame.
+
+        Args:
+            frame: as for `Tracker.start`, of the same size.
+            on_stage (`Callable[[str], None]`, *optional*): called as each stage ends, with "crop", "model" or
+                "decode".
+
+        Returns:
+            `Prediction`, or a list of them in the order of the boxes if the session was started with a list.
+
+        Raises:
+            ValueError: the frame has another size than the first one, or lacks a stream, or the model's answer is not
+                finite; the session is then as it was before.
+        """
+        return update_together([self], [frame], on_stage)[0]
+
+    def _move(self, image: np.ndarray, rows: np.ndarray, crops: list[Any], state: Any) -> _Move:
+        """What the answers for a frame, `[targets, 5]` box (fractions of the crop) and score, change."""
+        if not np.isfinite(rows).all():
+            raise ValueError(
+                f"the model answered {rows.tolist()} for frame {self.frame_index + 1}: its weights or its precision "
+                "are broken; try dtype float32 or load the checkpoint again"
+            )
+        absent_below, processor = self.tracker.absent_below, self.tracker.image_processor
+        boxes, predictions, moved = self._boxes.copy(), [], []
+        for target, (row, crop) in enumerate(zip(rows, crops, strict=True)):
+            score = float(row[4])
+            present = absent_below is None or score >= absent_below
+            box = processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size) if present else None
+            moved.append(box is not None)
+            if box is not None:
+                boxes[target] = box
+            predictions.append(Prediction(boxes[target].copy(), score, present))
+        wanted = self._memory.wants(self.frame_index + 1)
+        return _Move(predictions, boxes, state, self._newer_crops(image, boxes, moved) if wanted else None)
+
+    def _newer_crops(self, image: np.ndarray, boxes: np.ndarray, moved: list[bool]) -> _Crops:
+        """This frame's template crops; a target that was not found keeps its newest ones."""
+        crops = self._template_crops(image, boxes)
+        for target in np.flatnonzero(~np.array(moved)):
+            for new, old in zip(crops, self._newest, strict=True):
+                if new is not None:
+                    new[target] = old[target]
+        return crops
+
+    def _take(self, move: _Move) -> Prediction | list[Prediction]:
+        self.frame_index += 1
+        self._boxes, self._state = move.boxes, move.state
+        if move.crops is not None:
+            self._newest = move.crops
+            self._memory.add(self.frame_index, move.crops)
+        return self._answer(move.predictions)
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        if image.shape[:2] != self._size:
+            (height, width), (new_height, new_width) = self._size, image.shape[:2]
+            raise ValueError(
+                f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), while the session "
+                f"was started on {width}x{height}: a box has no meaning across sizes. Scale the frames to one size, "
+                "or call reset(frame, box) to start anew"
+            )
+        return image
+
+    def _answer(self, predictions: list[Prediction]) -> Prediction | list[Prediction]:
+        return predictions[0] if self._single else predictions
+
+
+@torch.inference_mode()
+def update_together(
+    sessions: Sequence[TrackingSession], frames: Sequence[Frame], on_stage: StageCallback | None = None
+) -> list[Prediction | list[Prediction]]:
+    """Moves several videos on by a frame each, in one forward pass.
+
+    Args:
+        sessions (list of [`TrackingSession`]): of one tracker. Their videos may differ in size, length and targets;
+            those with other adapters, or templates of other numbers of tokens, take a pass each.
+        frames: the next frame of each.
+        on_stage: as in `TrackingSession.update`.
+
+    Returns:
+        What `update` of each session would return (batched products may round the last digit differently).
+
+    Raises:
+        ValueError: as for `update`, sessions of several trackers, or one session twice; all sessions are then as they
+            were before.
+
+    Example:
+        ```python
+        sessions = [tracker.start(video[0], box) for video, box in zip(videos, boxes)]
+        predictions = update_together(sessions, [video[1] for video in videos])
+        ```
+    """
+    if len({id(session.tracker) for session in sessions}) != 1 or len(sessions) != len(frames):
+        raise ValueError(f"{len(sessions)} sessions, {len(frames)} frames: give sessions of one tracker, a frame each")
+    if len(set(map(id, sessions))) != len(sessions):
+        raise ValueError("a session is there twice: it takes one frame at a time")
+    tracker = sessions[0].tracker
+    images = [s._checked(tracker.stack(frame, s.modality)) for s, frame in zip(sessions, frames, strict=True)]
+    templates = [session._template_tokens() for session in sessions]
+    passes: dict[tuple[int, ...], list[int]] = {}
+    for i, template in enumerate(templates):
+        passes.setdefault((id(sessions[i].model), sessions[i]._state is None, *template.shape[1:]), []).append(i)
+    moves: dict[int, _Move] = {}
+    for members in passes.values():
+        parts = [[of[i] for i in members] for of in (sessions, images, templates)]
+        moves.update(zip(members, _one_pass(*parts, on_stage or _nobody), strict=True))
+    return [session._take(moves[i]) for i, session in enumerate(sessions)]
+
+
+def _one_pass(
+    sessions: list[TrackingSession], images: list[np.ndarray], templates: list[torch.Tensor], on_stage: StageCallback
+) -> list[_Move]:
+    tracker, model = sessions[0].tracker, sessions[0].model
+    processor = tracker.image_processor
+    crops = [
+        [processor.crop(image, box, "search", session._padding) for box in session._boxes]
+        for session, image in zip(sessions, images, strict=True)
+    ]
+    pixels = processor.to_tensor([picture for cut in crops for picture, _ in cut])
+    search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
+    on_stage("crop")
+    sizes = [len(cut) for cut in crops]
+    output = model(search, _joined(templates, sizes), state=_joined([s._state for s in sessions], sizes))
+    on_stage("model")
+    boxes, scores = model.decode(output, tracker.window)
+    # The one copy from the device per frame: everything that the host needs, in one tensor.
+    found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
+    rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(output.state, sizes)
+    places = [[crop for _, crop in cut] for cut in crops]
+    moves = [s._move(*answer) for s, *answer in zip(sessions, images, rows, places, states, strict=True)]
+    on_stage("decode")
+    return moves
+
+
+def _nobody(stage: str) -> None:
+    """Where nobody asked for the stages."""
+
+
+def _joined(parts: list[Any], sizes: list[int]) -> Any:
+    """Tensors of several sessions, `[streams * targets, ...]` each with the streams outermost, as one; or None."""
+    if len(parts) == 1 or parts[0] is None:
+        return parts[0]
+    split = [part.unflatten(0, (-1, size)) for part, size in zip(parts, sizes, strict=True)]
+    return torch.cat(split, dim=1).flatten(0, 1)
+
+
+def _parted(joined: Any, sizes: list[int]) -> list[Any]:
+    """The inverse of `_joined`."""
+    if len(sizes) == 1 or joined is None:
+        return [joined] * len(sizes)
+    return [part.flatten(0, 1) for part in joined.unflatten(0, (-1, sum(sizes))).split(sizes, dim=1)]
+
+
+def _boxes_of(box_xywh: Box | Sequence[Box], height: int, width: int) -> tuple[np.ndarray, bool]:
+    """One box or several, checked: float64 `[targets, 4]`, and whether it was a single one."""
+    try:
+        boxes = np.asarray(box_xywh, dtype=np.float64)
+    except (TypeError, ValueError):
+        boxes = np.empty(0)
+    if boxes.ndim not in (1, 2) or boxes.size == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"a box is four numbers x, y, width, height in pixels, or a list of such; got {box_xywh!r}")
+    checked = [check_box_xywh(box, height, width) for box in np.atleast_2d(boxes)]
+    return np.stack(checked), boxes.ndim == 1
