@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity_tools import seeded_tensor
+from parity_tools import seed_of, seeded_tensor
 from torch import Tensor
 
 
@@ -43,8 +43,7 @@ def _adjusted(name: str, tensor: Tensor, rules: list[dict]) -> Tensor:
 
 def seeded_net(description: dict) -> dict[str, Tensor]:
     """The official state dict with the fixture's numbers."""
-    seed = description.get("seed", description.get("weight_seed", 0))
-    rules = description.get("adjust", [])
+    seed, rules = seed_of(description), description.get("adjust", [])
     net = {}
     for name, shape in shapes(description).items():
         if name.endswith("num_batches_tracked"):

@@ -44,12 +44,30 @@ def _normal(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return generator.standard_normal(size=tuple(shape)).astype(np.float32)
 
 
-def seeded_input(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+def _said(description: dict, what: str) -> str:
+    said = description.get("weights", "") if what == "weights" else description["inputs"][what]
+    return said["made_by"] if isinstance(said, dict) else said
+
+
+def seed_of(description: dict, what: str = "weights") -> int:
+    """The seed that a fixture states for its weights, or for the input `what`."""
+    if found := re.search(r"seed=(\d+)", _said(description, what)):
+        return int(found[1])
+    return description["seed"] if "seed" in description else description["weight_seed"]
+
+
+def stated_input(description: dict, name: str) -> torch.Tensor:
+    """The input `name`, of the shape and with the seed that the fixture states."""
+    shape = re.search(r"[\[(]([\d, ]+)[\])]", _said(description, name))
+    return seeded_input(name, tuple(map(int, shape[1].split(","))), seed_of(description, name))
+
+
+def seeded_input(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """An input tensor drawn from its name."""
     return torch.from_numpy(_normal(name, shape, seed))
 
 
-def seeded_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+def seeded_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """A weight drawn from its name, with a scale that its name and shape decide."""
     values, leaf = _normal(name, shape, seed), name.rsplit(".", 1)[-1]
     if leaf == "running_var":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from official_names import save_official, seeded_net
-from parity_tools import cases, load_case, seeded_input
+from parity_tools import cases, load_case, stated_input
 from safetensors.torch import load_file
 
 from mmtrackers import AutoTracker, OSTrackForTracking, TrackerImageProcessor
@@ -48,7 +48,7 @@ def test_parity_ostrack_converted(ostrack: Net, tmp_path: Path, legacy: bool) ->
     assert report.differences == {"numbers": 0.0, "forward": 0.0}
     model = AutoTracker.from_pretrained(tmp_path / "out")
     assert type(model) is OSTrackForTracking
-    search, template = seeded_input("search", (2, 3, 128, 128)), seeded_input("template", (2, 3, 64, 64))
+    search, template = stated_input(case, "search"), stated_input(case, "template")
     with torch.no_grad():
         output = model(search[:, None], template[:, None, None])
     for name in ("score_map", "size_map", "offset_map"):
@@ -119,7 +119,7 @@ def test_bad_files_leave_nothing_behind(ostrack: Net, seatrack: Net, tmp_path: P
 
 @pytest.mark.parametrize(("sizes", "variant", "factor"), [((2, 4), "256", 4.0), ((3, 6), "384", 5.0)])
 def test_variant_is_told(tmp_path: Path, sizes: tuple[int, int], variant: str, factor: float) -> None:
-    net = seeded_net({"state_dict": small_shapes(sizes)})
+    net = seeded_net({"state_dict": small_shapes(sizes), "seed": 0})
     report = convert_checkpoint("ostrack", save_official(tmp_path / "a.pth", net), tmp_path / "out")
     assert report.variant == variant
     assert TrackerImageProcessor.from_pretrained(tmp_path / "out").search_factor == factor
@@ -150,13 +150,12 @@ def seatrack_file(net: Net, folder: Path, merged: bool) -> Path:
 
 def assert_parity(folder: Path) -> None:
     """The loaded folder gives the fixture's maps."""
-    _, tensors = load_case("seatrack-small")
+    case, tensors = load_case("seatrack-small")
     model = AutoTracker.from_pretrained(folder)
     assert type(model).__name__ == "SEATrackForTracking"
-    search = seeded_input("search", (2, 6, 128, 128)).view(2, 2, 3, 128, 128)
-    template = seeded_input("template", (2, 6, 64, 64)).view(2, 1, 2, 3, 64, 64)
+    search, template = (stated_input(case, role).unflatten(1, (2, 3)) for role in ("search", "template"))
     with torch.no_grad():
-        output = model(search, template)
+        output = model(search, template[:, None])
     for name in ("score_map", "size_map", "offset_map"):
         assert (output[name] - tensors[name]).abs().max() < 1e-4, name
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from official_names import meta_net, save_official, seeded_net
-from parity_tools import cases, load_case, seeded_input
+from parity_tools import cases, load_case, stated_input
 from safetensors.torch import load_file
 
 from mmtrackers import AutoTracker, ProgressiveConfig
@@ -64,12 +64,12 @@ def test_settings(patrack: Net) -> None:
 
 def assert_parity(folder: Path) -> None:
     """The loaded folder gives the fixture's maps."""
-    _, golden = load_case("patrack-small")
+    case, golden = load_case("patrack-small")
     model = AutoTracker.from_pretrained(folder)
     assert type(model).__name__ == "PATrackForTracking"
-    search, template = seeded_input("search", (2, 6, 128, 128)), seeded_input("template", (2, 6, 64, 64))
+    search, template = (stated_input(case, role).unflatten(1, (2, 3)) for role in ("search", "template"))
     with torch.no_grad():
-        output = model(search.unflatten(1, (2, 3)), template.unflatten(1, (2, 3))[:, None])
+        output = model(search, template[:, None])
     for name in ("score_map", "size_map", "offset_map"):
         assert (output[name] - golden[f"output.{name}"]).abs().max() < 1e-4, name
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from parity_tools import cases, load_case, seeded_input, seeded_tensor
+from parity_tools import cases, load_case, seeded_input, seeded_tensor, stated_input
 from peft import set_peft_model_state_dict
 
 from mmtrackers import LoRATConfig, LoRATForTracking, TrackerImageProcessor
@@ -54,9 +54,7 @@ def build(case: dict, **changes) -> LoRATForTracking:
 
 
 def inputs_of(case: dict, golden: dict) -> dict[str, torch.Tensor]:
-    c, seed = case["config"], case["seed"]
-    z = seeded_input("z", (c["batch"], 3, *c["template_size"]), seed)
-    x = seeded_input("x", (c["batch"], 3, *c["search_region_size"]), seed)
+    z, x = (stated_input(case, name) for name in "zx")
     return {"search": x[:, None], "template": z[:, None, None], "template_mask": golden["mask"][:, None]}
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from official_names import seeded_net
-from parity_tools import cases, load_case, seeded_input
+from parity_tools import cases, load_case, seed_of, seeded_input
 from torch import Tensor
 
 from mmtrackers import ODTrackConfig, ODTrackForTracking
@@ -17,11 +17,10 @@ MAPS = ("score_map", "size_map", "offset_map")
 
 
 def weights_of(description: dict) -> dict[str, Tensor]:
-    said = description["weights"]
-    net = seeded_net(description | {"seed": int(re.search(r"seed=(\d+)", said)[1])})
-    if "backbone.norm.weight and backbone.norm.bias are multiplied by 0.1" in said:
-        net["backbone.norm.weight"] *= 0.1
-        net["backbone.norm.bias"] *= 0.1
+    net = seeded_net(description)
+    if scaled := re.search(r"(\S+) and (\S+) are multiplied by ([\d.]+\d)", description["weights"]):
+        for name in scaled.groups()[:2]:
+            net[name] *= float(scaled[3])
     return net
 
 
@@ -47,14 +46,14 @@ class Case:
     def __init__(self, name: str):
         description, golden = load_case(name)
         self.c, self.net = description["config"], weights_of(description)
-        seed, batch = int(re.search(r"seed=(\d+)", description["weights"])[1]), self.c["batch"]
 
-        def crop(name: str, role: str) -> Tensor:
-            side = self.c[f"{role}_size"]
-            return seeded_input(name, (batch, 3, side, side), seed)[:, None]
+        def crops(role: str, index: str, count: int) -> list[Tensor]:
+            side, seed = self.c[f"{role}_size"], seed_of(description, f"{role}.{index}")
+            shape = (self.c["batch"], 3, side, side)
+            return [seeded_input(f"{role}.{i}", shape, seed)[:, None] for i in range(count)]
 
-        self.template = torch.stack([crop(f"template.{i}", "template") for i in range(self.c["templates"])], 1)
-        self.search = [crop(f"search.{f}", "search") for f in range(self.c["frames run in sequence"])]
+        self.template = torch.stack(crops("template", "i", self.c["templates"]), 1)
+        self.search = crops("search", "f", self.c["frames run in sequence"])
         self.golden = [
             {n.removeprefix(f"out.frame{f}."): t for n, t in golden.items() if f".frame{f}." in n}
             for f in range(len(self.search))

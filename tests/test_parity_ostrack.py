@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from parity_tools import cases, load_case, seeded_input, seeded_tensor
+from official_names import seeded_net
+from parity_tools import cases, load_case, stated_input
 
 from mmtrackers.models.ostrack import OSTrackConfig, OSTrackForTracking
 from mmtrackers.models.ostrack.convert_image_vit import ostrack_from_image_vit
@@ -10,13 +11,6 @@ from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
 
 OFFICIAL: dict[int, dict[str, torch.Tensor]] = {}
 CASES = cases(r"ostrack-(?!pipeline).*")
-
-
-def official_weights(state: dict, seed: int) -> dict[str, torch.Tensor]:
-    return {
-        name: seeded_tensor(name, shape, seed) if "float" in dtype else torch.zeros(shape, dtype=torch.int64)
-        for name, (shape, dtype) in state.items()
-    }
 
 
 def config_of(c: dict, **changes) -> OSTrackConfig:
@@ -38,14 +32,11 @@ def config_of(c: dict, **changes) -> OSTrackConfig:
 def fixture(request):
     description, tensors = load_case(request.param)
     tensors = {name.removeprefix("output."): tensor for name, tensor in tensors.items()}
-    c, seed = description["configuration"], description["weight_seed"]
-    official = official_weights(description["state_dict"], seed)
+    c, official = description["configuration"], seeded_net(description)
     OFFICIAL[c["embed_dim"]] = official
-    weights = rename_ostrack(official)
-    size_z, size_x, batch = c["template_size"], c["search_size"], c["batch"]
-    template = seeded_input("template", (batch, 3, size_z, size_z), seed)[:, None, None]
-    search = seeded_input("search", (batch, 3, size_x, size_x), seed)[:, None]
-    return c, tensors, weights, search, template
+    template = stated_input(description, "template")[:, None, None]
+    search = stated_input(description, "search")[:, None]
+    return c, tensors, rename_ostrack(official), search, template
 
 
 def build(weights: dict, config: OSTrackConfig) -> OSTrackForTracking:

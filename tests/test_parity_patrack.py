@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from official_names import seeded_net
-from parity_tools import cases, load_case, seeded_input
+from parity_tools import cases, load_case, seeded_input, stated_input
 from torch import Tensor, nn
 
 from mmtrackers import PATrackConfig, PATrackForTracking, ProgressiveConfig, Tracker, TrackerImageProcessor
@@ -39,9 +39,9 @@ class Modules:
     """The three adapters of a `patrack-modules` fixture, with its weights."""
 
     def __init__(self, name: str):
-        description, self.golden = load_case(name)
-        self.sizes, self.seed = description["configuration"], description["weight_seed"]
-        net = seeded_net(description)
+        self.description, self.golden = load_case(name)
+        self.sizes = self.description["configuration"]
+        net = seeded_net(self.description)
         places = {"mda": ("blocks.0.adap_t", "blocks.0.adap2_t"), "ha": ("adapter_head",)}
         places["cea"] = ("blocks.1.highfuseadapter1", "blocks.1.highfuseadapter2")
         official = {}
@@ -61,13 +61,12 @@ class Modules:
         module.load_state_dict(own)
         return module.eval()
 
-    def tokens(self, name: str, tokens: int) -> Tensor:
-        return seeded_input(name, (self.sizes["batch"], tokens, self.sizes["embed_dim"]), self.seed)
+    def tokens(self, name: str) -> Tensor:
+        return stated_input(self.description, name)
 
-    def maps(self, name: str, side: int) -> Tensor:
+    def maps(self, name: str) -> Tensor:
         """Maps `[B, C, g, g]` drawn by name, as tokens."""
-        shape = (self.sizes["batch"], self.sizes["embed_dim"], side, side)
-        return seeded_input(name, shape, self.seed).flatten(2).transpose(1, 2)
+        return stated_input(self.description, name).flatten(2).transpose(1, 2)
 
 
 @pytest.fixture(scope="module", params=MODULES or NONE)
@@ -78,13 +77,12 @@ def modules(request: pytest.FixtureRequest) -> Modules:
 @torch.no_grad()
 def test_parity_patrack_mda(modules: Modules) -> None:
     mda, golden = modules.mda, modules.golden
-    tokens = modules.tokens("mda_in", 320)
+    tokens = modules.tokens("mda_in")
     for place, rows, grid in (("template", slice(0, 64), SIDES[0]), ("search", slice(64, 320), SIDES[1])):
         inner = mda.down(tokens[:, rows]).transpose(1, 2).unflatten(2, grid)
         for name, part in zip(("high", "low"), mda.frequencies(inner), strict=True):
             assert_near(part, golden[f"output.mda_{name}_{place}"], f"{name} {place}")
-    other = modules.tokens("other", 320)
-    output = mda(tokens, torch.cat([other, tokens]), nn.Identity(), WHOLE)
+    output = mda(tokens, torch.cat([tokens.flip(1), tokens]), nn.Identity(), WHOLE)
     expected = golden["output.mda_out"]
     assert_near(kept(output.chunk(2)[0], expected), expected, "what the other stream receives")
 
@@ -92,8 +90,8 @@ def test_parity_patrack_mda(modules: Modules) -> None:
 @torch.no_grad()
 def test_parity_patrack_cea(modules: Modules) -> None:
     cea, golden = modules.cea, modules.golden
-    search = torch.cat([modules.maps(f"cea_{stream}", 16) for stream in ("rgb", "x")])
-    template = torch.cat([modules.maps(f"cea_{stream}_z", 8) for stream in ("rgb", "x")])
+    search = torch.cat([modules.maps(f"cea_{stream}") for stream in ("rgb", "x")])
+    template = torch.cat([modules.maps(f"cea_{stream}_z") for stream in ("rgb", "x")])
     inner = cea.entangle(cea.down(search), WHOLE.search_only()).transpose(1, 2)
     outer = cea.up(cea.entangle(cea.down(torch.cat([template, search], 1)), WHOLE)).transpose(1, 2)
     for stream, name in enumerate(("rgb", "x")):
@@ -108,7 +106,7 @@ def test_parity_patrack_cea(modules: Modules) -> None:
 @torch.no_grad()
 def test_parity_patrack_ha(modules: Modules) -> None:
     expected = modules.golden["output.ha_out"]
-    assert_near(kept(modules.ha(modules.tokens("ha_in", 256)), expected), expected, "head adapter")
+    assert_near(kept(modules.ha(modules.tokens("ha_in")), expected), expected, "head adapter")
 
 
 def adapter_config(c: dict) -> ProgressiveConfig:
@@ -150,11 +148,7 @@ def build(description: dict) -> PATrackForTracking:
 @pytest.fixture(scope="module", params=MODELS or NONE)
 def case(request: pytest.FixtureRequest) -> tuple[dict, dict[str, Tensor], PATrackForTracking, dict[str, Tensor]]:
     description, golden = load_case(request.param)
-    c, seed = description["configuration"], description["weight_seed"]
-    feed = {}
-    for role in ("search", "template"):
-        side = c[f"{role}_size"]
-        feed[role] = seeded_input(role, (c["batch"], 6, side, side), seed).unflatten(1, (2, 3))
+    feed = {role: stated_input(description, role).unflatten(1, (2, 3)) for role in ("search", "template")}
     feed["template"] = feed["template"][:, None]
     return description, golden, build(description), feed
 
@@ -217,7 +211,7 @@ def test_parity_patrack_packed(case) -> None:
 @pytest.mark.parametrize("track", TRACKS or NONE)
 def test_parity_patrack_tracking_loop(track: str) -> None:
     description, golden = load_case(track)
-    model = build(load_case(track.replace("track-track", "track-small"))[0])
+    model = build(load_case(track.replace("track-track", "track-small"))[0] | {"weight_seed": description["seed"]})
     crops = {role: description[role] for role in ("template", "search")}
     processor = TrackerImageProcessor(
         **{f"{role}_{what}": crop[what] for role, crop in crops.items() for what in ("size", "factor")}

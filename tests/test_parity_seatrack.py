@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from parity_tools import cases, load_case, seeded_input, seeded_tensor
+from official_names import seeded_net
+from parity_tools import cases, load_case, seeded_input, stated_input
 
 from mmtrackers import AMGLoraConfig, SEATrackConfig, SEATrackForTracking, Tracker, TrackerImageProcessor
 from mmtrackers.modeling.seams import TokenLayout
@@ -17,30 +18,6 @@ from mmtrackers.tuners.amg_lora.layer import GuidedAttentionCore, LowRankLinear
 MODELS = cases(r"seatrack-(?!modules).*")
 MODULES = cases(r"seatrack-modules.*")
 NONE = [pytest.param(None, marks=pytest.mark.skip("no SEATrack fixtures in the fixtures folder"))]
-
-FACTORS = {
-    "t": lambda t: t,
-    "1 + t": lambda t: 1 + t,
-    "0.6 + 2*t": lambda t: 0.6 + 2 * t,
-    "t * sqrt(2)": lambda t: t * 2**0.5,
-    "t * sqrt(shape[1]/shape[0])": lambda t: t * (t.shape[1] / t.shape[0]) ** 0.5,
-    "t * sqrt(shape[2])": lambda t: t * t.shape[2] ** 0.5,
-    "t * 0.5*sqrt(shape[1]*shape[2])": lambda t: t * 0.5 * (t.shape[1] * t.shape[2]) ** 0.5,
-}
-
-
-def official_weights(description: dict) -> dict[str, torch.Tensor]:
-    def draw(name: str, entry: dict) -> torch.Tensor:
-        if "float" not in entry["dtype"]:
-            return torch.zeros(entry["shape"], dtype=torch.int64)
-        tensor = seeded_tensor(name, entry["shape"], description["seed"])
-        for rule in description["adjust"]:
-            pattern = rule["name_regex"]
-            if pattern == "(anything else)" or re.search(pattern, name):
-                return FACTORS[rule["value"]](tensor)
-        return tensor
-
-    return {name: draw(name, entry) for name, entry in description["state_dict"].items()}
 
 
 def config_of(c: dict) -> tuple[SEATrackConfig, AMGLoraConfig]:
@@ -80,17 +57,14 @@ def build(description: dict) -> SEATrackForTracking:
     config, adapter = config_of(description["configuration"])
     model = SEATrackForTracking(config)
     model.add_adapter(adapter)
-    load_official(model, official_weights(description))
+    load_official(model, seeded_net(description))
     return model.eval()
 
 
 @pytest.fixture(scope="module", params=MODELS or NONE)
 def case(request):
     description, golden = load_case(request.param)
-    c, seed = description["configuration"], description["seed"]
-    batch = golden["score_map"].shape[0]
-    template = seeded_input("template", (batch, 6, c["template_size"], c["template_size"]), seed)
-    search = seeded_input("search", (batch, 6, c["search_size"], c["search_size"]), seed)
+    search, template = (stated_input(description, role) for role in ("search", "template"))
     return description, golden, build(description), search.unflatten(1, (2, 3)), template.unflatten(1, (2, 3))[:, None]
 
 
@@ -169,7 +143,7 @@ def test_parity_seatrack_tracking_loop(case):
 @pytest.fixture(scope="module", params=MODULES or NONE)
 def modules(request):
     description, golden = load_case(request.param)
-    return description, golden, official_weights(description)
+    return description, golden, seeded_net(description)
 
 
 @pytest.mark.parametrize("part", ["hmoe4", "hmoe8", "hmoe4w768"])
