@@ -1,6 +1,5 @@
 """Boxes: conversions, overlaps, clipping, and the messages for boxes that cannot be tracked."""
 
-import doctest
 import math
 
 import numpy as np
@@ -13,10 +12,6 @@ from mmtrackers.processing import boxes
 PIPELINE = cases(r"ostrack-pipeline.*") or [
     pytest.param("none", marks=pytest.mark.skip(reason="no ostrack-pipeline fixtures in MMTRACKERS_FIXTURES"))
 ]
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(boxes).failed == 0
 
 
 @pytest.mark.parametrize("as_kind", [np.asarray, torch.as_tensor])

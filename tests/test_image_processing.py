@@ -1,6 +1,5 @@
 """The image processor: crops, pictures of each modality, boxes there and back, and what it says to bad frames."""
 
-import doctest
 import json
 import re
 import warnings
@@ -10,7 +9,7 @@ import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input
 
-from mmtrackers.processing import crops, frames, image_processing
+from mmtrackers.processing import frames
 from mmtrackers.processing.boxes import clip_box_xywh
 from mmtrackers.processing.frames import depth_to_colors
 from mmtrackers.processing.image_processing import TrackerImageProcessor, hann_window
@@ -32,11 +31,6 @@ def _levels_apart(a: np.ndarray, b: torch.Tensor) -> int:
 
 def _numbers(text: str, pattern: str) -> list[float]:
     return [float(v) for v in re.search(pattern, text).group(1).split(",")]
-
-
-@pytest.mark.parametrize("module", [image_processing, frames, crops], ids=lambda m: m.__name__)
-def test_examples_in_docstrings(module):
-    assert doctest.testmod(module).failed == 0
 
 
 # ------------------------------------------------------------------------------------------------- parity: OSTrack
