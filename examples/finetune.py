@@ -242,7 +242,7 @@ def build_augmentation(options: Options, model: nn.Module) -> TrainingAugmentati
     jitter = {"centre_jitter": options.centre_jitter, "size_jitter": options.size_jitter}
     if options.augmentation == "deit":
         return DeiTAugmentation(**jitter, template_grid=model.config.template_grid)
-    return Augmentation(**jitter)
+    return Augmentation(**jitter, lost_crops=options.lost_crops)
 
 
 class Trainer:
@@ -261,6 +261,9 @@ class Trainer:
         self.all_steps = self.steps_per_epoch * options.epochs
         self.total_steps = min(self.all_steps, options.max_steps or sys.maxsize)
         model = build_model(options)
+        if accelerator.device.type == "cpu":
+            # the backward pass of torch's fused attention takes three times as long there
+            model.set_attn_implementation("eager")
         self.processor = build_processor(options, model)
         dataset = build_dataset(options, model, self.processor, self.steps_per_epoch * self.pairs_per_step)
         self.dataset = dataset

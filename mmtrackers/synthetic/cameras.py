@@ -160,6 +160,8 @@ def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     if scene.jpeg:
         _, code = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg])
         canvas = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    if scene.grey:
+        canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     black_outside(scene, canvas, view)
     return canvas
 
@@ -174,7 +176,10 @@ def light_table(scene: "SyntheticScene", time: float, gain: float) -> np.ndarray
     gamma = math.exp(scene.gamma(time))
     tone = (np.arange(256, dtype=np.float32) / 255) ** gamma * (255 * gain * math.exp(scene.gain(time)))
     cast = np.array([math.exp(wobble(time)) for wobble in scene.cast], np.float32)
-    return np.clip(tone[:, None, None] * cast, 0, 255).astype(np.uint8)
+    tone = tone[:, None, None] * cast
+    if scene.contrast < 1:
+        tone = scene.haze * gain + scene.contrast * (tone - scene.haze * gain)
+    return np.clip(tone, 0, 255).astype(np.uint8)
 
 
 def add_glare(scene: "SyntheticScene", time: float, view: View, canvas: np.ndarray) -> np.ndarray:

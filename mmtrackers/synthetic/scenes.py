@@ -69,6 +69,7 @@ class SyntheticScene:
             self._hide_target()
         self._make_light()
         self._make_second_camera()
+        self._make_film()
 
     # what is in the scene
 
@@ -126,7 +127,7 @@ class SyntheticScene:
 
     def _make_target(self) -> Layer:
         draw = self.draw
-        size = draw.log_uniform(12, 0.3 * min(self.height, self.width))
+        size = draw.log_uniform(8, 0.3 * min(self.height, self.width))
         edge = min(0.5 * size, 0.3 * min(self.height, self.width))
         reach = draw.unit() ** 1.5
         if self.modality == "event" and self.blindness != "none":
@@ -247,6 +248,13 @@ class SyntheticScene:
             self.target.depth = 0.95 * self.far
         self.event_threshold, self.event_step = draw.log_uniform(0.06, 0.25), draw.uniform(0.5, 2.0)
         self.noise_offset = (draw.below(1 << 16), draw.below(1 << 16))
+
+    def _make_film(self) -> None:
+        """What the colour camera records of the light: colours or grey, and how much contrast."""
+        draw = self.draw
+        self.grey = draw.chance(0.28)
+        self.contrast = draw.uniform(0.25, 0.8) if draw.chance(0.25) else 1.0
+        self.haze = draw.uniform(20, 200)
 
     # where the target is
 

@@ -26,6 +26,7 @@ Sample = dict[str, torch.Tensor]
 SMALLEST_LABEL = 10.0
 JITTER_DRAWS = 12
 SOLARISE_FROM = 128
+LOST_SCALE = (1.5, 2.5)
 
 
 def as_sample(
@@ -65,6 +66,8 @@ class Augmentation:
         flip (`float`): probability that both frames are mirrored before the crop.
         size_jitter (`float`): the search region's sides are multiplied by exp(size_jitter * n), n normal, each alone.
         centre_jitter (`float`): its centre moves by up to half of this times sqrt(w h) on each axis.
+        lost_crops (`float`): share of search regions that are 1.5 to 2.5 times too large or too small besides, as a
+            tracker takes them that is about to lose its target.
         brightness (`float`): each crop is multiplied by a factor from [1 - brightness, 1 + brightness].
         crop_flip (`float`): probability that a crop is mirrored, drawn for template and search apart.
 
@@ -79,6 +82,7 @@ class Augmentation:
     flip: float = 0.5
     size_jitter: float = 0.25
     centre_jitter: float = 3.0
+    lost_crops: float = 0.0
     brightness: float = 0.2
     crop_flip: float = 0.5
 
@@ -174,6 +178,8 @@ class Augmentation:
     def jitter(self, box_xywh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Move and scale a box [4] (pixels): the place where the search crop is taken."""
         size = box_xywh[2:] * np.exp(self.size_jitter * rng.standard_normal(2))
+        if self.lost_crops and rng.random() < self.lost_crops:
+            size = size * rng.uniform(*LOST_SCALE) ** rng.choice((-1, 1))
         shift = np.sqrt(size.prod()) * self.centre_jitter * (rng.random(2) - 0.5)
         return np.concatenate([box_xywh[:2] + box_xywh[2:] / 2 + shift - size / 2, size])
 
