@@ -77,7 +77,7 @@ def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.
 def heat_raster(scene: "SyntheticScene", layer: Layer, time: float, view: View) -> tuple[np.ndarray, int, int]:
     """A layer's shade and cover as `raster` would warp them, out of its colours where those are warped already."""
     if layer.unseen is not None or (layer, time, view) not in scene.seen:
-        return raster(layer, time, view, layer.sprite.heat_picture())
+        return raster(layer, time, view, layer.sprite_at(time).heat_picture())
     patch, left, top = scene.seen[layer, time, view]
     if not patch.size:
         return patch[..., :2], left, top
@@ -109,7 +109,7 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
         if not hidden and (layer, time, view) in scene.seen:
             patch, left, top = scene.seen[layer, time, view]
         else:
-            sprite = layer.unseen if hidden else layer.sprite
+            sprite = layer.unseen if hidden else layer.sprite_at(time)
             patch, left, top = raster(layer, time, view, sprite.picture)
             if not hidden:
                 scene.seen[layer, time, view] = patch, left, top
@@ -121,16 +121,16 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
             colour = colour * np.array([[gain], [gain], [gain], [1]], np.float32)
         patch = cv2.transform(patch, colour)
         if not events and layer is scene.target and scene.blur[0]:
-            patch = motion_blur(patch, layer, time, view)
+            patch = motion_blur(patch, layer, time, view, scene.exposure)
         # OpenCV copies a part of the channels that numpy cut out, ten times as slowly
         blend(canvas, cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.extractChannel(patch, 3), left, top)
     return canvas
 
 
-def motion_blur(patch: np.ndarray, layer: Layer, time: float, view: View) -> np.ndarray:
-    """Smear a patch along its layer's motion within one frame's exposure, doubled to be seen."""
+def motion_blur(patch: np.ndarray, layer: Layer, time: float, view: View, exposure: float) -> np.ndarray:
+    """Smear a patch along its layer's motion while the shutter is open; exposure in frames, many to be seen."""
     (x0, y0), (x1, y1) = layer.centre(time - 0.5), layer.centre(time + 0.5)
-    dx, dy = 2 * (x1 - x0) * view.columns / view.width, 2 * (y1 - y0) * view.rows / view.height
+    dx, dy = exposure * (x1 - x0) * view.columns / view.width, exposure * (y1 - y0) * view.rows / view.height
     return cv2.filter2D(patch, -1, line_kernel(dx, dy)) if math.hypot(dx, dy) > 1 else patch
 
 
@@ -160,6 +160,8 @@ def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     if scene.jpeg:
         _, code = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg])
         canvas = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    if scene.interlaced:
+        interlace(canvas, scene.interlaced)
     if scene.grey:
         canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     black_outside(scene, canvas, view)
@@ -210,6 +212,15 @@ def low_resolution(canvas: np.ndarray, factor: float) -> np.ndarray:
     rows, columns = canvas.shape[:2]
     small = cv2.resize(canvas, (max(2, int(columns / factor)), max(2, int(rows / factor))))
     return cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+
+def interlace(canvas: np.ndarray, pixels: int) -> None:
+    """Shift every second row by what moved between the two fields of a frame, in place."""
+    rows = canvas[1::2]
+    if pixels > 0:
+        rows[:, pixels:] = rows[:, :-pixels].copy()
+    else:
+        rows[:, :pixels] = rows[:, -pixels:].copy()
 
 
 def noise_field(draw: Draw, rows: int, columns: int, colours: bool = False) -> np.ndarray:
@@ -344,12 +355,12 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
 
 def visible_share(scene: "SyntheticScene", time: float, view: View) -> float:
     """Part of the target inside the frame and not covered; ``view`` is its box on a small raster."""
-    patch, left, top = raster(scene.target, time, view, scene.target.sprite.picture)
+    patch, left, top = raster(scene.target, time, view, scene.target.sprite_at(time).picture)
     own = np.zeros((view.rows, view.columns), np.uint8)
     own[top : top + patch.shape[0], left : left + patch.shape[1]] = patch[..., 3]
     total = np.count_nonzero(own > 127)
     for layer in scene.front:
-        patch, left, top = raster(layer, time, view, layer.sprite.picture)
+        patch, left, top = raster(layer, time, view, layer.sprite_at(time).picture)
         own[top : top + patch.shape[0], left : left + patch.shape[1]][patch[..., 3] > 127] = 0
     black_outside(scene, own, view)
     return np.count_nonzero(own > 127) / max(total, 1)

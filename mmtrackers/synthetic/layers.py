@@ -5,6 +5,7 @@ Coordinates are continuous frame pixels: pixel i covers [i, i + 1). Times are fr
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -77,8 +78,20 @@ class Layer:
     drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # pixels per frame in x and y, and the frame it starts from
     anchor: "Layer | None" = None  # its x and y are then relative to the anchor's centre at drift[2]
     unseen: Sprite | None = None  # what the other cameras take for its texture, where RGB sees another one
+    bending: Callable[[float], Sprite] | None = None  # the sprite as it is bent at a time
     _poses: dict[float, np.ndarray] = field(default_factory=dict)
     _bounds: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
+    _sprites: dict[float, Sprite] = field(default_factory=dict)
+
+    def sprite_at(self, time: float) -> Sprite:
+        """What is shown at a time, in the coordinates of `sprite`."""
+        if self.bending is None:
+            return self.sprite
+        if time not in self._sprites:
+            if len(self._sprites) > 4:
+                self._sprites.clear()
+            self._sprites[time] = self.bending(time)
+        return self._sprites[time]
 
     def pose(self, time: float) -> np.ndarray:
         """3 x 3 affine map from sprite to frame coordinates."""
@@ -96,6 +109,12 @@ class Layer:
             self._poses[time] = affine(a, b, c, d, x - a * u - b * v, y - c * u - d * v)
         return self._poses[time]
 
+    def forget(self) -> None:
+        """Forgets where it stood, after its shape or motion has changed."""
+        self._poses.clear()
+        self._bounds.clear()
+        self._sprites.clear()
+
     def centre(self, time: float) -> tuple[float, float]:
         """Where the middle of the sprite is."""
         x, y = self.x(time), self.y(time)
@@ -111,7 +130,7 @@ class Layer:
             if len(self._bounds) > 8:
                 self._bounds.clear()
             matrix = self.pose(time)
-            across, down = (matrix[:2, :2] @ self.sprite.hull.T).tolist()
+            across, down = (matrix[:2, :2] @ self.sprite_at(time).hull.T).tolist()
             x, y = matrix[:2, 2].tolist()
             self._bounds[time] = min(across) + x, min(down) + y, max(across) + x, max(down) + y
         return self._bounds[time]

@@ -6,9 +6,11 @@ with the convex hull of their visible part, from which the exact box under an af
 Coordinates are continuous: pixel i covers [i, i + 1), its centre is at i + 0.5.
 """
 
+import copy
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -100,12 +102,15 @@ class Sprite:
     """
 
     def __init__(self, rgba: np.ndarray, hull: np.ndarray | None = None) -> None:
-        self.hull = outline_hull(rgba[..., 3]) if hull is None else hull
         self.picture = Picture(premultiply(rgba))
-        (x1, y1), (x2, y2) = self.hull.min(axis=0).tolist(), self.hull.max(axis=0).tolist()
+        self.heat: Picture | None = None
+        self._measure(outline_hull(rgba[..., 3]) if hull is None else hull)
+
+    def _measure(self, hull: np.ndarray) -> None:
+        self.hull = hull
+        (x1, y1), (x2, y2) = hull.min(axis=0).tolist(), hull.max(axis=0).tolist()
         self.centre = ((x1 + x2) / 2, (y1 + y2) / 2)
         self.extent = math.sqrt((x2 - x1) * (y2 - y1))
-        self.heat: Picture | None = None
 
     def heat_picture(self) -> Picture:
         """Texture of the other modalities: uint8 [h, w, 2], premultiplied grey and alpha."""
@@ -114,6 +119,24 @@ class Sprite:
             grey = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
             self.heat = Picture(cv2.merge((grey, cv2.extractChannel(rgba, 3))))
         return self.heat
+
+    def padded(self, share: float) -> "Sprite":
+        """The same picture with room round it, in parts of its sides: a bent outline reaches further."""
+        across, down = round(share * self.picture.width), round(share * self.picture.height)
+        border = (down, down, across, across, cv2.BORDER_CONSTANT)
+        return self._like(lambda pixels: cv2.copyMakeBorder(pixels, *border), self.hull + np.float32((across, down)))
+
+    def bent(self, map_x: np.ndarray, map_y: np.ndarray) -> "Sprite":
+        """The picture whose pixel (x, y) is taken from (map_x, map_y) of this one; float32 [h, w] each."""
+        return self._like(lambda pixels: cv2.remap(pixels, map_x, map_y, cv2.INTER_LINEAR))
+
+    def _like(self, change: Callable[[np.ndarray], np.ndarray], hull: np.ndarray | None = None) -> "Sprite":
+        """A sprite of the changed pixels, of the other modalities' texture too."""
+        sprite = copy.copy(self)
+        sprite.picture = Picture(change(self.picture.levels[0]))
+        sprite.heat = None if self.heat is None else Picture(change(self.heat.levels[0]))
+        sprite._measure(outline_hull(sprite.picture.levels[0][..., 3]) if hull is None else hull)
+        return sprite
 
     def repainted(self, rgb: np.ndarray) -> "Sprite":
         """The same outline with other colours [h, w, 3]; the other modalities keep their own texture."""

@@ -9,6 +9,7 @@ import math
 import cv2
 import numpy as np
 
+from mmtrackers.data.bending import Bending
 from mmtrackers.processing.frames import MODALITIES
 
 from . import cameras
@@ -67,6 +68,8 @@ class SyntheticScene:
         self.behind, self.front = self._make_distractors(), self._make_occluders()
         if blindness == "camouflage":
             self._hide_target()
+        elif draw.chance(0.6):
+            self._bend_target()
         self._make_light()
         self._make_second_camera()
         self._make_film()
@@ -170,7 +173,7 @@ class SyntheticScene:
             size = target.size(self.span[0]) * draw.log_uniform(0.6, 1.6)
             time = draw.uniform(*self.span)
             colour = colour_matrix(draw, 0.6, permute=0.2)
-            if alike < 0.35:
+            if alike < 0.45:
                 sprite = target.sprite
                 colour = colour @ target.colour if draw.chance(0.7) else target.colour
             else:
@@ -187,15 +190,15 @@ class SyntheticScene:
         return layers
 
     def _make_occluders(self) -> list[Layer]:
-        """Something that passes before the target once, near the end of the span or anywhere in it."""
+        """Something that passes before the target once, fast or slowly, near the end of the span or anywhere in it."""
         draw, target = self.draw, self.target
-        if not draw.chance(0.3):
+        if not draw.chance(0.4):
             return []
         start, end = self.span
         time = end - draw.unit() * min(8.0, end - start) if draw.chance(0.5) else draw.uniform(start, end)
         size = target.size(time) * draw.log_uniform(0.5, 1.4)
         angle, away = draw.uniform(0, 6.3), 0.5 * (size + target.size(time)) * draw.uniform(0.35, 1.0)
-        speed = size * draw.log_uniform(0.03, 0.2) * (1 if draw.chance(0.5) else -1)
+        speed = size * draw.log_uniform(0.004, 0.2) * (1 if draw.chance(0.5) else -1)
         sprite = self._random_sprite()
         still = (0.0, (50.0, 100.0))
         layer = self._layer(
@@ -204,6 +207,16 @@ class SyntheticScene:
         )  # fmt: skip
         layer.anchor, layer.drift, layer.depth = target, (speed, draw.normal(0.3) * speed, time), 0.7 * target.depth
         return [layer]
+
+    def _bend_target(self) -> None:
+        """A target that is not stiff; a third of them turn out of the plane as well, and so change their aspect."""
+        draw, target = self.draw, self.target
+        bending = Bending(draw, target.sprite, draw.uniform(0.2, 1.0))
+        # before it bends it stands where the stiff one stood: the room round it is as wide on both sides
+        target.sprite, target.bending = bending.sprite, bending
+        if draw.chance(0.35):
+            target.log_aspect = Wobble(draw, target.log_aspect.base, draw.uniform(0.3, 1.0), (60, 300))
+        target.forget()
 
     def _hide_target(self) -> None:
         """Camouflage: the target wears what lies behind it at the start of the span."""
@@ -222,9 +235,11 @@ class SyntheticScene:
         self.gamma = Wobble(draw, draw.normal(0.1), 0.25 * change)
         self.cast = [Wobble(draw, draw.normal(0.04), 0.08 * change) for _ in range(3)]
         self.noise = draw.log_uniform(0.5, 4.0) if draw.chance(0.7) else draw.uniform(4, 14)
-        self.jpeg = int(draw.uniform(20, 80)) if draw.chance(0.3) else 0
+        self.jpeg = int(draw.log_uniform(10, 80)) if draw.chance(0.35) else 0
+        self.interlaced = (draw.below(4) + 1) * (1 if draw.chance(0.5) else -1) if draw.chance(0.05) else 0
         self.lowres = draw.uniform(1.3, 2.5) if draw.chance(0.15) else 1.0
-        self.blur = [draw.chance(0.2), draw.chance(0.35)]
+        self.blur = [draw.chance(0.35), draw.chance(0.35)]
+        self.exposure = draw.log_uniform(1, 12)
         self.night_gain = draw.log_uniform(0.02, 0.12)
         self.glare = (draw.normal(0.4), draw.normal(0.4), draw.uniform(1.2, 3.0), draw.uniform(60, 160))
 
