@@ -234,6 +234,15 @@ def test_joint_step_mirrors_both_frames_with_one_roll():
     assert 150 < sum(rolls) < 250
 
 
+def test_lost_crops_are_far_too_large_or_too_small():
+    box, rng = np.array([10.0, 10, 40, 40]), np.random.default_rng(0)
+    augment = Augmentation(size_jitter=0.0, lost_crops=0.5)
+    scales = np.array([augment.jitter(box, rng)[2] / 40 for _ in range(400)])
+    wrong = np.abs(np.log(scales[scales != 1]))
+    assert 0.4 < len(wrong) / 400 < 0.6 and np.log(1.5) <= wrong.min() and wrong.max() <= np.log(2.5)
+    assert 0.4 < (scales[scales != 1] > 1).mean() < 0.6
+
+
 def test_grey_acts_on_three_channels_only():
     colour = np.full((2, 2, 3), (255, 0, 0), np.uint8)
     rng, always = np.random.default_rng(0), Augmentation(grey=1.0, flip=0.0)
