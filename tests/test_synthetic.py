@@ -11,8 +11,8 @@ import torch
 from example_scripts import load
 from PIL import Image
 
-from mmtrackers.data.bending import Bending
 from mmtrackers.processing.image_processing import TrackerImageProcessor
+from mmtrackers.synthetic.bending import Bending
 from mmtrackers.synthetic.cameras import depth_picture, depth_range
 from mmtrackers.synthetic.layers import View
 from mmtrackers.synthetic.pairs import SyntheticPairs, SyntheticScene, as_picture, synthetic_sequence

@@ -9,10 +9,10 @@ import math
 import cv2
 import numpy as np
 
-from mmtrackers.data.bending import Bending
 from mmtrackers.processing.frames import MODALITIES
 
 from . import cameras
+from .bending import Bending
 from .layers import Layer, View, Wobble, affine, colour_matrix, warp
 from .pictures import Draw, PictureLibrary, Sprite, patch_sprite, textured
 

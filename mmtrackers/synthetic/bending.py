@@ -5,8 +5,8 @@ import math
 import cv2
 import numpy as np
 
-from mmtrackers.synthetic.layers import Wobble
-from mmtrackers.synthetic.pictures import Draw, Sprite
+from .layers import Wobble
+from .pictures import Draw, Sprite
 
 GRID = 16  # nodes per side of the coarse field that is enlarged to the picture
 ROOM = 0.25  # of a sprite's sides, left free on each of them
