@@ -80,7 +80,7 @@ def test_start_from_a_dinov2_folder(swiglu: bool, form: str, tmp_path: Path, cap
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1 and "fills the trunk of LoRATForTracking; new and to be trained: head.box.0" in said[0]
     assert "model.embeddings.token_type" in said[0] and "layers" not in said[0]
-    assert len(model.new_tensors) == 13
+    assert len(model.uninitialized_keys) == 13
     config, trunk = model.config, model.model
     assert (config.hidden_size, config.num_hidden_layers, config.use_swiglu_ffn) == (32, 2, swiglu)
     assert model.name_or_path == str(folder)

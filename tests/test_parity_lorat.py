@@ -7,7 +7,8 @@ from parity_tools import cases, load_case, seeded_input, seeded_tensor, stated_i
 from peft import set_peft_model_state_dict
 
 from mmtrackers import LoRATConfig, LoRATForTracking, TrackerImageProcessor
-from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, check_tensors
+from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict
+from mmtrackers.hub.folders import check_tensors
 from mmtrackers.modeling.dinov2 import resample_positions
 from mmtrackers.modeling.losses import cell_loss, covered_cells
 from mmtrackers.modeling.mlp_head import _cells, decode_cells

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtrackers.hub.adapters import check_tensors, shorten
 from mmtrackers.hub.auto import AutoTracker
+from mmtrackers.hub.folders import check_tensors, shorten
 
 
 @dataclass(frozen=True)

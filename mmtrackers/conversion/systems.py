@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmtrackers.hub.adapters import shorten
+from mmtrackers.hub.folders import shorten
 from mmtrackers.models.lorat.convert_lorat import convert_lorat
 from mmtrackers.models.odtrack.convert_odtrack import convert_odtrack
 from mmtrackers.models.ostrack.convert_ostrack import convert_ostrack

@@ -1,36 +1,388 @@
-"""What an adapter folder holds, and the checks that both sides of it share.
+"""Adapters on a tracker, by peft's public functions: the only file besides `tuners/` that knows peft.
 
-``hub.py`` writes adapter folders, ``auto.py`` reads them. Both need the same four answers: which tensors of a model
-belong to an adapter, which belong to the base, was the adapter trained on *this* base, and is an adapter's name safe.
+`AdapterMixin` stands where transformers has a mixin of its own, which checks at every call for a peft of its own
+choice. Around it: which tensors are an adapter's and which the base's, by what a base is recognised, copies of a model
+that share its weights, merging, and peft's tables of types.
 """
 
 import copy
-import json
 import math
-from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig, PeftModel
+from peft.functional import (
+    cast_adapter_dtype,
+    delete_adapter,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_adapter,
+    set_peft_model_state_dict,
+)
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TRACKER_CONFIG = "tracker_config.json"
-MODEL_CONFIG = "config.json"
-PREPROCESSOR_CONFIG = "preprocessor_config.json"
-KEY_PREFIX = "base_model.model."
+from .folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    TRACKER_CONFIG,
+    check_tensors,
+    find_files,
+    read_json,
+    read_safetensors,
+    shorten,
+)
 
+KEY_PREFIX = "base_model.model."
 FINGERPRINT_TENSORS = 8
 FINGERPRINT_VALUES = 8
 # bfloat16 rounds by at most 2**-9 of a value: a base re-saved in bfloat16 still is the same base
 FINGERPRINT_RTOL = 2.0**-8
 FINGERPRINT_ATOL = 1e-6
+
+
+def register_tuner(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
+    """Enters a tuner into peft's tables, which has no call for types that it does not know; twice is harmless.
+
+    Args:
+        name (`str`): the type that `adapter_config.json` names, in capitals.
+        config_class, tuner_class: its config and its tuner.
+
+    Raises:
+        ValueError: the prefix is not the lower-case type and an underscore, or another tuner has this type.
+    """
+    prefix = f"{name.lower()}_"
+    if tuner_class.prefix != prefix:
+        raise ValueError(f"The prefix of {tuner_class.__name__} must be {prefix!r}, got {tuner_class.prefix!r}.")
+    known = PEFT_TYPE_TO_TUNER_MAPPING.get(name, tuner_class)
+    if known is not tuner_class:
+        raise ValueError(f"peft type {name} is taken by {known.__name__}.")
+    PEFT_TYPE_TO_CONFIG_MAPPING[name] = config_class
+    PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner_class
+    PEFT_TYPE_TO_PREFIX_MAPPING[name] = prefix
+
+
+def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:
+    """The config class of a type of adapter, as `adapter_config.json` names it; None for an unknown one."""
+    return PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter as it lies in a folder, read but not yet on a model.
+
+    Args:
+        source (`str`): Hub id or folder, as the caller named it.
+        folder (`Path`): where its files are.
+        peft_config (`PeftConfig`): what `adapter_config.json` says.
+        record (`dict`): what `tracker_config.json` says; empty where peft alone wrote the folder.
+    """
+
+    source: str
+    folder: Path
+    peft_config: PeftConfig
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, source: str) -> "AdapterFolder":
+        """Reads the two JSON files of a folder.
+
+        Raises:
+            OSError: one is missing or broken.
+            ValueError: peft has no tuner of that type.
+        """
+        peft_type = read_json(folder / ADAPTER_CONFIG, source).get("peft_type")
+        if adapter_config_class(peft_type) is None:
+            raise ValueError(
+                f"{source}/{ADAPTER_CONFIG} says peft_type {peft_type!r}, which neither peft nor mmtrackers knows. "
+                "Upgrade mmtrackers, or import the package that registers it."
+            )
+        record = read_json(folder / TRACKER_CONFIG, source) if (folder / TRACKER_CONFIG).is_file() else {}
+        return cls(source, folder, PeftConfig.from_pretrained(str(folder)), record)
+
+
+class AdapterMixin:
+    """What a tracker model does with adapters, in place of transformers' `PeftAdapterMixin`.
+
+    Several adapters of one type may be loaded; one is active at a time.
+    """
+
+    # the adapter that the system was published with, if it has one
+    default_adapter: Callable[[], PeftConfig] | None = None
+    is_packed = False
+    # tensors that loading did not find in a plain backbone: random until they are trained or come with an adapter
+    uninitialized_keys: frozenset[str] = frozenset()
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is injected."""
+        return bool(getattr(self, "peft_config", None))
+
+    def active_adapters(self) -> list[str]:
+        """Names of the active adapters."""
+        layers = (module for module in self.modules() if isinstance(module, BaseTunerLayer))
+        return list(next((layer.active_adapters for layer in layers), []))
+
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
+        """Injects a fresh adapter in float32, makes it the active one and lets it train; the base is frozen.
+
+        Args:
+            adapter_config (`PeftConfig`): its kind and sizes.
+            adapter_name (`str`, *optional*): "default" by default.
+
+        Raises:
+            TypeError: no `PeftConfig`.
+            ValueError: the name is taken or unsafe, or the adapter cannot stand on this model, which stays as it was.
+            RuntimeError: the model is packed.
+        """
+        self._refuse_packed("add_adapter")
+        if not isinstance(adapter_config, PeftConfig):
+            raise TypeError(f"adapter_config is a {type(adapter_config).__name__}, expected a PeftConfig.")
+        name = adapter_name or "default"
+        adapter_config.base_model_name_or_path = self.__dict__.get("name_or_path")
+        with self._injected(adapter_config, name):
+            set_adapter(self, name)
+
+    def load_adapter(
+        self,
+        source: str | os.PathLike[str],
+        adapter_name: str = "default",
+        revision: str | None = None,
+        is_trainable: bool = False,
+        **hub: Any,
+    ) -> str:
+        """Puts a saved adapter on this model, compared tensor by tensor; an adapter that is active stays active.
+
+        Args:
+            source (`str` or `PathLike`): folder or Hub id of an adapter for this kind of tracker and this base.
+            adapter_name (`str`): its name in the model.
+            revision (`str`, *optional*): branch, tag or commit.
+            is_trainable (`bool`): let the adapter's parameters require gradients.
+            hub: `cache_dir`, `force_download`, `local_files_only`, `token`.
+
+        Returns:
+            `str`: modality of the adapter's second stream.
+
+        Raises:
+            OSError: not found; a file is missing, corrupt or truncated.
+            ValueError: another kind of adapter or tracker, another base, a name that is taken or unsafe, tensors that
+                do not fit. The model is then as before.
+            RuntimeError: the model is packed.
+
+        Example:
+            >>> model.load_adapter("org/seatrack-depth", "depth")  # doctest: +SKIP
+            'depth'
+        """
+        self._refuse_packed("load_adapter")
+        adapter = AdapterFolder.read(find_files(os.fspath(source), revision, "", hub), os.fspath(source))
+        self._check_kind(adapter)
+        self._put_on(adapter, adapter_name, is_trainable)
+        return adapter.record.get("config", {}).get("modality", self.config.modality)
+
+    def _check_kind(self, adapter: AdapterFolder) -> None:
+        """Raises ValueError unless an adapter belongs to this kind of tracker, this base and the adapters here."""
+        model_type = adapter.record.get("model_type", self.config.model_type)
+        mine = {config.peft_type for config in getattr(self, "peft_config", {}).values()}
+        kind = adapter.peft_config.peft_type
+        if model_type != self.config.model_type or mine - {kind}:
+            raise ValueError(
+                f"{adapter.source} is a {kind.value} adapter for {model_type}; this tracker is a "
+                f"{self.config.model_type}{' with ' + min(mine).value if mine else ''}. Load it as a tracker of its "
+                "own that shares the base: Tracker.from_pretrained(repo, base_model=base), with the loaded base."
+            )
+        if different := fingerprint_difference(adapter.record.get("base_fingerprint", {}), self):
+            raise ValueError(
+                f"Adapter {adapter.source} was trained on another base than this tracker's: {different}."
+            )
+
+    def _put_on(self, adapter: AdapterFolder, name: str, is_trainable: bool) -> None:
+        """Injects an adapter, compares names and shapes with its file, and only then copies the tensors in."""
+        tensors = read_safetensors(adapter.folder / ADAPTER_WEIGHTS, adapter.source)
+        config = copy.copy(adapter.peft_config)
+        config.inference_mode = not is_trainable
+        active, enabled = self.active_adapters(), self._adapters_enabled()
+        before = {id(parameter): parameter.requires_grad and bool(active) for parameter in self.parameters()}
+        with self._injected(config, name):
+            fill_adapter(self, name, tensors, f"{adapter.source}/{ADAPTER_WEIGHTS}")
+            check_uninitialized(self, self.name_or_path)
+        config.base_model_name_or_path = self.name_or_path
+        set_adapter(self, active or [name])
+        for parameter in self.parameters():  # of the base and of other adapters as before
+            parameter.requires_grad_(before.get(id(parameter), is_trainable))
+        if not enabled:
+            self._switch(False)
+
+    @contextmanager
+    def _injected(self, config: PeftConfig, name: str) -> Iterator[None]:
+        """peft's layers for a new adapter round the block, with their mode; out again where an error leaves it."""
+        if name in adapter_names(self):
+            raise ValueError(f"The model has an adapter {name!r} already: choose another name.")
+        check_adapter_name(self, name)
+        modes = {id(module): module.training for module in self.modules()}
+        try:
+            with warnings.catch_warnings():
+                # two adapters on one model are what this call is for
+                warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+                inject_adapter_in_model(config, self, name)
+            cast_adapter_dtype(self, name)  # float32 whatever the base is in, as get_peft_model does
+            cast_saved_modules(self, name)
+            for module in self.modules():
+                module.training = modes.get(id(module), self.training)
+            yield
+        except BaseException:
+            self._take_off(name)
+            raise
+
+    def _take_off(self, name: str) -> None:
+        configs = getattr(self, "peft_config", {})
+        if name in configs:
+            delete_adapter(self, name, prefix=PEFT_TYPE_TO_PREFIX_MAPPING[configs.pop(name).peft_type])
+        if not configs:
+            self.__dict__.pop("peft_config", None)
+        unwrap_empty(self)
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Makes a loaded adapter the active one; it trains if it was added or loaded to be trained.
+
+        Raises:
+            ValueError: there is none of this name.
+            RuntimeError: the model is packed.
+        """
+        self._refuse_packed("set_adapter")
+        if adapter_name not in adapter_names(self):
+            known = ", ".join(sorted(adapter_names(self))) or "none"
+            raise ValueError(f"There is no adapter {adapter_name!r}; loaded: {known}.")
+        set_adapter(self, adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Takes an adapter out; without the last one the model is the base again.
+
+        Raises:
+            ValueError: there is none of this name.
+            RuntimeError: the model is packed.
+        """
+        self._refuse_packed("delete_adapter")
+        if adapter_name not in adapter_names(self):
+            known = ", ".join(sorted(adapter_names(self))) or "none"
+            raise ValueError(f"There is no adapter {adapter_name!r} to delete; loaded: {known}.")
+        self._take_off(adapter_name)
+
+    def enable_adapters(self) -> None:
+        """Switches the adapters on again, with the modules that they trained in full."""
+        self._refuse_packed("enable_adapters")
+        self._switch(True)
+
+    def disable_adapters(self) -> None:
+        """The base alone, bit for bit, until `enable_adapters`."""
+        self._refuse_packed("disable_adapters")
+        self._switch(False)
+
+    def _switch(self, on: bool) -> None:
+        if not self.has_adapter:
+            raise ValueError(f"{type(self).__name__} has no adapter to switch on or off.")
+        for module in self.modules():
+            if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+                module.enable_adapters(enabled=on)
+
+    def _adapters_enabled(self) -> bool:
+        return not any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in self.modules())
+
+    def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, torch.Tensor]:
+        """Tensors of an adapter, by default the active one, under the names that they have in its file."""
+        return adapter_state_dict(self, adapter_name or active_adapter(self))
+
+    def merge_and_unload(self) -> "AdapterMixin":
+        """Adds the active adapter to the weights and takes it away, in place: a plain model with the same numbers.
+
+        Returns:
+            The model itself, in evaluation mode, which saves and loads as a full model.
+
+        Raises:
+            RuntimeError: the model is packed.
+            ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
+
+        Example:
+            >>> model.merge_and_unload().save_pretrained("merged")  # doctest: +SKIP
+        """
+        self._refuse_packed("merge_and_unload")
+        name = active_adapter(self)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[name].peft_type]
+        getattr(tuner, "refuse_merge", lambda: None)()
+        with torch.no_grad():
+            for module in list(self.modules()):
+                for place, child in list(module.named_children()):
+                    if isinstance(child, (BaseTunerLayer, ModulesToSaveWrapper)):
+                        setattr(module, place, merged(child))
+        del self.peft_config
+        self.uninitialized_keys = frozenset()
+        return self.eval()
+
+    def _refuse_packed(self, method: str) -> None:
+        if self.is_packed:
+            raise RuntimeError(
+                f"{method}() on a packed model: its adapters are merged into its weights. Load the model again, "
+                "choose its adapters, then pack()."
+            )
+
+
+def merged(layer: nn.Module) -> nn.Module:
+    """The plain layer that computes what `layer` does with its active adapters; `layer` itself stays as it is."""
+    if isinstance(layer, ModulesToSaveWrapper):
+        active = [] if layer.disable_adapters else layer.active_adapters
+        return layer.modules_to_save[active[0]] if active else layer.original_module
+    if not isinstance(layer, BaseTunerLayer):
+        return layer
+    if layer.disable_adapters or layer.merged:
+        return layer.get_base_layer()
+    names = [name for name in layer.active_adapters if name in getattr(layer, layer.adapter_layer_names[0])]
+    layer = copy.deepcopy(layer)
+    if type(layer).merge is not BaseTunerLayer.merge:
+        layer.merge(adapter_names=names)
+        return layer.get_base_layer()
+    base = layer.get_base_layer()
+    for name in names:
+        base.weight.data = (base.weight.float() + layer.get_delta_weight(name).float()).to(base.weight.dtype)
+    return base
+
+
+def unwrap_empty(model: nn.Module) -> None:
+    """Puts the plain modules back where peft's layers hold no adapter any more."""
+    for module in list(model.modules()):
+        for place, child in list(module.named_children()):
+            if isinstance(child, BaseTunerLayer) and not any(getattr(child, n) for n in child.adapter_layer_names):
+                setattr(module, place, child.get_base_layer())
+            elif isinstance(child, ModulesToSaveWrapper) and not child.modules_to_save:
+                setattr(module, place, child.original_module)
+
+
+def fill_adapter(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copies tensors into an injected adapter, all of them or none.
+
+    Args:
+        model: a tracker with the adapter.
+        adapter_name: which.
+        tensors: by the names of an adapter's file.
+        source: what to call them in an error.
+
+    Raises:
+        ValueError: names are missing or unexpected, or shapes differ.
+    """
+    check_tensors(adapter_state_dict(model, adapter_name), tensors, source)
+    # without peft's prefix, as the model is no PeftModel: modules-to-save are looked up by their bare names
+    bare = {key.removeprefix(KEY_PREFIX): value for key, value in tensors.items()}
+    set_peft_model_state_dict(model, bare, adapter_name=adapter_name)
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -69,7 +421,7 @@ def active_adapter(model: nn.Module) -> str:
     )
 
 
-def bound_copy(model: nn.Module, adapter_name: str) -> nn.Module:
+def weight_sharing_copy(model: nn.Module, adapter_name: str) -> nn.Module:
     """A model of its own that shares all weights with ``model`` and in which one adapter is active.
 
     Only modules are copied, no tensor: what is switched on ``model`` afterwards does not reach the copy, and the other
@@ -131,7 +483,7 @@ def base_fingerprint(model: nn.Module) -> dict[str, dict[str, list]]:
 
     Values instead of a hash, so that the same base in bfloat16, float16 or float32 is still the same base.
     """
-    state, new = base_state_dict(model), getattr(inner_model(model), "new_tensors", ())
+    state, new = base_state_dict(model), getattr(inner_model(model), "uninitialized_keys", ())
     names = sorted(
         name for name, t in state.items()
         if t.ndim >= 2 and t.is_floating_point() and not t.is_meta and name not in new
@@ -183,36 +535,6 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
             )
 
 
-def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) -> None:
-    """Compare names and shapes of tensors; both arguments map a name to something with ``.shape`` or to a shape.
-
-    Raises:
-        ValueError: names are missing or unexpected, or shapes differ; all of them are named (the first few of many).
-    """
-
-    def shape(value: Any) -> tuple[int, ...]:
-        return tuple(getattr(value, "shape", value))
-
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
-    wrong = [
-        f"{key} {list(shape(found[key]))} (expected {list(shape(expected[key]))})"
-        for key in sorted(set(expected) & set(found))
-        if shape(found[key]) != shape(expected[key])
-    ]
-    problems = [
-        f"{len(names)} {what}: {shorten(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"{source} does not fit the model ({len(expected)} tensors expected, {len(found)} in the file): "
-            + "; ".join(problems)
-            + ". Nothing was loaded: the file is incomplete, or made for another base or another configuration."
-        )
-
-
 def cast_saved_modules(model: nn.Module, adapter_name: str) -> None:
     """Puts modules that train in full with an adapter in float32, as its own tensors are, whatever the base is in.
 
@@ -225,77 +547,17 @@ def cast_saved_modules(model: nn.Module, adapter_name: str) -> None:
                 saved.float()
 
 
-def check_new_tensors(model: nn.Module, base: str) -> None:
+def check_uninitialized(model: nn.Module, base: str) -> None:
     """Refuse an adapter that leaves tensors random which its base, a plain backbone, does not hold.
 
     Raises:
-        ValueError: some of `model.new_tensors` are not among the adapter's modules-to-save; they are named.
+        ValueError: some of `model.uninitialized_keys` are not among the adapter's modules-to-save; they are named.
     """
     replaced = tuple(f"{n}." for n, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
-    left = sorted(name for name in getattr(model, "new_tensors", ()) if not name.startswith(replaced))
+    left = sorted(name for name in getattr(model, "uninitialized_keys", ()) if not name.startswith(replaced))
     if left:
         modules = sorted({name.rpartition(".")[0] for name in left})
         raise ValueError(
             f"{base} is a plain backbone without {shorten(modules)}, and the adapter does not hold them: they would "
             "stay random. Name them in the adapter's modules_to_save, or use a whole tracker as base."
         )
-
-
-def shorten(names: list[str], limit: int = 6) -> str:
-    """A list of names as text, cut after ``limit`` entries."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown}, ... ({len(names) - limit} more)"
-
-
-def read_safetensors(path: Path, source: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        OSError: the file is missing, empty, truncated or no safetensors file.
-    """
-    source = source or str(path)
-    if not path.is_file():
-        raise OSError(f"{source}: {path.name} is missing. An adapter keeps its tensors there, in safetensors format.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"{source}: {path.name} ({path.stat().st_size} bytes) is corrupt or truncated ({error}). Download or "
-            "copy it again."
-        ) from error
-
-
-def read_json(path: Path, source: str | None = None) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        OSError: the file is missing or holds no JSON object.
-    """
-    source = source or str(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise OSError(f"{source}: {path.name} is missing.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise OSError(f"{source}: {path.name} is not valid JSON ({error}). Download or copy it again.") from error
-    if not isinstance(content, dict):
-        raise OSError(f"{source}: {path.name} holds a {type(content).__name__}, expected a JSON object.")
-    return content
-
-
-def strings_of(value: Any) -> Iterator[str]:
-    """All strings inside a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings_of(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings_of(item)
-
-
-def is_relative_base(name: str) -> bool:
-    """Whether a recorded base is a folder relative to the adapter's own ("../ostrack-tiny") and not a Hub id."""
-    return name in (".", "..") or name.startswith(("./", "../", ".\\", "..\\"))

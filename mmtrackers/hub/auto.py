@@ -13,39 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 
-from .adapters import (
+from .adapters import AdapterFolder, PeftModel, adapter_names, fingerprint_difference
+from .folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    KEY_PREFIX,
+    HUB_OPTIONS,
     MODEL_CONFIG,
-    PREPROCESSOR_CONFIG,
     TRACKER_CONFIG,
-    active_adapter,
-    adapter_names,
-    adapter_state_dict,
-    cast_saved_modules,
-    check_adapter_name,
-    check_new_tensors,
-    check_tensors,
-    fingerprint_difference,
+    find_files,
+    first_line,
     is_relative_base,
     read_json,
-    read_safetensors,
     shorten,
 )
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 WAY_OUT = "base_model= (Hub id, folder or loaded model)"
-SMALL_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRACKER_CONFIG, MODEL_CONFIG, PREPROCESSOR_CONFIG)
 
 
 class AutoTracker(_BaseAutoModelClass):
@@ -143,15 +129,15 @@ class AutoTracker(_BaseAutoModelClass):
             raise ValueError("mmtrackers never runs code from a repository: leave trust_remote_code out.")
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         source = os.fspath(pretrained_model_name_or_path)
-        root = _small_files(source, revision, subfolder, hub)
+        root = find_files(source, revision, subfolder, hub)
         folder = root / subfolder
         if (folder / ADAPTER_CONFIG).is_file() and not (folder / MODEL_CONFIG).is_file():
             with_info = kwargs.pop("output_loading_info", False)
-            recorded = _recorded_adapter(folder, source)
-            base = _find_base(recorded.base_model_name_or_path, base_model, folder, source)
-            base_revision = base_revision or (recorded.revision if base_model is None else None)
+            adapter = AdapterFolder.read(folder, source)
+            base = _find_base(adapter.peft_config.base_model_name_or_path, base_model, folder, source)
+            base_revision = base_revision or (adapter.peft_config.revision if base_model is None else None)
             model = _base_as_tracker(cls, folder, source, base, base_revision, hub, kwargs)
-            _load_adapter(model, recorded, folder, source, base, adapter_name, is_trainable)
+            model._put_on(adapter, adapter_name, is_trainable)
             return (model, {"missing_keys": set(), "unexpected_keys": set()}) if with_info else model
         if base_model is not None or base_revision is not None or is_trainable or adapter_name != "default":
             raise ValueError(
@@ -162,83 +148,6 @@ class AutoTracker(_BaseAutoModelClass):
         if not os.path.isdir(source):
             revision = root.name  # the snapshot's commit: weights come from the state that was just looked at
         return _load_checked(super().from_pretrained, source, revision=revision, subfolder=subfolder, **hub, **kwargs)
-
-
-def add_adapter(
-    model: PreTrainedModel, source: str | os.PathLike[str], adapter_name: str, revision: str | None = None, **hub: Any
-) -> str:
-    """Load a further adapter onto a tracker that has one: same type, same base, checked tensor by tensor.
-
-    The adapter that was active stays active.
-
-    Args:
-        model: a tracker with an adapter, not packed.
-        source: Hub id or folder of the adapter.
-        adapter_name: its name in the model.
-        revision: branch, tag or commit.
-        **hub: ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
-
-    Returns:
-        Modality of the adapter's second stream.
-
-    Raises:
-        OSError: not found; a file is missing, corrupt or truncated.
-        ValueError: another type of adapter, another base or another tracker; a name that is taken or unsafe; tensors
-            that do not fit. The model is then as before.
-
-    Example:
-        >>> add_adapter(model, "org/seatrack-depth", "depth")  # doctest: +SKIP
-        'depth'
-    """
-    source = os.fspath(source)
-    folder = _small_files(source, revision, "", hub)
-    recorded, loaded = _recorded_adapter(folder, source), list(model.peft_config.values())
-    record = read_json(folder / TRACKER_CONFIG, source)
-    if recorded.peft_type != loaded[0].peft_type or record.get("model_type") != model.config.model_type:
-        raise ValueError(
-            f"{source} is a {recorded.peft_type.value} adapter for {record.get('model_type')}; this tracker is a "
-            f"{model.config.model_type} with {loaded[0].peft_type.value}. Load it as a tracker of its own that shares "
-            "the base: Tracker.from_pretrained(repo, base_model=base), with the loaded base."
-        )
-    if adapter_name in model.peft_config:
-        raise ValueError(f"The tracker has an adapter {adapter_name!r} already: choose another name.")
-    if different := fingerprint_difference(record.get("base_fingerprint", {}), model):
-        raise ValueError(f"Adapter {source} was trained on another base than this tracker's: {different}.")
-    active = active_adapter(model)
-    try:
-        _load_adapter(model, recorded, folder, source, model, adapter_name, is_trainable=False)
-    except (ValueError, OSError):
-        if adapter_name in model.peft_config:
-            model.delete_adapter(adapter_name)
-        raise
-    finally:
-        model.set_adapter(active)
-        model.requires_grad_(False)
-    return record.get("config", {}).get("modality", model.config.modality)
-
-
-def _small_files(source: str, revision: str | None, subfolder: str, hub: dict[str, Any]) -> Path:
-    """Folder with the config files and, for an adapter, its tensors; downloads them if ``source`` is a Hub id."""
-    if os.path.isdir(source):
-        return Path(source)
-    names = [str(Path(subfolder, name)) if subfolder else name for name in SMALL_FILES]
-    at = f" at revision {revision!r}" if revision else ""
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=names, **hub))
-    except HFValidationError as error:
-        raise OSError(f"{source!r} is neither an existing folder nor a Hub id of the form 'org/name'.") from error
-    except RevisionNotFoundError as error:
-        raise OSError(f"Repository {source!r} has no revision {revision!r} (branch, tag or commit).") from error
-    except RepositoryNotFoundError as error:
-        raise OSError(
-            f"No repository {source!r} on the Hub (and no such folder here). A private one needs token= or "
-            "`hf auth login`."
-        ) from error
-    except (OSError, HfHubHTTPError) as error:
-        raise OSError(
-            f"Cannot reach {source!r}{at} on the Hub and it is not in the local cache ({_first_line(error)}). Connect "
-            "once, or pass a local folder."
-        ) from error
 
 
 def _check_full_model(folder: Path, source: str, auto: type[AutoTracker]) -> None:
@@ -266,17 +175,6 @@ def _tracker_class(
             f"{where} says model_type {model_type!r}; known trackers: {', '.join(sorted(known))}. {way_out}."
         )
     return known[model_type]
-
-
-def _recorded_adapter(folder: Path, source: str) -> PeftConfig:
-    content = read_json(folder / ADAPTER_CONFIG, source)
-    peft_type = content.get("peft_type")
-    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ValueError(
-            f"{source}/{ADAPTER_CONFIG} says peft_type {peft_type!r}, which neither peft nor mmtrackers knows. "
-            "Upgrade mmtrackers, or import the package that registers it."
-        )
-    return PeftConfig.from_pretrained(str(folder))
 
 
 def _find_base(
@@ -353,7 +251,7 @@ def _base_folder(base: str, revision: str | None, hub: dict[str, Any], source: s
     try:
         if os.path.isabs(base) and not os.path.isdir(base):
             raise OSError(f"there is no folder {base}")
-        folder = _small_files(base, revision, "", hub)
+        folder = find_files(base, revision, "", hub)
     except OSError as error:
         raise OSError(
             f"Adapter {source} needs its base {base!r}, which cannot be loaded: {error} Pass {WAY_OUT}."
@@ -398,7 +296,7 @@ def _load_checked(load: Any, source: str | None, **kwargs: Any) -> Any:
             model, info = load(source, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise OSError(
-            f"{name}: a weight file is corrupt or truncated ({_first_line(error)}). Download or copy it again."
+            f"{name}: a weight file is corrupt or truncated ({first_line(error)}). Download or copy it again."
         ) from error
     wrong = {f"{key} {list(found)} (expected {list(wanted)})" for key, found, wanted in info["mismatched_keys"]}
     kinds = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": wrong}
@@ -411,33 +309,3 @@ def _load_checked(load: Any, source: str | None, **kwargs: Any) -> Any:
     return (model, info) if with_info else model
 
 
-def _load_adapter(
-    model: PreTrainedModel,
-    recorded: PeftConfig,
-    folder: Path,
-    source: str,
-    base: str | PreTrainedModel,
-    adapter_name: str,
-    is_trainable: bool,
-) -> None:
-    """Inject the adapter, compare names and shapes with its file, and only then copy the tensors in."""
-    tensors = read_safetensors(folder / ADAPTER_WEIGHTS, source)
-    check_adapter_name(model, adapter_name)
-    recorded.inference_mode = not is_trainable
-    model.add_adapter(recorded, adapter_name)
-    cast_adapter_dtype(model, adapter_name)  # float32 whatever the base is in, as get_peft_model does
-    if is_trainable:
-        cast_saved_modules(model, adapter_name)
-    recorded.base_model_name_or_path = base if isinstance(base, str) else model.name_or_path
-    check_new_tensors(model, model.name_or_path)
-    check_tensors(adapter_state_dict(model, adapter_name), tensors, f"{source}/{ADAPTER_WEIGHTS}")
-    # without peft's prefix, as the model is no PeftModel: modules-to-save are looked up by their bare names
-    tensors = {key.removeprefix(KEY_PREFIX): value for key, value in tensors.items()}
-    set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
-    if not is_trainable:
-        model.requires_grad_(False)  # peft alone would leave modules-to-save trainable
-    model.eval()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

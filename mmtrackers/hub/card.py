@@ -8,11 +8,11 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from mmtrackers.processing.files import write_json
 
-from .adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, TRACKER_CONFIG, read_json
+from .adapters import adapter_config_class
+from .folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, TRACKER_CONFIG, read_json
 
 CARD = "README.md"
 FACTS = "training_facts.json"
@@ -175,7 +175,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
 
 def _inferred(tuner: str | None) -> tuple[str, ...]:
     """What a tuner's config class says was inferred, where no code of its authors is public."""
-    return getattr(PEFT_TYPE_TO_CONFIG_MAPPING.get(tuner), "inferred", ())
+    return getattr(adapter_config_class(tuner), "inferred", ())
 
 
 def _card_data(about: dict[str, Any], facts: TrainingFacts, name: str) -> ModelCardData:

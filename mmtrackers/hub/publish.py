@@ -26,25 +26,27 @@ from transformers.image_processing_utils import BaseImageProcessor
 from mmtrackers.processing.files import write_json
 
 from .adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     KEY_PREFIX,
-    MODEL_CONFIG,
-    PREPROCESSOR_CONFIG,
-    TRACKER_CONFIG,
     active_adapter,
     adapter_names,
     adapter_state_dict,
     base_fingerprint,
     check_adapter_name,
     inner_model,
+)
+from .card import CARD, TrainingFacts, is_own_text, write_card
+from .folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_CONFIG,
+    PREPROCESSOR_CONFIG,
+    TRACKER_CONFIG,
     is_relative_base,
     read_json,
     read_safetensors,
     shorten,
     strings_of,
 )
-from .card import CARD, TrainingFacts, is_own_text, write_card
 
 __all__ = ["TrainingFacts", "check_folder", "push", "save_adapter", "write_card"]
 

@@ -1,20 +1,16 @@
 """What every tracker model shares: its output and its base class."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mmtrackers.hub.adapters import cast_saved_modules, check_new_tensors
+from mmtrackers.hub.adapters import AdapterMixin, PeftConfig, check_uninitialized
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.tracking.memory import TemplatePolicy
 
@@ -51,22 +47,7 @@ class TrackingOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def _unless_packed(method: Callable) -> Callable:
-    """A method about adapters that raises RuntimeError on a packed model, whose adapters are merged already."""
-
-    @wraps(method)
-    def guarded(self, *args, **kwargs):
-        if self.is_packed:
-            raise RuntimeError(
-                f"{method.__name__}() on a packed model: its adapters are merged into its weights. Load the model "
-                "again, choose its adapters, then pack()."
-            )
-        return method(self, *args, **kwargs)
-
-    return guarded
-
-
-class TrackerPreTrainedModel(PreTrainedModel):
+class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
 
     A model with an injected adapter saves the adapter only (`mmtrackers.hub.publish.save_adapter`).
@@ -79,26 +60,8 @@ class TrackerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    is_packed = False
-    # tensors that loading did not find in a foreign backbone: random until they are trained or come with an adapter
-    new_tensors: frozenset[str] = frozenset()
     # whether embed_template reads which cells of a template show the target
     reads_template_mask = False
-    default_adapter: type[PeftConfig] | None = None
-
-    add_adapter = _unless_packed(PreTrainedModel.add_adapter)
-    load_adapter = _unless_packed(PreTrainedModel.load_adapter)
-    set_adapter = _unless_packed(PreTrainedModel.set_adapter)
-    delete_adapter = _unless_packed(PreTrainedModel.delete_adapter)
-    disable_adapters = _unless_packed(PreTrainedModel.disable_adapters)
-
-    @_unless_packed
-    def enable_adapters(self) -> None:
-        """As in transformers, whose own leaves the modules that an adapter trained in full switched off."""
-        super().enable_adapters()
-        for module in self.modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                module.enable_adapters(enabled=True)
 
     @classmethod
     def from_base(
@@ -145,8 +108,7 @@ class TrackerPreTrainedModel(PreTrainedModel):
             )
         model.requires_grad_(False)
         model.add_adapter(adapter_config or cls.default_adapter(), adapter_name=adapter_name)
-        cast_saved_modules(model, adapter_name)
-        check_new_tensors(model, str(base))
+        check_uninitialized(model, str(base))
         return model.train()
 
     @classmethod
@@ -180,11 +142,6 @@ class TrackerPreTrainedModel(PreTrainedModel):
         """Which frames of a video are the templates: the first one, unless a model says otherwise."""
         return TemplatePolicy()
 
-    @property
-    def has_adapter(self) -> bool:
-        """Whether an adapter is injected."""
-        return bool(getattr(self, "_hf_peft_config_loaded", False))
-
     def pack(self) -> None:
         """Prepares the model for inference, in place: see `mmtrackers.modeling.packing.pack_model`.
 
@@ -194,24 +151,6 @@ class TrackerPreTrainedModel(PreTrainedModel):
         from .packing import pack_model
 
         pack_model(self)
-
-    def merge_and_unload(self) -> "TrackerPreTrainedModel":
-        """Adds the active adapter to the weights and takes it away, in place: a plain model with the same numbers.
-
-        Returns:
-            The model itself, in evaluation mode, which saves and loads as a full model.
-
-        Raises:
-            RuntimeError: the model is packed.
-            ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
-
-        Example:
-            >>> model.merge_and_unload().save_pretrained("merged")  # doctest: +SKIP
-        """
-        from .packing import merge_model
-
-        merge_model(self)
-        return self
 
     def train(self, mode: bool = True) -> "TrackerPreTrainedModel":
         if mode and self.is_packed:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model, PreTrainedConfig
 
-from mmtrackers.hub.adapters import shorten
+from mmtrackers.hub.folders import shorten
 
 from .dinov2 import resample_positions
 

@@ -9,39 +9,15 @@ plain linear maps remain.
 A module that can be rewritten offers `packed(dtype)`, which returns what stands in its place.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmtrackers.hub.adapters import active_adapter
-
-
-def merged(layer: nn.Module) -> nn.Module:
-    """The plain layer that computes what `layer` does with its active adapters; `layer` itself stays as it is."""
-    if isinstance(layer, ModulesToSaveWrapper):
-        active = [] if layer.disable_adapters else layer.active_adapters
-        return layer.modules_to_save[active[0]] if active else layer.original_module
-    if not isinstance(layer, BaseTunerLayer):
-        return layer
-    if layer.disable_adapters or layer.merged:
-        return layer.get_base_layer()
-    names = [name for name in layer.active_adapters if name in getattr(layer, layer.adapter_layer_names[0])]
-    layer = copy.deepcopy(layer)
-    if type(layer).merge is not BaseTunerLayer.merge:
-        layer.merge(adapter_names=names)
-        return layer.get_base_layer()
-    base = layer.get_base_layer()
-    for name in names:
-        base.weight.data = (base.weight.float() + layer.get_delta_weight(name).float()).to(base.weight.dtype)
-    return base
+from mmtrackers.hub.adapters import ModulesToSaveWrapper, merged
 
 
 @dataclass(frozen=True)
@@ -190,23 +166,6 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(self.conv(x))
-
-
-def merge_model(model: nn.Module) -> None:
-    """Merges a model's active adapter into its weights, in place: see `TrackerPreTrainedModel.merge_and_unload`."""
-    if model.is_packed:
-        raise RuntimeError("merge_and_unload() on a packed model: its adapters are merged already.")
-    name = active_adapter(model)
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
-    getattr(tuner, "refuse_merge", lambda: None)()
-    with torch.no_grad():
-        for module in list(model.modules()):
-            for place, child in list(module.named_children()):
-                if isinstance(child, BaseTunerLayer | ModulesToSaveWrapper):
-                    setattr(module, place, merged(child))
-    del model.peft_config
-    model._hf_peft_config_loaded, model.new_tensors = False, frozenset()
-    model.eval()
 
 
 def pack_model(model: nn.Module) -> None:

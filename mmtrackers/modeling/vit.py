@@ -315,7 +315,6 @@ class ViTTrunk(TrackerPreTrainedModel):
     base_model_prefix = ""
     _no_split_modules = ["ViTLayer"]
     _can_record_outputs = {"hidden_states": ViTLayer, "attentions": OutputRecorder(ViTLayer, index=1)}
-    _input_embed_layer = "patch"
 
     def __init__(self, config):
         super().__init__(config)
@@ -324,9 +323,6 @@ class ViTTrunk(TrackerPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.fusion = StreamFusion(config.fusion)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch
 
     def layout(self, template_tokens: int, prefix: int = 0) -> TokenLayout:
         """The layout of a full sequence with so many template and prefix tokens."""

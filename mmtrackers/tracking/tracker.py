@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtrackers.hub.adapters import active_adapter, bound_copy
+from mmtrackers.hub.adapters import active_adapter, weight_sharing_copy
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
@@ -120,7 +120,7 @@ class Tracker:
             kwargs: `revision`, `cache_dir`, `token`, ...
 
         Raises:
-            OSError, ValueError: as `hub.auto.add_adapter`; also for a model that is packed or has no adapter.
+            OSError, ValueError: as `load_adapter` of the model; also for a model that is packed or has no adapter.
 
         Example:
             ```python
@@ -129,12 +129,10 @@ class Tracker:
             session = tracker.start({"rgb": rgb, "depth": depth}, box, adapter="depth")
             ```
         """
-        from mmtrackers.hub.auto import add_adapter
-
         if self.model.is_packed or not self.model.has_adapter:
             why = "is packed" if self.model.is_packed else "has no adapter of its own"
             raise ValueError(f"no adapter can be added: the model {why}. Load an adapter first, pack() never")
-        self._modalities[name] = add_adapter(self.model, repo, name, **kwargs)
+        self._modalities[name] = self.model.load_adapter(repo, name, **kwargs)
 
     def model_for(self, adapter: str | None = None) -> Any:
         """The model that a session runs: a copy that shares all weights, in which one adapter is active for good.
@@ -155,7 +153,7 @@ class Tracker:
         key = (name, tuple(id(parameter) for parameter in self.model.parameters()))
         if key not in self._copies:
             self._copies = {old: bound for old, bound in self._copies.items() if old[1] == key[1]}
-            self._copies[key] = bound_copy(self.model, name)
+            self._copies[key] = weight_sharing_copy(self.model, name)
         return self._copies[key]
 
     def start(

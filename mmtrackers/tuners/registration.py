@@ -1,15 +1,10 @@
-"""Registration of own tuners with peft, whose own registry is closed to third parties, and their common base."""
+"""Types of this package's tuners, and what their layers and the tuners have in common."""
 
 import re
 from enum import StrEnum
 
 import torch
 from peft import PeftConfig
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
@@ -21,27 +16,6 @@ class TrackerPeftType(StrEnum):
     PROGRESSIVE = "PROGRESSIVE"
     SDMOE = "SDMOE"
     TMOE = "TMOE"
-
-
-def register_tuner(peft_type: TrackerPeftType, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
-    """Enters a tuner into peft's tables; calling it again with the same classes is harmless.
-
-    Args:
-        peft_type (`TrackerPeftType`): the type that `adapter_config.json` names.
-        config_class, tuner_class: its config and its tuner.
-
-    Raises:
-        ValueError: the prefix is not the lower-case type and an underscore, or another tuner has this type.
-    """
-    prefix = f"{peft_type.value.lower()}_"
-    if tuner_class.prefix != prefix:
-        raise ValueError(f"The prefix of {tuner_class.__name__} must be {prefix!r}, got {tuner_class.prefix!r}.")
-    known = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type, tuner_class)
-    if known is not tuner_class:
-        raise ValueError(f"peft type {peft_type.value} is taken by {known.__name__}.")
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner_class
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
 
 
 class TrackerTunerLayer(nn.Module, BaseTunerLayer):

@@ -3,7 +3,6 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from peft import LoraConfig
 from transformers import PreTrainedConfig
 
 from mmtrackers.modeling.configuration import CropConfigMixin
@@ -99,27 +98,3 @@ class LoRATConfig(CropConfigMixin, PreTrainedConfig):
         for name in ("drop_path_rate", "window_penalty"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected in [0, 1).")
-
-
-def lora_config(r: int = 64, lora_alpha: float = 64, **kwargs: Any) -> LoraConfig:
-    """LoRAT's adapter: low-rank maps on every linear map of every layer; token types and head trained in full.
-
-    Given to `add_adapter` or `from_base` of a LoRAT tracker, both matrices of each pair start from a truncated normal
-    distribution, neither at zero; after `peft.get_peft_model` call `start_lora`.
-
-    Args:
-        r, lora_alpha: rank and scale; the published ones by default (a factor of 1).
-        kwargs: other fields of `peft.LoraConfig`.
-
-    Example:
-        >>> sorted(lora_config().modules_to_save)
-        ['head', 'token_type']
-    """
-    fields = {
-        "target_modules": r".*\.layers\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc1|fc2|w12|w3))",
-        "modules_to_save": ["token_type", "head"],
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "init_lora_weights": False,
-    }
-    return LoraConfig(r=r, lora_alpha=lora_alpha, **(fields | kwargs))

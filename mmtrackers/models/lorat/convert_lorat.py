@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, set_peft_model_state_dict
 from torch import Tensor
 
 from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count
-from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
+from mmtrackers.hub.adapters import KEY_PREFIX, PeftConfig, adapter_state_dict, base_state_dict, fill_adapter
 from mmtrackers.hub.auto import AutoTracker
 from mmtrackers.hub.card import TrainingFacts, write_card
+from mmtrackers.hub.folders import check_tensors, shorten
 from mmtrackers.models.ostrack.convert_ostrack import rename
+from mmtrackers.tuners.lora import lora_config
 
-from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig, lora_config
+from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig
 from .modeling_lorat import LoRATForTracking
 
 _FIXED = {
@@ -194,9 +195,8 @@ def convert_on_dinov2(
             f"{job.file} was trained on a DINOv2 of width {width} and {depth} layers; {job.base} has "
             f"{config.hidden_size} and {config.num_hidden_layers}."
         )
-    check_tensors(adapter_state_dict(model, "default"), ours, str(job.file))
+    fill_adapter(model, "default", ours, str(job.file))
     _check_frozen(frozen, base_state_dict(model), job)
-    set_peft_model_state_dict(model, {name: tensor for name, tensor in trained.items()}, adapter_name="default")
     report = ConversionReport(system, _variant(config), {"adapter": job.out})
     report.facts += [f"read {count(trained)} of the adapter: {told}", f"base: {job.base}"]
     facts = TrainingFacts(

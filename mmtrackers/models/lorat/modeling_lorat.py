@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from mmtrackers.hub.adapters import shorten
+from mmtrackers.hub.adapters import PeftConfig
+from mmtrackers.hub.folders import shorten
 from mmtrackers.modeling.base import TrackerPreTrainedModel, TrackingOutput
 from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.modeling.dinov2 import Dinov2Trunk, init_dinov2_weights
@@ -25,8 +24,9 @@ from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
 from mmtrackers.modeling.seams import Neck, scale_by_token
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.processing.image_processing import TrackerImageProcessor
+from mmtrackers.tuners.lora import lora_config, start_lora, starts_as_lorat
 
-from .configuration_lorat import SEARCH_FACTORS, SIZES, TEMPLATE_SIZES, LoRATConfig, lora_config
+from .configuration_lorat import SEARCH_FACTORS, SIZES, TEMPLATE_SIZES, LoRATConfig
 
 logger = logging.get_logger(__name__)
 TRUNK = ("model.embeddings.", "model.layers.", "model.norm.")
@@ -44,9 +44,9 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
         init_dinov2_weights(module, self.config.initializer_range)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
-        """As in transformers; a LoRA with `init_lora_weights=False` starts as LoRAT's does: `start_lora`."""
+        """As for every tracker; a LoRA with `init_lora_weights=False` starts as LoRAT's does: `start_lora`."""
         super().add_adapter(adapter_config, adapter_name)
-        if isinstance(adapter_config, LoraConfig) and adapter_config.init_lora_weights is False:
+        if starts_as_lorat(adapter_config):
             start_lora(self, adapter_name or "default")
 
     @classmethod
@@ -54,7 +54,7 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
         """As in transformers; a plain DINOv2 (Hub id or folder) fills the trunk.
 
         Head and token types are new then: a warning names them, or, with `output_loading_info=True`, the model's
-        `new_tensors` does.
+        `uninitialized_keys` does.
 
         Args:
             pretrained_model_name_or_path: a tracker, an adapter of one, or DINOv2.
@@ -90,7 +90,7 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
                 f"{source} does not fit {cls.__name__}: missing {shorten(sorted(info['missing_keys']))}, of another "
                 f"shape {shorten(sorted(str(key) for key in info['mismatched_keys']))}."
             )
-        model.new_tensors = frozenset(new)
+        model.uninitialized_keys = frozenset(new)
         if with_info:
             return model, info
         names = shorten(sorted(new), 20)
@@ -127,29 +127,6 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         report.removeFilter(unsaid)
-
-
-@torch.no_grad()
-def start_lora(model: nn.Module, adapter_name: str = "default", std: float = 0.02) -> None:
-    """Draws both matrices of every low-rank pair from a truncated normal distribution, as LoRAT starts.
-
-    Neither is zero, so that the start is not the frozen model; peft's own initial values set B to zero.
-
-    Args:
-        model (`nn.Module`): with a LoRA adapter.
-        adapter_name (`str`): which.
-        std (`float`): of A and B.
-
-    Example:
-        >>> from peft import get_peft_model
-        >>> model = get_peft_model(model, lora_config())  # doctest: +SKIP
-        >>> start_lora(model)  # doctest: +SKIP
-    """
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for pairs in (module.lora_A, module.lora_B):
-                if adapter_name in pairs and not pairs[adapter_name].weight.is_meta:
-                    nn.init.trunc_normal_(pairs[adapter_name].weight, std=std)
 
 
 class LoRATModel(LoRATPreTrainedModel, Dinov2Trunk):

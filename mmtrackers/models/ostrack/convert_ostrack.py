@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count
-from mmtrackers.hub.adapters import check_tensors
 from mmtrackers.hub.auto import AutoTracker
 from mmtrackers.hub.card import TrainingFacts, write_card
+from mmtrackers.hub.folders import check_tensors
 
 from .configuration_ostrack import OSTrackConfig
 from .modeling_ostrack import OSTrackForTracking

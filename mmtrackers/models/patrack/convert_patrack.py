@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
 from torch import Tensor
 
 from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
-from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, check_tensors, shorten
+from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, fill_adapter
 from mmtrackers.hub.auto import AutoTracker
 from mmtrackers.hub.card import TrainingFacts
+from mmtrackers.hub.folders import check_tensors, shorten
 from mmtrackers.models.ostrack.convert_ostrack import UNUSED, ostrack_to_official, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.progressive import ProgressiveConfig
@@ -182,8 +182,7 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
     report.facts += _told(own, ours, config.num_hidden_layers, adapter_config)
     model = PATrackForTracking.from_base(str(base), modality=job.modality, adapter_config=adapter_config)
     tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
-    check_tensors(adapter_state_dict(model, "default"), tensors, str(job.file))
-    set_peft_model_state_dict(model, tensors, adapter_name="default")
+    fill_adapter(model, "default", tensors, str(job.file))
     # the official repository states no licence
     data = f"as its authors trained it; converted from the official file `{job.file.name}`"
     facts = TrainingFacts(data=data, license="unknown")

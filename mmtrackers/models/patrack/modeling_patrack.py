@@ -1,7 +1,5 @@
 """PATrack: a frozen OSTrack for two streams with the PROGRESSIVE adapter (arXiv 2603.21100)."""
 
-from peft import PeftConfig
-
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.progressive import ProgressiveConfig
 
@@ -21,4 +19,4 @@ class PATrackForTracking(OSTrackForTracking):
     """
 
     config: PATrackConfig
-    default_adapter: type[PeftConfig] = ProgressiveConfig
+    default_adapter = ProgressiveConfig

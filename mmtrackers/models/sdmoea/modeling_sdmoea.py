@@ -1,7 +1,5 @@
 """SDMoEA: a frozen ODTrack for two streams with the SDMOE adapter (arXiv 2603.13719); an unofficial reconstruction."""
 
-from peft import PeftConfig
-
 from mmtrackers.models.odtrack.modeling_odtrack import ODTrackForTracking
 from mmtrackers.tuners.sdmoe import SDMoEConfig
 
@@ -26,4 +24,4 @@ class SDMoEAForTracking(ODTrackForTracking):
     """
 
     config: SDMoEAConfig
-    default_adapter: type[PeftConfig] = SDMoEConfig
+    default_adapter = SDMoEConfig

@@ -13,20 +13,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from peft import set_peft_model_state_dict
 from torch import Tensor
 
 from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
-from mmtrackers.hub.adapters import (
-    KEY_PREFIX,
-    PREPROCESSOR_CONFIG,
-    adapter_state_dict,
-    base_state_dict,
-    check_tensors,
-    shorten,
-)
+from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, fill_adapter
 from mmtrackers.hub.auto import AutoTracker
 from mmtrackers.hub.card import TrainingFacts
+from mmtrackers.hub.folders import PREPROCESSOR_CONFIG, check_tensors, shorten
 from mmtrackers.models.ostrack.convert_ostrack import (
     UNUSED,
     merge_names,
@@ -326,8 +319,7 @@ def convert_seatrack(job: ConversionJob) -> ConversionReport:
     ]
     model = SEATrackForTracking.from_base(str(base), modality=modality, adapter_config=AMGLoraConfig(**settings))
     tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
-    check_tensors(adapter_state_dict(model, "default"), tensors, str(job.file))
-    set_peft_model_state_dict(model, tensors, adapter_name="default")
+    fill_adapter(model, "default", tensors, str(job.file))
     facts = TrainingFacts(
         data=f"as its authors trained it; converted from the official file `{job.file.name}`", license="mit"
     )

@@ -1,7 +1,5 @@
 """SEATrack: a frozen OSTrack for two streams with the AMG_LORA adapter (arXiv 2604.12502)."""
 
-from peft import PeftConfig
-
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.amg_lora import AMGLoraConfig
 
@@ -20,4 +18,4 @@ class SEATrackForTracking(OSTrackForTracking):
     """
 
     config: SEATrackConfig
-    default_adapter: type[PeftConfig] = AMGLoraConfig
+    default_adapter = AMGLoraConfig

@@ -1,4 +1,5 @@
-from mmtrackers.tuners.registration import TrackerPeftType, register_tuner
+from mmtrackers.hub.adapters import register_tuner
+from mmtrackers.tuners.registration import TrackerPeftType
 
 from .config import AMGLoraConfig
 from .model import AMGLoraModel
