@@ -9,7 +9,7 @@ import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input
 
-from mmtrackers.processing import frames
+from mmtrackers.processing import frames, thermal
 from mmtrackers.processing.boxes import clip_box_xywh
 from mmtrackers.processing.frames import depth_to_colors
 from mmtrackers.processing.image_processing import TrackerImageProcessor, hann_window
@@ -195,10 +195,10 @@ def test_median_by_counting(count, seed):
         ({"thermal": RGB}, "thermal", 2, r"no rgb stream \(it has thermal\).*'rgb': picture"),
         ({}, "rgb", 1, r"no rgb stream \(it has no picture at all\)"),
         ({"rgb": RGB, "infrared": RGB}, "thermal", 2, "unknown stream infrared; known: rgb, thermal, depth, event"),
-        ({"rgb": RGB, "thermal": RGB[:1]}, "thermal", 2, "differ in size.*rgb 4 x 2, thermal 4 x 1.*cv2.resize"),
+        ({"rgb": RGB, "thermal": RGB[:1]}, "thermal", 2, "differ in size.*rgb 4 x 2, thermal 4 x 1.*--align.*scale"),
         ({"rgb": RGB / 255}, "rgb", 1, r"rgb picture has the type float64, expected uint8.*frame \* 255"),
         ({"rgb": RGB.astype(np.uint16)}, "rgb", 1, "type uint16, expected uint8: convert it"),
-        ({"rgb": RGB, "thermal": RGB.astype(np.float32)}, "thermal", 2, "thermal .* expected uint8 or uint16"),
+        ({"rgb": RGB, "thermal": RGB.astype(np.float32)}, "thermal", 2, "thermal .*, or float of one channel"),
         ({"rgb": RGB, "depth": RGB}, "depth", 2, r"depth .*\(2, 4, 3\).*not a coloured picture"),
         ({"rgb": RGB, "depth": DEPTH / 1000}, "depth", 2, r"expected uint16 \(millimetres\).*frame \* 1000"),
         ({"rgb": RGB, "depth": RGB[..., 0]}, "depth", 2, "type uint8.*IMREAD_UNCHANGED"),
@@ -360,3 +360,63 @@ def test_bad_settings(settings, message):
 def test_calling_gives_a_models_inputs(processor, role, shape):
     inputs = processor(np.zeros((40, 50, 3), np.uint8), [[10, 10, 8, 8]], role=role)
     assert {key: tuple(value.shape) for key, value in inputs.items()} == {role: shape}
+
+
+# ------------------------------------------------------------------------------------------- thermal range, depth
+
+
+def test_one_thermal_range_for_a_video():
+    rng = np.random.default_rng(0)
+    frames16 = rng.integers(7000, 7101, (3, 100, 120)).astype(np.uint16)
+    hot = frames16[1].copy()
+    hot[5, 5] = 65000
+    kept = thermal.ThermalRange()
+    medians = [int(np.median(frames.to_picture(picture, "thermal", thermal_range=kept)[..., 0]))
+               for picture in (frames16[0], hot, frames16[2])]  # fmt: skip
+    assert max(medians) - min(medians) <= 4 and 115 < medians[0] < 140
+    assert np.median(frames.to_picture(hot, "thermal")[..., 0]) < 2, "the published reading, for parity"
+    per_frame = thermal.ThermalRange("frame")
+    np.testing.assert_array_equal(
+        frames.to_picture(hot, "thermal", thermal_range=per_frame), frames.to_picture(hot, "thermal")
+    )
+
+
+def test_a_thermal_range_follows_slowly_and_a_given_one_stays():
+    rng = np.random.default_rng(0)
+    kept, given = thermal.ThermalRange(), thermal.ThermalRange((7000, 7200))
+    start = kept(rng.integers(7000, 7101, (50, 60)).astype(np.uint16))
+    warm = rng.integers(7500, 7601, (50, 60)).astype(np.uint16)
+    after = kept(warm)
+    assert 0 < after[0] - start[0] < 15
+    for _ in range(300):
+        after = kept(warm)
+    assert after == pytest.approx((7490, 7610), abs=3)
+    assert kept(np.full((50, 60), 100, np.uint16)) == after, "a closed shutter moves nothing"
+    assert given(warm) == (7000, 7200)
+    shown = frames.to_picture(np.array([[6000, 7000, 7050, 9000]], np.uint16), "thermal", thermal_range=given)
+    assert shown[0, :, 0].tolist() == [0, 0, 64, 255]
+
+
+def test_thermal_in_degrees_and_in_8_bits():
+    degrees = np.array([[20.0, 25.0, 30.0, np.nan]])
+    assert frames.to_picture(degrees, "thermal")[0, :, 0].tolist() == [0, 128, 255, 0]
+    kept = thermal.ThermalRange((20, 40))
+    assert frames.to_picture(degrees, "thermal", thermal_range=kept)[0, :, 0].tolist() == [0, 64, 128, 0]
+    eight = np.array([[7, 8, 250]], np.uint8)
+    assert frames.to_picture(eight, "thermal", thermal_range=kept)[0, :, 0].tolist() == [7, 8, 250]
+
+
+@pytest.mark.parametrize("limits", [(30, 20), (20, 20), (1, 2, 3), ("a", "b"), (0, np.inf), 5, "auto"])
+def test_thermal_ranges_that_cannot_be_used(limits):
+    with pytest.raises(ValueError, match=r"the thermal range is .*lower one first"):
+        thermal.ThermalRange(limits)
+
+
+def test_depth_of_which_most_is_unknown_keeps_its_colors():
+    depth = np.zeros((40, 40), np.uint16)
+    depth[:10] = np.linspace(1000, 3000, 40)
+    picture = depth_to_colors(depth)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    depth[:10, 0] = 60000
+    clipped = np.minimum(depth, int(3 * np.median(depth[depth > 0])))
+    np.testing.assert_array_equal(depth_to_colors(depth), depth_to_colors(clipped, clip=False))

@@ -1,10 +1,12 @@
 """Frames of one or several cameras: what they may be, and how each stream becomes a picture of three channels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+
+from .thermal import ThermalRange, thermal_to_grey
 
 MODALITIES = ("rgb", "thermal", "depth", "event")
 # The second stream of a tracker that serves every modality: what the video has
@@ -39,15 +41,16 @@ def _wrong_type(picture: np.ndarray, stream: str, expected: str, hint: str) -> V
     return ValueError(f"the {stream} picture has the type {picture.dtype}, expected {expected}: {hint}")
 
 
-def _eight_bit(picture: np.ndarray, stream: str) -> np.ndarray:
+def _eight_bit(picture: np.ndarray, stream: str, thermal_range: ThermalRange | None) -> np.ndarray:
     if picture.dtype == np.uint8:
         return picture
-    if picture.dtype == np.uint16 and stream == "thermal":
-        return cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    if stream == "thermal" and (picture.dtype == np.uint16 or (picture.dtype.kind == "f" and picture.ndim == 2)):
+        return thermal_to_grey(picture, thermal_range(picture) if thermal_range is not None else None)
     hint = "convert it to 0..255 first"
     if picture.dtype.kind == "f":
         hint = "normalising is the processor's work; (frame * 255).round().astype(np.uint8) if its values are 0..1"
-    raise _wrong_type(picture, stream, "uint8" + (" or uint16" if stream == "thermal" else ""), hint)
+    expected = "uint8, uint16, or float of one channel (degrees)" if stream == "thermal" else "uint8"
+    raise _wrong_type(picture, stream, expected, hint)
 
 
 def _median(depth: np.ndarray) -> float:
@@ -62,7 +65,8 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
 
     Values above `min(3 * median, 10000)` mm become that value, then the picture's own minimum and maximum become 0 and
     255 (rounded), then OpenCV's JET map. The channels stay in the order that OpenCV gives, blue first: the published
-    models saw them so (jiawen-zhu/ViPT, `depth_utils.py`).
+    models saw them so (jiawen-zhu/ViPT, `depth_utils.py`). Where more than half of the pixels are unknown, the median
+    is that of the known ones.
 
     Args:
         depth (`np.ndarray` uint16 `[H, W]`): distance in millimetres, 0 where unknown.
@@ -93,18 +97,24 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
         raise _wrong_type(depth, "depth", "uint16 (millimetres)", hint)
     depth = np.ascontiguousarray(depth)
     if clip:
-        depth = np.minimum(depth, np.uint16(min(3 * _median(depth), _FARTHEST_MM)))
+        # where most pixels are unknown the median is 0, and clipping at it would leave nothing
+        middle = _median(depth) or (_median(depth[depth > 0]) if depth.any() else 0)
+        depth = np.minimum(depth, np.uint16(min(3 * middle, _FARTHEST_MM)))
     return cv2.applyColorMap(cv2.normalize(depth, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U), cv2.COLORMAP_JET)
 
 
-def to_picture(picture: np.ndarray, stream: str, depth_clip: bool = True) -> np.ndarray:
+def to_picture(
+    picture: np.ndarray, stream: str, depth_clip: bool = True, thermal_range: ThermalRange | None = None
+) -> np.ndarray:
     """One stream of a frame as a picture of three channels.
 
     Args:
-        picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` grey; thermal: also uint16, whose
-            minimum and maximum become 0 and 255; depth: uint16 `[H, W]`, millimetres.
+        picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` grey; thermal: also uint16 counts,
+            or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimetres.
         stream (`str`): the modality.
         depth_clip (`bool`): see `depth_to_colors`.
+        thermal_range ([`ThermalRange`], *optional*): the video's; by default a picture's own minimum and maximum
+            become 0 and 255.
 
     Returns:
         `np.ndarray` uint8 `[H, W, 3]`, contiguous.
@@ -118,7 +128,7 @@ def to_picture(picture: np.ndarray, stream: str, depth_clip: bool = True) -> np.
     """
     if stream == "depth":
         return depth_to_colors(picture, clip=depth_clip)
-    picture = _eight_bit(_checked(picture, stream), stream)
+    picture = _eight_bit(_checked(picture, stream), stream, thermal_range)
     return np.ascontiguousarray(picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB))
 
 
@@ -200,34 +210,35 @@ def _missing(stream: str, present: list[str], replaceable: bool) -> ValueError:
     return ValueError(f"the frame has no {stream} stream ({found}), which this tracker reads: {out}")
 
 
-def join_streams(pictures: dict[str, np.ndarray]) -> np.ndarray:
+def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises ValueError unless all streams (name -> height and width) have one size."""
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{stream} {w} x {h}" for stream, (h, w) in sizes.items())
+        raise ValueError(
+            f"the streams differ in size (width x height: {shown}): say how they lie on each other with "
+            f"alignment={{{list(sizes)[-1]!r}: matrix}} (--align FILE, as `mmtrackers align` writes it), or with "
+            "'scale' in the matrix's place if only the scale differs"
+        )
+
+
+def join_streams(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Pictures of one size side by side on the channel axis.
 
     Args:
-        pictures: stream to uint8 `[H, W, 3]`, one or two of them.
+        pictures (list of `np.ndarray` uint8 `[H, W, 3]`): one or two.
 
     Returns:
-        `np.ndarray` uint8 `[H, W, 3 * S]`, in the mapping's order.
-
-    Raises:
-        ValueError: if the sizes differ.
+        `np.ndarray` uint8 `[H, W, 3 * S]`.
 
     Example:
         >>> grey = np.zeros((2, 4, 3), np.uint8)
-        >>> join_streams({"rgb": grey, "event": grey + 1})[0, 0].tolist()
+        >>> join_streams([grey, grey + 1])[0, 0].tolist()
         [0, 0, 0, 1, 1, 1]
     """
-    sizes = [picture.shape[:2] for picture in pictures.values()]
-    if len(set(sizes)) > 1:
-        shown = ", ".join(f"{s} {w} x {h}" for s, (h, w) in zip(pictures, sizes, strict=True))
-        raise ValueError(
-            f"the streams differ in size (width x height: {shown}): they must show the same view pixel for pixel; "
-            "register them first, or resize one with cv2.resize if only the scale differs"
-        )
     if len(pictures) == 1:
-        return next(iter(pictures.values()))
+        return pictures[0]
     channels = 3 * len(pictures)
-    joined = np.empty((*sizes[0], channels), np.uint8)
+    joined = np.empty((*pictures[0].shape[:2], channels), np.uint8)
     # NumPy's own concatenation on a last axis of three is several times slower.
-    cv2.mixChannels(list(pictures.values()), [joined], [k for channel in range(channels) for k in (channel, channel)])
+    cv2.mixChannels(list(pictures), [joined], [k for channel in range(channels) for k in (channel, channel)])
     return joined

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypedDict
 
@@ -12,6 +12,7 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .alignment import Alignment, View, cut_warped, frame_matrix
 from .boxes import BoxLike, clip_box_xywh
 from .crops import (
     AlignedCrop,
@@ -24,7 +25,8 @@ from .crops import (
     mean_color,
     rasterized,
 )
-from .frames import Frame, choose_streams, join_streams, to_picture
+from .frames import Frame, check_sizes, choose_streams, join_streams, to_picture
+from .thermal import ThermalRange
 
 __all__ = ["AlignedCrop", "Crop", "TrackerImageProcessor", "hann_window"]
 
@@ -57,6 +59,13 @@ def _normalisation(
         torch.tensor([255 * m for m in mean], device=device).reshape(shape),
         torch.tensor([1 / (255 * s) for s in std], device=device).reshape(shape),
     )
+
+
+def _as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
+    if isinstance(image, (list, tuple)):
+        return image
+    check_picture(image)
+    return [View(image, "rgb")]
 
 
 class TrackerImageProcessor(BaseImageProcessor):
@@ -160,9 +169,43 @@ class TrackerImageProcessor(BaseImageProcessor):
             >>> image.shape, image[-1, -1].tolist()
             ((4, 6, 6), [0, 0, 0, 255, 255, 255])
         """
-        pictures: dict[str, np.ndarray] = {}
-        sources = choose_streams(frame, modality, streams, allow_missing)
-        for stream, (source, picture) in sources.items():
+        views = self.views(frame, modality, streams, allow_missing)
+        return join_streams([view.picture for view in views])
+
+    def views(
+        self,
+        frame: Frame,
+        modality: str = "rgb",
+        streams: int = 1,
+        allow_missing: bool = False,
+        alignment: Mapping[str, Alignment] | None = None,
+        thermal_range: ThermalRange | None = None,
+    ) -> list[View]:
+        """The streams of a frame, each by itself, for `crop`: what `stack` does without joining whole pictures.
+
+        Args:
+            frame, modality, streams, allow_missing: as for `stack`.
+            alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> what maps its pixels to the RGB
+                picture's, as `mmtrackers.processing.alignment.check_alignment` gives it; the streams may then differ
+                in size.
+            thermal_range ([`ThermalRange`], *optional*): of this video; by default every frame's own.
+
+        Returns:
+            `list[View]`: RGB first.
+
+        Raises:
+            ValueError: as `stack`, and for an alignment that does not fit the pictures.
+
+        Example:
+            >>> rgb, thermal = np.zeros((40, 60, 3), np.uint8), np.zeros((20, 30), np.uint8)
+            >>> views = TrackerImageProcessor().views(
+            ...     {"rgb": rgb, "thermal": thermal}, "thermal", 2, alignment={"thermal": "scale"}
+            ... )
+            >>> [view.size for view in views]
+            [(40, 60), (40, 60)]
+        """
+        views: dict[str, View] = {}
+        for stream, (source, picture) in choose_streams(frame, modality, streams, allow_missing).items():
             if source != stream and stream not in self._said_missing:
                 self._said_missing.add(stream)
                 warnings.warn(
@@ -171,14 +214,23 @@ class TrackerImageProcessor(BaseImageProcessor):
                     UserWarning,
                     stacklevel=2,
                 )
-            same = source != stream and source in pictures
-            pictures[stream] = pictures[source] if same else to_picture(picture, source, self.depth_clip)
-        return join_streams(pictures)
+            if source in views:
+                views[stream] = views[source]
+                continue
+            view = View(to_picture(picture, source, self.depth_clip, thermal_range), source)
+            given = (alignment or {}).get(source)
+            if given is not None and views:
+                frame_size = views["rgb"].size
+                matrix = frame_matrix(given, view.size, frame_size, source)
+                view = View(view.picture, source, matrix, frame_size)
+            views[stream] = view
+        check_sizes({stream: view.size for stream, view in views.items()})
+        return list(views.values())
 
     # -------------------------------------------------------------------------------------------------------- crops
 
     def crop(
-        self, image: np.ndarray, box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
+        self, image: np.ndarray | Sequence[View], box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
     ) -> tuple[np.ndarray, Crop | AlignedCrop]:
         """Cut round a box and resize.
 
@@ -186,7 +238,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         the official code.
 
         Args:
-            image (`np.ndarray` uint8 `[H, W, C]`): as `stack` gives it.
+            image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
             box_xywh (4 numbers): pixels of the frame; may lie partly or wholly outside.
             role (`str`): "template" or "search": which size and factor.
             fill (`np.ndarray` `[C]`): "lorat" style: the colour outside the picture, as `padding` gives it; this
@@ -206,17 +258,29 @@ class TrackerImageProcessor(BaseImageProcessor):
             >>> picture.shape, crop.x1, crop.y1, crop.side
             ((256, 256, 3), 5, 5, 40)
         """
-        if self.crop_style == "ostrack":
-            where = self.locate(box_xywh, role)
-            return cut_square(image, where), where
-        check_picture(image)
-        where = self.locate(box_xywh, role, image.shape[:2])
-        return cut_aligned(image, where, mean_color(image) if fill is None else fill), where
+        views = _as_views(image)
+        where = self.locate(box_xywh, role, views[0].size)
+        if fill is None:
+            fill = self.padding(views)
+        cut, first = [], 0
+        for view in views:
+            last = first + view.picture.shape[2]
+            own = None if fill is None else fill[first:last]
+            if view.matrix is not None:
+                cut.append(cut_warped(view, where, own))
+            elif isinstance(where, Crop):
+                cut.append(cut_square(view.picture, where))
+            else:
+                cut.append(cut_aligned(view.picture, where, own))
+            first = last
+        return (cut[0] if len(cut) == 1 else np.concatenate(cut, axis=2)), where
 
-    def padding(self, image: np.ndarray) -> np.ndarray | None:
+    def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
         """The colour `[C]` that this picture's crops and, in a session, those of later search regions are padded with;
         None for black."""
-        return None if self.crop_style == "ostrack" else mean_color(image)
+        if self.crop_style == "ostrack":
+            return None
+        return np.concatenate([mean_color(view.picture) for view in _as_views(image)])
 
     def locate(
         self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None

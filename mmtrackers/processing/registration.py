@@ -1,0 +1,246 @@
+"""Finding the matrix that lays one camera's picture on another's: from the pictures themselves, or from points."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from .alignment import check_alignment, frame_matrix, warp
+
+Model = Literal["affine", "homography"]
+MODELS = {"affine": cv2.MOTION_AFFINE, "homography": cv2.MOTION_HOMOGRAPHY}
+_PYRAMID = (8, 4, 2, 1)
+_SMALLEST = 48  # pixels: the side below which a level of the pyramid shows nothing
+_AT_LEAST = {"affine": 3, "homography": 8}
+_UNLIKE = 0.1  # correlation of gradients below which nothing was found
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """A matrix, and how well the pictures agree under it.
+
+    Args:
+        matrix (`np.ndarray` float64 `[3, 3]`): pixels of the other picture -> pixels of the RGB picture.
+        before, after (`float`): correlation of the gradients, -1 to 1, with the other picture merely scaled to the RGB
+            picture's size, and through the matrix.
+    """
+
+    matrix: np.ndarray
+    before: float
+    after: float
+
+
+def gradients(picture: np.ndarray) -> np.ndarray:
+    """Logarithmic gradient magnitude, float32 in 0..1: what pictures of two kinds of camera have in common.
+
+    Args:
+        picture (`np.ndarray` uint8 `[H, W]` or `[H, W, 3]`).
+
+    Example:
+        >>> float(gradients(np.tile(np.uint8([0, 0, 0, 255, 255, 255]), (6, 1))).max())
+        1.0
+    """
+    grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    smooth = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 2)
+    across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
+    return cv2.normalize(np.log1p(np.hypot(across, down)), None, 0, 1, cv2.NORM_MINMAX)
+
+
+def register(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], model: Model = "affine", modality: str = "second"
+) -> Registration:
+    """Estimates the alignment from pictures: the enhanced correlation coefficient (Evangelidis and Psarakis, PAMI
+    2008) of gradients, from coarse to fine.
+
+    Several pairs of one rig are taken together, by the mean of their gradients: what moves fades, what stands stays.
+
+    Args:
+        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and the other stream's, as `to_picture` gives it.
+        model (`str`): "affine", or "homography", which needs much more structure in the pictures.
+        modality (`str`): of the other stream.
+
+    Returns:
+        [`Registration`]
+
+    Raises:
+        ValueError: no pairs, pictures that change in size, or nothing in common was found.
+
+    Example:
+        ```python
+        matrix = register([(rgb, thermal)]).matrix
+        ```
+    """
+    check_model(model)
+    if not pairs or any(len({picture.shape[:2] for picture in side}) > 1 for side in zip(*pairs, strict=True)):
+        raise ValueError("registration needs pairs of pictures, each side of one size")
+    fixed, moving = (np.mean([gradients(picture) for picture in side], axis=0) for side in zip(*pairs, strict=True))
+    scaled = frame_matrix("scale", moving.shape, fixed.shape, modality)
+    inverse = np.linalg.inv(scaled)
+    for level in _PYRAMID:
+        if min(*fixed.shape, *moving.shape) / level >= _SMALLEST or level == 1:
+            inverse = _refined(fixed, moving, inverse, level, model, modality)
+    matrix = check_alignment(np.linalg.inv(inverse), modality)
+    found = Registration(matrix, _agreement(fixed, moving, scaled), _agreement(fixed, moving, matrix))
+    if found.after < max(_UNLIKE, found.before - 0.02):
+        raise ValueError(
+            f"no alignment was found: the pictures' edges agree by {found.after:.2f} with it and {found.before:.2f} "
+            "without (1 would be perfect); take pictures with more edges that both cameras see, or give "
+            "points (--points FILE)"
+        )
+    frame_matrix(matrix, moving.shape, fixed.shape, modality)
+    return found
+
+
+def _refined(
+    fixed: np.ndarray, moving: np.ndarray, inverse: np.ndarray, level: int, model: Model, modality: str
+) -> np.ndarray:
+    """The map from fixed to moving, improved at one level of the pyramid."""
+    factor = {"fx": 1 / level, "fy": 1 / level, "interpolation": cv2.INTER_AREA}
+    small = [cv2.resize(side, None, **factor) for side in (fixed, moving)]
+    # pixel centers: a coarse pixel is the middle of level x level fine ones
+    shrink = np.array([[1 / level, 0, 0.5 / level - 0.5], [0, 1 / level, 0.5 / level - 0.5], [0, 0, 1]])
+    guess = shrink @ inverse @ np.linalg.inv(shrink)
+    guess = (guess / guess[2, 2]).astype(np.float32)
+    projective = model == "homography"
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-6)
+    try:
+        _, guess = cv2.findTransformECC(
+            *small, guess if projective else np.ascontiguousarray(guess[:2]), MODELS[model], criteria, None, 5
+        )
+    except cv2.error as error:
+        raise ValueError(
+            f"no alignment was found: the rgb and the {modality} picture have too few edges in common, or lie too far "
+            "apart; give points (--points FILE)"
+        ) from error
+    guess = guess if projective else np.vstack((guess, (0, 0, 1)))
+    return np.linalg.inv(shrink) @ guess.astype(np.float64) @ shrink
+
+
+def _agreement(fixed: np.ndarray, moving: np.ndarray, matrix: np.ndarray) -> float:
+    """Correlation of the two where both are."""
+    size = fixed.shape[::-1]
+    mapped = cv2.warpPerspective(moving, matrix, size, flags=cv2.INTER_LINEAR)
+    seen = cv2.warpPerspective(np.ones_like(moving), matrix, size, flags=cv2.INTER_NEAREST) > 0
+    if np.count_nonzero(seen) < 0.05 * seen.size:
+        return -1.0
+    both = np.stack((fixed[seen], mapped[seen]))
+    return float(np.nan_to_num(np.corrcoef(both)[0, 1], nan=0.0)) if both.std(axis=1).all() else 0.0
+
+
+def check_model(model: str) -> None:
+    """Raises ValueError for a name that is none of the models."""
+    if model not in MODELS:
+        raise ValueError(f"the model of an alignment is {' or '.join(MODELS)}, not {model!r}")
+
+
+def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[np.ndarray, float]:
+    """The alignment that lays points on points, by least squares, robust against a few wrong ones.
+
+    Args:
+        points (`np.ndarray` `[N, 4]`): x, y in the RGB picture and x, y of the same thing in the other one.
+        model (`str`, *optional*): "affine" or "homography"; affine below 8 points by default, where a homography
+            follows the errors of pointing (41 pixels off in the median with 4 points that are 1.5 pixels off).
+
+    Returns:
+        `(matrix, residual)`: float64 `[3, 3]`, other -> RGB, and the median distance of the points in pixels.
+
+    Raises:
+        ValueError: too few points for the model, or points on one line.
+
+    Example:
+        >>> points = np.array([[10, 10, 0, 0], [30, 10, 10, 0], [10, 50, 0, 20.0]])
+        >>> matrix_from_points(points)[0].round(6).tolist()
+        [[2.0, 0.0, 10.0], [0.0, 2.0, 10.0], [0.0, 0.0, 1.0]]
+    """
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 4 or not np.isfinite(points).all():
+        raise ValueError(f"points are rows of four finite numbers (x, y in rgb and in the other), got {points.shape}")
+    model = model or ("homography" if len(points) >= _AT_LEAST["homography"] else "affine")
+    check_model(model)
+    if len(points) < _AT_LEAST[model]:
+        raise ValueError(
+            f"{len(points)} points are too few: an affine alignment needs 3 (better 6 or more), a homography 8, "
+            "spread over the picture"
+        )
+    fixed, moving = points[:, :2].copy(), points[:, 2:].copy()
+    if model == "homography":
+        matrix, _ = cv2.findHomography(moving, fixed, cv2.LMEDS if len(points) > 12 else 0)
+    else:
+        design = np.column_stack((moving, np.ones(len(points))))
+        if np.linalg.matrix_rank(design / [*np.abs(moving).max(0).clip(1), 1], tol=1e-3) < 3:
+            matrix = None
+        else:
+            matrix = np.vstack((np.linalg.lstsq(design, fixed, rcond=None)[0].T, (0, 0, 1)))
+    if matrix is None:
+        raise ValueError("the points lie on one line, or all in one place: spread them over the picture")
+    matrix = check_alignment(matrix)
+    mapped = cv2.perspectiveTransform(moving[None], matrix)[0]
+    return matrix, float(np.median(np.linalg.norm(mapped - fixed, axis=1)))
+
+
+def read_points(path: str | Path) -> np.ndarray:
+    """Pairs of points from a text file: `x y  x y` a line, RGB first; commas, and comments behind `#`, are allowed.
+
+    Returns:
+        `np.ndarray` float64 `[N, 4]`.
+
+    Raises:
+        ValueError: the file is missing, or a line is not four numbers; names the line.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "points.txt"
+        >>> _ = file.write_text("# a lamp\\n10, 20, 30, 40\\n")
+        >>> read_points(file).tolist()
+        [[10.0, 20.0, 30.0, 40.0]]
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the points {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        try:
+            row = [float(word) for word in words]
+        except ValueError:
+            row = []
+        if len(row) != 4:
+            raise ValueError(
+                f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the same point in the "
+                f"other one, got {line.strip()!r}"
+            )
+        rows.append(row)
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def overlay(rgb: np.ndarray, other: np.ndarray, matrix: np.ndarray, modality: str = "second") -> np.ndarray:
+    """A picture to judge an alignment by: RGB's edges in cyan on the other picture, without (left) and with it.
+
+    Args:
+        rgb, other (`np.ndarray` uint8 `[H, W, 3]`): of any sizes.
+        matrix (`np.ndarray` `[3, 3]`): other -> RGB.
+        modality (`str`): of the other picture.
+
+    Returns:
+        `np.ndarray` uint8 `[H, 2 W, 3]` RGB, of the RGB picture's height.
+
+    Example:
+        >>> overlay(np.zeros((60, 80, 3), np.uint8), np.zeros((30, 40, 3), np.uint8), np.eye(3)).shape
+        (60, 160, 3)
+    """
+    height, width = rgb.shape[:2]
+    edges = gradients(rgb)
+    strength = edges**2
+    halves = []
+    for mapping in (frame_matrix("scale", other.shape[:2], (height, width), modality), matrix):
+        ground = warp(other, mapping, (width, height), modality).astype(np.float32)
+        cyan = np.array([0, 255, 255], np.float32)
+        halves.append(ground + strength[..., None] * (cyan - ground))
+    return np.concatenate(halves, axis=1).round().astype(np.uint8)
