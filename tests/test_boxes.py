@@ -1,6 +1,7 @@
 """Boxes: conversions, overlaps, clipping, and the messages for boxes that cannot be tracked."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -69,6 +70,8 @@ def test_empty_boxes_leave_finite_gradients():
         ((160, 20, 30, 40), r"x=160, .* lies outside the picture of 160 x 120 pixels"),
         ((-30, 20, 30, 40), "x=-30, .* lies outside"),
         ((10, -41, 30, 40), "y=-41, .* lies outside"),
+        ((-10, -10, 20000, 20000), "is more than 3 times the picture of 160 x 120"),
+        ((0.2, 0.3, 0.1, 0.15), "holds fractions: multiply x and width by 160, y and height by 120"),
     ],
 )
 def test_bad_boxes_are_named(box, message):
@@ -80,6 +83,22 @@ def test_bad_boxes_are_named(box, message):
 def test_boxes_over_the_border_pass(box):
     checked = boxes.check_box_xywh(box, height=120, width=160)
     assert checked.dtype == np.float64 and checked.tolist() == [float(v) for v in box]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((80, 60, 130, 110), "two corners x1, y1, x2, y2: if it is that, give x=80, y=60, width=50, height=50"),
+        ((80, 60, 0.1, 0.2), "less than two pixels wide or high"),
+        ((150, 110, 40, 40), None),
+        ((10, 10, 100, 80), None),
+    ],
+)
+def test_boxes_that_look_like_something_else_are_warned_of(box, message):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        boxes.check_box_xywh(box, height=120, width=160)
+    assert [message in str(warning.message) for warning in caught] == ([True] if message else [])
 
 
 def test_clipping_stays_inside_a_picture_smaller_than_the_margin():

@@ -347,6 +347,7 @@ def test_save_and_load(tmp_path):
         ({"search_size": 0}, "search_size is 0, expected a positive whole number"),
         ({"template_size": 12.5}, "template_size is 12.5"),
         ({"search_factor": -1}, "search_factor is -1, expected a positive number"),
+        ({"crop_style": "lorat", "template_factor": 0.5}, "template_factor is 0.5, expected 1 or more"),
         ({"image_mean": [0.5]}, r"image_mean is \(0.5,\), expected 3 numbers"),
         ({"image_std": [0.5, 0, 0.5]}, "image_std is .* expected positive numbers"),
     ],

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tracking_stub import RedPatchModel, frame, moving, processor
 
-from mmtrackers import Prediction, Tracker
+from mmtrackers import Prediction, Tracker, update_together
 from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.tracking.memory import SpreadTemplates, TemplatePolicy
 from mmtrackers.tracking.tracker import as_dtype
 
 
@@ -237,6 +238,54 @@ def test_one_tracker_for_every_second_stream(modality: str):
     assert next(tracker.track([both], boxes, modality=modality)).score == 1
     fixed = make(streams=2, modality="thermal" if modality != "thermal" else "depth")
     assert fixed.start(given, boxes, modality=modality).modality == modality
+
+
+def state_of(session):
+    """What a session stands for: boxes, count, carried state, kept crops."""
+    kept = {i: session._memory[i].pixels.tolist() for i in session._memory}
+    return session.boxes_xywh.tolist(), session.frame_index, session._state.tolist(), kept
+
+
+class Stateful(RedPatchModel):
+    """A stub that carries a tensor from frame to frame."""
+
+    def __call__(self, search, template, state=None):
+        output = super().__call__(search, template, state)
+        output.state = search.new_full((self.config.streams * len(search), 1, 4), len(self.states))
+        return output
+
+
+@pytest.mark.parametrize("policy", [TemplatePolicy(), SpreadTemplates(templates=2)], ids=["one", "spread"])
+@pytest.mark.parametrize("fault", ["nan", "size", "stream"])
+def test_a_refused_update_leaves_all_sessions_as_they_were(policy, fault):
+    box = (20, 30, 20, 16)
+    tracker = Tracker(Stateful(streams=2, modality="thermal"), processor())
+    tracker.model.template_policy = policy
+    frames = [frame((22, 31, 20, 16), size=size, modality="thermal") for size in ((120, 160), (200, 240))]
+    sessions = [tracker.start(frames[0], box), tracker.start(frames[1], [box, box])]
+    for session, one in zip(sessions, frames, strict=True):
+        session.update(one)
+    before = [state_of(session) for session in sessions]
+    bad = list(frames)
+    if fault == "nan":
+        tracker.model.score = float("nan")
+    else:
+        bad[1] = {"rgb": frames[1]["rgb"]} if fault == "stream" else frames[0]
+    with pytest.raises(ValueError, match=r"frame 2|no thermal stream"):
+        update_together(sessions, bad)
+    assert [state_of(session) for session in sessions] == before
+    tracker.model.score = 0.8
+    (one, (two, _)) = update_together(sessions, frames)
+    assert one.score == two.score == pytest.approx(0.8) and [s.frame_index for s in sessions] == [2, 2]
+    with pytest.raises(ValueError, match="a session is there twice"):
+        update_together([sessions[0]] * 2, [frames[0]] * 2)
+
+
+def test_predictions_and_crops_compare_by_identity():
+    one, other = Prediction(np.ones(4), 0.5), Prediction(np.ones(4), 0.5)
+    assert one != other and one in [other, one] and len({one, other, one}) == 2
+    crops = [processor().locate((10, 10, 20, 20), "search") for _ in range(2)]
+    assert crops[0] != crops[1] and crops[1] in crops and len(set(crops)) == 2
 
 
 def test_what_a_tracker_refuses():

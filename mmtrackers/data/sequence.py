@@ -77,10 +77,11 @@ class FrameFiles(collections.abc.Sequence):
         (2, '2.jpg', [PosixPath('cat/1.jpg')])
     """
 
-    __slots__ = ("_count", "blob", "folder")
+    __slots__ = ("_count", "_ends", "blob", "folder")
 
     def __init__(self, folder: str | Path, names: bytes | np.ndarray, count: int) -> None:
         self.folder, self.blob, self._count = str(folder), names, count
+        self._ends: np.ndarray | None = None  # where each name ends: searched once, when a name is first asked for
 
     @classmethod
     def of(cls, folder: str | Path, names: list[str]) -> "FrameFiles":
@@ -100,7 +101,13 @@ class FrameFiles(collections.abc.Sequence):
     def __getitem__(self, index: int | slice) -> Path | list[Path]:
         if isinstance(index, slice):
             return [Path(self.folder, name) for name in self.names()[index]]
-        return Path(self.folder, self.names()[index])
+        if not -self._count <= index < self._count:
+            raise IndexError(f"frame {index} of {self._count}")
+        if self._ends is None:
+            self._ends = np.flatnonzero(np.frombuffer(self.blob, np.uint8) == 0)
+        index %= self._count
+        start = int(self._ends[index - 1]) + 1 if index else 0
+        return Path(self.folder, bytes(self.blob[start : int(self._ends[index])]).decode(errors="surrogateescape"))
 
     def __iter__(self) -> Iterator[Path]:
         return (Path(self.folder, name) for name in self.names())

@@ -5,6 +5,7 @@ A variable's name says its form: `box_xywh` (left, top, width, height), `box_xyx
 or torch tensors and give the same kind back; the unit (pixels, fractions of a crop) passes through unchanged.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 BoxLike = Sequence[float] | np.ndarray | torch.Tensor
 
 _TINY_AREA = 1e-12
+_LARGEST = 3  # sides of the picture: no target is larger, and its crop would take gigabytes
 
 
 def _parts(boxes: Array) -> tuple[Array, Array, Array, Array]:
@@ -174,9 +176,11 @@ def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
     Returns:
         `np.ndarray` float64 `[4]`.
 
+    A box that is possible but looks like something else (two corners, a target of less than two pixels) is warned of.
+
     Raises:
-        ValueError: not four numbers, a number that is not finite, a side that is not positive, or a box that shares
-            nothing with the picture.
+        ValueError: not four numbers, a number that is not finite, a side that is not positive, fractions of the
+            picture, or a box that shares nothing with the picture or is several times as large.
 
     Example:
         >>> check_box_xywh((10, 20, 30, 40), height=120, width=160)
@@ -200,5 +204,20 @@ def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
         raise ValueError(
             f"{shown} lies outside the picture of {width} x {height} pixels (width x height): "
             "give a box that overlaps the picture, in the pixels of this frame's size"
+        )
+    if w > _LARGEST * width or h > _LARGEST * height:
+        raise ValueError(
+            f"{shown} is more than {_LARGEST} times the picture of {width} x {height} pixels (width x height): "
+            f"{form}, of this frame's size"
+        )
+    if box.max() <= 1 and box.min() >= 0 and min(width, height) > 2:
+        raise ValueError(f"{shown} holds fractions: multiply x and width by {width}, y and height by {height}; {form}")
+    if min(w, h) < 2:
+        warnings.warn(f"{shown} is less than two pixels wide or high: is it in pixels of this frame?", stacklevel=2)
+    elif (x + w > width or y + h > height) and x < w <= width and y < h <= height:
+        warnings.warn(
+            f"{shown} leaves the picture of {width} x {height} pixels, and would fit as two corners x1, y1, x2, y2: "
+            f"if it is that, give x={x:g}, y={y:g}, width={w - x:g}, height={h - y:g}",
+            stacklevel=2,
         )
     return box

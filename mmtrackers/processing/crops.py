@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+_LARGEST = 16  # sides of the picture; what lies outside costs memory too
 _SPILL = np.array([0, 0, 1 - 1e-4, 1 - 1e-4])
 
 
@@ -250,7 +251,7 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
         `np.ndarray` uint8 `[size, size, C]`.
 
     Raises:
-        ValueError: a picture of another form.
+        ValueError: a picture of another form, or a square of more than 16 times its longer side.
 
     Example:
         >>> where = Crop(x1=-2, y1=-2, side=4, size=4, box_xywh=np.array([-1.0, -1.0, 2.0, 2.0]))
@@ -260,6 +261,11 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
     check_picture(image)
     height, width, channels = image.shape
     x1, y1, side = where.x1, where.y1, where.side
+    if side > _LARGEST * max(height, width):
+        raise ValueError(
+            f"a crop of {side} x {side} pixels cannot be cut from a picture of {width} x {height} (width x height): "
+            "the box is far larger than the picture"
+        )
     x2, y2 = x1 + side, y1 + side
     left, right = max(x1, 0), x2 if x2 < width else width - 1
     top, bottom = max(y1, 0), y2 if y2 < height else height - 1

@@ -130,6 +130,8 @@ class TrackerImageProcessor(BaseImageProcessor):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}, expected a positive number")
+            if self.crop_style == "lorat" and value < 1:
+                raise ValueError(f"{name} is {value!r}, expected 1 or more: a 'lorat' crop holds its box")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) != 3 or not all(math.isfinite(v) for v in value):
@@ -391,7 +393,7 @@ class TrackerImageProcessor(BaseImageProcessor):
 
     def _crops(
         self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike], role: Role
-    ) -> tuple[torch.Tensor, list[Crop]]:
+    ) -> tuple[torch.Tensor, list[Crop | AlignedCrop]]:
         boxes = np.array(boxes_xywh, dtype=np.float64).reshape(-1, np.shape(boxes_xywh)[-1] if len(boxes_xywh) else 4)
         if isinstance(images, np.ndarray) and images.ndim == 3:
             images = [images] * len(boxes)
@@ -424,11 +426,12 @@ class TrackerImageProcessor(BaseImageProcessor):
 
     def search(
         self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike]
-    ) -> tuple[torch.Tensor, list[Crop]]:
+    ) -> tuple[torch.Tensor, list[Crop | AlignedCrop]]:
         """Search regions as a tracker's `forward` takes them; arguments and errors as `template`.
 
         Returns:
-            `(search, crops)`: `torch.Tensor` float32 `[B, S, 3, s, s]`, and where each was taken.
+            `(search, crops)`: `torch.Tensor` float32 `[B, S, 3, s, s]`, and where each was taken (`AlignedCrop` in the
+            "lorat" style).
 
         Example:
             >>> search, crops = TrackerImageProcessor().search(np.zeros((120, 160, 3), np.uint8), [60, 40, 30, 24])

@@ -1,5 +1,6 @@
 """Template memory: which frames of a video a tracker uses as templates, and the crops that it may still ask for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +151,10 @@ class TemplateMemory:
 
     def __len__(self) -> int:
         return len(self._crops)
+
+    def __iter__(self) -> Iterator[int]:
+        """The frames whose crops are kept."""
+        return iter(self._crops)
 
     def __getitem__(self, frame: int) -> Any:
         """The crops of frame `frame`; `KeyError` if they were not added."""
