@@ -7,14 +7,19 @@ Mean overlap of trackers on sequences, initialised once with each sequence's fir
     # composed sequences of held-out pictures in which RGB is blind; several trackers side by side
     python examples/measure.py --tracker examples/checkpoints/ostrack-tiny \
         --tracker examples/checkpoints/seatrack-tiny-thermal --synthetic pictures --modality thermal --count 40
+
+    # does a predicted size follow the target's, or is it pulled to a quarter of the crop? 1 follows, 0 does not
+    python examples/measure.py --tracker examples/checkpoints/ostrack-tiny --synthetic pictures --probe
 """
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import cv2
 import numpy as np
+import torch
 import typer
 from tqdm import tqdm
 
@@ -24,6 +29,7 @@ from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
 
 BLIND = ("night", "camouflage", "glare")
+FACTORS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)  # sides of the probe's search crops, in sides of the target
 
 
 def mean_overlap(tracker: Tracker, sequence, until_absent: bool = False) -> float:
@@ -46,6 +52,66 @@ def mean_overlap(tracker: Tracker, sequence, until_absent: bool = False) -> floa
     return float(np.mean(overlaps))
 
 
+@dataclass
+class SizeProbe:
+    """How predicted sizes follow true ones.
+
+    Attributes:
+        gain: slope of the logarithm of the predicted size against that of the true one, both relative to the crop.
+        errors: mean logarithm of predicted over true size (square roots of areas), for each crop factor.
+        hits: share of crops in which the predicted center lies in the target's box; only these count for the others.
+    """
+
+    gain: float
+    errors: list[float]
+    hits: float
+
+
+@torch.inference_mode()
+def probe_sizes(tracker: Tracker, clips, factors: tuple[float, ...] = FACTORS) -> SizeProbe:
+    """Searches the target's true place in crops of several sizes: a third, two thirds and at the end of each clip.
+
+    Args:
+        tracker (`Tracker`): what to measure; the template is the first frame's.
+        clips: of `read(i)`, `boxes_xywh`, `present` and a length each.
+        factors (`tuple[float, ...]`): sides of the crops, in sides of the target.
+
+    Raises:
+        ValueError: there is a factor at which the target was never hit.
+    """
+    model, processor = tracker.model_for(), copy.copy(tracker.image_processor)
+    true, found, hit = [], [], []
+    for clip in clips:
+        template, _ = processor.crop(tracker.stack(clip.read(0)), clip.boxes_xywh[0], "template")
+        for index in sorted({len(clip) // 3, 2 * len(clip) // 3, len(clip) - 1} - {0}):
+            if not clip.present[index]:
+                continue
+            image, box, crops, boxes = tracker.stack(clip.read(index)), clip.boxes_xywh[index], [], []
+            for processor.search_factor in factors:
+                crop, where = processor.crop(image, box, "search")
+                crops.append(crop)
+                boxes.append(processor.box_to_crop(box, where))
+            search, first = (processor.normalize(processor.to_tensor(part)) for part in (crops, [template]))
+            first = first.expand(len(crops), 1, *first.shape[1:])
+            answers = model(search=search.to(tracker.dtype), template=first.to(tracker.dtype)).boxes.float().numpy()
+            x, y, w, h = np.array(boxes).T
+            true.append(np.log(np.sqrt(w * h)))
+            found.append(np.log(np.sqrt(answers[:, 2] * answers[:, 3])))
+            hit.append((abs(answers[:, 0] - x - w / 2) < w / 2) & (abs(answers[:, 1] - y - h / 2) < h / 2))
+    true, found, hit = np.array(true), np.array(found), np.array(hit)
+    if not hit.any(axis=0).all():
+        raise ValueError("no search crop of some size was answered inside the target: there is no size to compare")
+    errors = [float((found - true)[hit[:, column], column].mean()) for column in range(len(factors))]
+    return SizeProbe(float(np.polyfit(true[hit], found[hit], 1)[0]), errors, float(hit.mean()))
+
+
+def in_grey(sequence) -> "Clip":
+    """A sequence as a camera without colours sees it."""
+    clip = held(sequence)
+    grey = [cv2.cvtColor(cv2.cvtColor(frame["rgb"], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for frame in clip.frames]
+    return replace(clip, frames=[frame | {"rgb": rgb} for frame, rgb in zip(clip.frames, grey, strict=True)])
+
+
 def open_part(name: str):
     """A sequence folder, with `:rgb` or `:x` for one of its streams alone."""
     folder, _, part = name.partition(":")
@@ -64,6 +130,8 @@ class Clip:
     frames: list[dict[str, np.ndarray]]
     boxes_xywh: np.ndarray
     present: np.ndarray
+    annotated: np.ndarray
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -75,10 +143,11 @@ class Clip:
         return replace(self, frames=[{"rgb": frame["rgb"]} for frame in self.frames])
 
 
-def held(sequence: SyntheticSequence) -> Clip:
+def held(sequence) -> Clip:
     """A sequence with all its frames read."""
     frames = [sequence.read(index) for index in range(len(sequence))]
-    return Clip(frames, sequence.boxes_xywh, sequence.present)
+    annotated = getattr(sequence, "annotated", np.ones(len(sequence), dtype=bool))
+    return Clip(frames, sequence.boxes_xywh, sequence.present, annotated, sequence.name)
 
 
 def composed(
@@ -100,6 +169,17 @@ def composed(
     ]
 
 
+def print_probe(trackers: list[str], sequences: list) -> None:
+    """A row per tracker: its gain, its hits and its mean logarithmic error for each crop factor."""
+    print("  ".join([f"{'crop factor':60}", "gain ", "hits ", *[f"{factor:6.1f}" for factor in FACTORS]]))
+    for repo in trackers:
+        loaded = Tracker.from_pretrained(repo)
+        parts = [sequence.rgb_only() if loaded.modality == "rgb" else sequence for sequence in sequences]
+        found = probe_sizes(loaded, parts)
+        errors = [f"{error:+6.3f}" for error in found.errors]
+        print("  ".join([f"{repo:60.60}", f"{found.gain:.3f}", f"{found.hits:.3f}", *errors]))
+
+
 def main(
     sequences: Annotated[list[str] | None, typer.Argument(help="Folders of sequences, each FOLDER[:rgb|:x].")] = None,
     tracker: Annotated[list[str], typer.Option(help="Repository or folder; may be given several times.")] = ...,
@@ -108,14 +188,21 @@ def main(
     count: Annotated[int, typer.Option(help="Number of composed sequences.")] = 30,
     length: Annotated[int, typer.Option(help="Frames of a composed sequence.")] = 40,
     until_absent: Annotated[bool, typer.Option(help="Stop at the first frame without the target.")] = False,
+    grey: Annotated[bool, typer.Option(help="Take the colours from the RGB stream.")] = False,
+    probe: Annotated[bool, typer.Option(help="How predicted sizes follow true ones, by crop factor.")] = False,
 ) -> None:
-    """Prints a table: a row per sequence, a column per tracker, and their means."""
+    """Prints a table: a row per sequence, a column per tracker, and their means; or with --probe a row per tracker."""
     cv2.setNumThreads(1)
     named = [(name, open_part(name)) for name in sequences or []]
     if synthetic is not None:
         named += [(video.name, video) for video in composed(synthetic, modality, count, length)]
     if not named:
         raise typer.BadParameter("nothing to measure: give sequence folders or --synthetic.")
+    if grey:
+        named = [(name, in_grey(sequence)) for name, sequence in named]
+    if probe:
+        print_probe(tracker, [sequence for _, sequence in named])
+        return
     columns = []
     for repo in tracker:
         loaded = Tracker.from_pretrained(repo)

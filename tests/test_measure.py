@@ -1,0 +1,64 @@
+"""The measuring script: its probe of sizes tells a tracker that follows sizes from one that does not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from example_scripts import load
+
+from mmtrackers.processing.image_processing import TrackerImageProcessor
+
+measure = load("measure")
+
+
+class Square:
+    """A white square that stands in the middle of black frames."""
+
+    name, present = "square", np.array([True, True, True, True, False, True])
+
+    def __init__(self, size: int) -> None:
+        self.boxes_xywh = np.tile(np.array([160.0 - size / 2, 120.0 - size / 2, size, size]), (6, 1))
+        self.frame = np.zeros((240, 320, 3), np.uint8)
+        self.frame[120 - size // 2 : 120 + size // 2, 160 - size // 2 : 160 + size // 2] = 255
+
+    def __len__(self) -> int:
+        return 6
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        return {"rgb": self.frame}
+
+
+def tracker_with_gain(gain: float, center: float = 0.5) -> SimpleNamespace:
+    """Measures the white square in the crop, and follows its size relative to a quarter with a gain."""
+
+    def model(search: torch.Tensor, template: torch.Tensor) -> SimpleNamespace:
+        assert template.shape[:2] == (len(search), 1)
+        white = (search[:, 0, 0] * 0.229 + 0.485).mean((1, 2)).sqrt()  # its share of the red channel
+        size = 0.25 * (white / 0.25) ** gain
+        return SimpleNamespace(boxes=torch.stack((0 * size + center, 0 * size + center, size, size), 1))
+
+    processor = TrackerImageProcessor(template_size=64, search_size=128)
+    return SimpleNamespace(
+        model_for=lambda: model, image_processor=processor, stack=lambda frame: frame["rgb"], dtype=torch.float32
+    )
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.6, 0.0])
+def test_the_probe_finds_the_gain_of_predicted_sizes(gain):
+    found = measure.probe_sizes(tracker_with_gain(gain), [Square(24), Square(40)])
+    assert found.gain == pytest.approx(gain, abs=0.02) and found.hits == 1.0
+    assert np.allclose(found.errors, [(1 - gain) * np.log(factor / 4) for factor in measure.FACTORS], atol=0.03)
+
+
+def test_the_probe_counts_only_what_is_hit():
+    with pytest.raises(ValueError, match="no search crop"):
+        measure.probe_sizes(tracker_with_gain(1.0, center=0.05), [Square(24)])
+
+
+def test_a_sequence_in_grey_keeps_boxes_and_brightness():
+    colored = Square(24)
+    colored.read = lambda index: {"rgb": np.full((240, 320, 3), (250, 40, 90), np.uint8), "depth": np.ones((2, 2))}
+    grey = measure.in_grey(colored)
+    assert np.unique(grey.read(3)["rgb"]).tolist() == [108] and grey.read(3)["depth"].sum() == 4
+    assert np.array_equal(grey.boxes_xywh, colored.boxes_xywh) and len(grey) == 6
