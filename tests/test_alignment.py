@@ -5,8 +5,10 @@ import json
 import cv2
 import numpy as np
 import pytest
+import tracking_stub
+from tracking_stub import RedPatchModel
 
-from mmtrackers import TrackerImageProcessor
+from mmtrackers import Tracker, TrackerImageProcessor
 from mmtrackers.processing.alignment import check_alignment, frame_matrix, read_alignment, warp, write_alignment
 from mmtrackers.processing.registration import matrix_from_points, overlay, read_points, register
 
@@ -222,3 +224,58 @@ def test_the_overlay_shows_before_and_after():
     picture = overlay(rgb, rgb, np.eye(3))
     assert picture.shape == (240, 640, 3)
     np.testing.assert_array_equal(picture[:, :320], picture[:, 320:])
+
+
+# ---------------------------------------------------------------------------------------------------------- session
+
+
+def two_stream_tracker(**kwargs) -> Tracker:
+    return Tracker(RedPatchModel(streams=2, modality="thermal"), tracking_stub.processor(), **kwargs)
+
+
+def test_a_session_applies_its_alignment_and_streams_may_differ_in_size():
+    tracker = two_stream_tracker()
+    matrix = np.array([[2.0, 0, 10.5], [0, 2, -4.5], [0, 0, 1]])
+    thermal = scene(3, (80, 100))
+    inside = warp(colors(thermal), matrix, (160, 120), "thermal")
+    frames = [tracking_stub.frame((40, 50, 24, 20)) | {"thermal": thermal} for _ in range(2)]
+    session = tracker.start(frames[0], [40, 50, 24, 20], alignment={"thermal": matrix.tolist()})
+    template = tracker.model.template[0, 0, 1]
+    assert session.update(frames[1]).box == pytest.approx([40, 50, 24, 20], abs=2)
+    expected = tracker.image_processor.template(
+        tracker.stack(frames[0] | {"thermal": inside}), [40, 50, 24, 20]
+    )[0, 0, 1]  # fmt: skip
+    assert float((template - expected).abs().mean()) < 0.1
+    with pytest.raises(ValueError, match="differ in size"):
+        tracker.start(frames[0], [40, 50, 24, 20])
+    with pytest.raises(ValueError, match="given for depth, but this session reads rgb and thermal"):
+        tracker.start(frames[0], [40, 50, 24, 20], alignment={"depth": matrix})
+    with pytest.raises(ValueError, match="singular"):
+        tracker.start(frames[0], [40, 50, 24, 20], alignment={"thermal": np.zeros((3, 3))})
+
+
+def test_a_session_keeps_one_thermal_range():
+    rng, tracker = np.random.default_rng(0), two_stream_tracker()
+    frames = [tracking_stub.frame((40, 50, 24, 20)) for _ in range(2)]
+    for frame in frames:
+        frame["thermal"] = rng.integers(7000, 7101, (120, 160)).astype(np.uint16)
+    frames[1]["thermal"][0, 0] = 60000
+    levels = {}
+    for given in (None, "frame", (7000, 7100)):
+        session = tracker.start(frames[0], [40, 50, 24, 20], thermal_range=given)
+        session.update(frames[1])
+        levels[given] = float(tracker.model.search[:, 1].mean())
+    assert levels[None] == pytest.approx(0.0, abs=0.4) and levels["frame"] < -1.5
+    assert levels[7000, 7100] == pytest.approx(levels[None], abs=0.2)
+
+
+def test_a_frame_that_is_refused_leaves_the_range_as_it_was():
+    tracker = two_stream_tracker()
+    frame = tracking_stub.frame((40, 50, 24, 20)) | {"thermal": np.full((120, 160), 7000, np.uint16)}
+    frame["thermal"][:60] = 7100
+    session = tracker.start(frame, [40, 50, 24, 20])
+    before = session._thermal._limits
+    wrong = {"rgb": frame["rgb"][:100], "thermal": frame["thermal"][:100] + 500}
+    with pytest.raises(ValueError, match="160x100"):
+        session.update(wrong)
+    assert session._thermal._limits == before

@@ -4,15 +4,18 @@ A session holds everything that a video accumulates: the template memory, the la
 carries from frame to frame. The model and the processor hold nothing, so one tracker serves many videos at a time.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from mmtrackers.processing.alignment import Alignment, View, check_alignment
 from mmtrackers.processing.boxes import check_box_xywh
 from mmtrackers.processing.frames import ANY, Frame, second_stream
+from mmtrackers.processing.thermal import ThermalRange
 
 from .memory import TemplateMemory
 
@@ -63,6 +66,7 @@ class TrackingSession:
 
     Attributes:
         modality (`str`): the second stream of this video (of the RGB trackers, "rgb").
+        alignment (`dict[str, np.ndarray]`): what maps the second stream to RGB, where the two differ.
         frame_index (`int`): 0 at the start and after a reset, then the number of frames seen since.
         boxes_xywh (`np.ndarray` of shape `(targets, 4)`, float64): the last boxes; settable, when something else
             (a detector, a person) knows better where the targets are.
@@ -75,11 +79,21 @@ class TrackingSession:
         box_xywh: Box | Sequence[Box],
         modality: str | None = None,
         adapter: str | None = None,
+        alignment: Mapping[str, Alignment] | None = None,
+        thermal_range: Sequence[float] | str | None = None,
     ) -> None:
         self.tracker, self.model = tracker, tracker.model_for(adapter)
         self.modality = modality or tracker.modality
         if self.modality == ANY and tracker.streams == 2:
             self.modality = second_stream(frame)
+        self.alignment = {stream: check_alignment(matrix, stream) for stream, matrix in (alignment or {}).items()}
+        if stray := [stream for stream in self.alignment if tracker.streams == 1 or stream != self.modality]:
+            raise ValueError(
+                f"an alignment was given for {', '.join(stray)}, but this session reads "
+                f"{self.modality if tracker.streams == 1 else f'rgb and {self.modality}'}: it maps the second stream "
+                "to rgb"
+            )
+        self._given_range = thermal_range
         self.reset(frame, box_xywh)
 
     @torch.inference_mode()
@@ -92,22 +106,29 @@ class TrackingSession:
         tracker = self.tracker
         if getattr(self.model, "training", False):
             raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
-        image = tracker.stack(frame, self.modality)
-        height, width = image.shape[:2]
+        thermal = ThermalRange(self._given_range)
+        views = self._views(frame, thermal)
+        height, width = views[0].size
         boxes, single = _boxes_of(box_xywh, height, width)
-        memory, crops = TemplateMemory(self.model.template_policy), self._template_crops(image, boxes)
+        memory, crops = TemplateMemory(self.model.template_policy), self._template_crops(views, boxes)
         memory.add(0, crops)
         first = self._embed(crops)
-        self._padding = tracker.image_processor.padding(image)
+        self._padding, self._thermal = tracker.image_processor.padding(views), thermal
         self._memory, self._newest, self._single = memory, crops, single
         self._size, self._boxes = (height, width), boxes
         self._tokens, self._template_frames, self._template = {0: first}, (0,), first
         self._state: Any = None
         self.frame_index = 0
 
-    def _template_crops(self, image: np.ndarray, boxes: np.ndarray) -> _Crops:
+    def _views(self, frame: Frame, thermal: ThermalRange) -> list[View]:
+        tracker = self.tracker
+        return tracker.image_processor.views(
+            frame, self.modality, tracker.streams, tracker.allow_missing, self.alignment, thermal
+        )
+
+    def _template_crops(self, views: list[View], boxes: np.ndarray) -> _Crops:
         processor, model = self.tracker.image_processor, self.model
-        cut = [processor.crop(image, box, "template") for box in boxes]
+        cut = [processor.crop(views, box, "template") for box in boxes]
         mask = None
         if model.reads_template_mask:
             mask = processor.template_mask([where for _, where in cut], model.config.template_grid)
@@ -172,7 +193,7 @@ class TrackingSession:
         """
         return update_together([self], [frame], on_stage)[0]
 
-    def _move(self, image: np.ndarray, rows: np.ndarray, crops: list[Any], state: Any) -> _Move:
+    def _move(self, views: list[View], rows: np.ndarray, crops: list[Any], state: Any) -> _Move:
         """What the answers for a frame, `[targets, 5]` box (fractions of the crop) and score, change."""
         if not np.isfinite(rows).all():
             raise ValueError(
@@ -190,11 +211,11 @@ class TrackingSession:
                 boxes[target] = box
             predictions.append(Prediction(boxes[target].copy(), score, present))
         wanted = self._memory.wants(self.frame_index + 1)
-        return _Move(predictions, boxes, state, self._newer_crops(image, boxes, moved) if wanted else None)
+        return _Move(predictions, boxes, state, self._newer_crops(views, boxes, moved) if wanted else None)
 
-    def _newer_crops(self, image: np.ndarray, boxes: np.ndarray, moved: list[bool]) -> _Crops:
+    def _newer_crops(self, views: list[View], boxes: np.ndarray, moved: list[bool]) -> _Crops:
         """This frame's template crops; a target that was not found keeps its newest ones."""
-        crops = self._template_crops(image, boxes)
+        crops = self._template_crops(views, boxes)
         for target in np.flatnonzero(~np.array(moved)):
             for new, old in zip(crops, self._newest, strict=True):
                 if new is not None:
@@ -209,15 +230,15 @@ class TrackingSession:
             self._memory.add(self.frame_index, move.crops)
         return self._answer(move.predictions)
 
-    def _checked(self, image: np.ndarray) -> np.ndarray:
-        if image.shape[:2] != self._size:
-            (height, width), (new_height, new_width) = self._size, image.shape[:2]
+    def _checked(self, views: list[View]) -> list[View]:
+        if views[0].size != self._size:
+            (height, width), (new_height, new_width) = self._size, views[0].size
             raise ValueError(
                 f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), while the session "
                 f"was started on {width}x{height}: a box has no meaning across sizes. Scale the frames to one size, "
                 "or call reset(frame, box) to start anew"
             )
-        return image
+        return views
 
     def _answer(self, predictions: list[Prediction]) -> Prediction | list[Prediction]:
         return predictions[0] if self._single else predictions
@@ -252,27 +273,29 @@ def update_together(
         raise ValueError(f"{len(sessions)} sessions, {len(frames)} frames: give sessions of one tracker, a frame each")
     if len(set(map(id, sessions))) != len(sessions):
         raise ValueError("a session is there twice: it takes one frame at a time")
-    tracker = sessions[0].tracker
-    images = [s._checked(tracker.stack(frame, s.modality)) for s, frame in zip(sessions, frames, strict=True)]
+    ranges = [copy.copy(session._thermal) for session in sessions]
+    views = [s._checked(s._views(*of)) for s, *of in zip(sessions, frames, ranges, strict=True)]
     templates = [session._template_tokens() for session in sessions]
     passes: dict[tuple[int, ...], list[int]] = {}
     for i, template in enumerate(templates):
         passes.setdefault((id(sessions[i].model), sessions[i]._state is None, *template.shape[1:]), []).append(i)
     moves: dict[int, _Move] = {}
     for members in passes.values():
-        parts = [[of[i] for i in members] for of in (sessions, images, templates)]
+        parts = [[of[i] for i in members] for of in (sessions, views, templates)]
         moves.update(zip(members, _one_pass(*parts, on_stage or _nobody), strict=True))
+    for session, thermal in zip(sessions, ranges, strict=True):
+        session._thermal = thermal
     return [session._take(moves[i]) for i, session in enumerate(sessions)]
 
 
 def _one_pass(
-    sessions: list[TrackingSession], images: list[np.ndarray], templates: list[torch.Tensor], on_stage: StageCallback
+    sessions: list[TrackingSession], views: list[list[View]], templates: list[torch.Tensor], on_stage: StageCallback
 ) -> list[_Move]:
     tracker, model = sessions[0].tracker, sessions[0].model
     processor = tracker.image_processor
     crops = [
-        [processor.crop(image, box, "search", session._padding) for box in session._boxes]
-        for session, image in zip(sessions, images, strict=True)
+        [processor.crop(seen, box, "search", session._padding) for box in session._boxes]
+        for session, seen in zip(sessions, views, strict=True)
     ]
     pixels = processor.to_tensor([picture for cut in crops for picture, _ in cut])
     search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
@@ -285,7 +308,7 @@ def _one_pass(
     found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
     rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(output.state, sizes)
     places = [[crop for _, crop in cut] for cut in crops]
-    moves = [s._move(*answer) for s, *answer in zip(sessions, images, rows, places, states, strict=True)]
+    moves = [s._move(*answer) for s, *answer in zip(sessions, views, rows, places, states, strict=True)]
     on_stage("decode")
     return moves
 

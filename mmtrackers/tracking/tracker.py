@@ -1,12 +1,13 @@
 """From frames to boxes: `Tracker`, a model and its image processor."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from mmtrackers.hub.adapters import active_adapter, weight_sharing_copy
+from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
@@ -162,6 +163,8 @@ class Tracker:
         box_xywh: Box | Sequence[Box],
         modality: str | None = None,
         adapter: str | None = None,
+        alignment: Mapping[str, Alignment] | None = None,
+        thermal_range: Sequence[float] | str | None = None,
     ) -> TrackingSession:
         """Begins a video.
 
@@ -173,14 +176,22 @@ class Tracker:
             modality (`str`, *optional*): the second stream of this video, in place of the adapter's.
             adapter (`str`, *optional*): name of the adapter to track with; the active one by default. A session keeps
                 its adapter whatever is switched on the model or in other sessions, also in other threads.
+            alignment (`dict[str, np.ndarray]`, *optional*): modality -> the 3 x 3 matrix that maps pixels of its
+                pictures to pixels of the RGB picture (`mmtrackers align` finds it), or "scale" for the same view in
+                another size. Only crops are warped.
+            thermal_range (2 `float` or `str`, *optional*): what becomes black and white in thermal frames of 16 bits
+                or in degrees; by default a robust range of the first frame that slowly follows, "frame" for every
+                frame's own. Frames of 8 bits stay as they are.
 
         Raises:
-            ValueError: a box that is empty, NaN or outside the frame; a stream or an adapter that is missing.
+            ValueError: a box that is empty, NaN or outside the frame; a stream or an adapter that is missing; an
+                alignment or a range that cannot be used.
         """
-        return TrackingSession(self, frame, box_xywh, modality or self._modalities.get(adapter or ""), adapter)
+        modality = modality or self._modalities.get(adapter or "")
+        return TrackingSession(self, frame, box_xywh, modality, adapter, alignment, thermal_range)
 
     def track(
-        self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box], modality: str | None = None
+        self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box], modality: str | None = None, **kwargs: Any
     ) -> Iterator[Any]:
         """Tracks through an iterable of frames, given the box(es) in its first one; arguments as for `start`.
 
@@ -196,7 +207,7 @@ class Tracker:
         session: TrackingSession | None = None
         for frame in frames:
             if session is None:
-                session = self.start(frame, box_xywh, modality)
+                session = self.start(frame, box_xywh, modality, **kwargs)
                 yield session.initial_prediction()
             else:
                 yield session.update(frame)
