@@ -185,6 +185,7 @@ def main(
     tracker: Annotated[list[str], typer.Option(help="Repository or folder; may be given several times.")] = ...,
     synthetic: Annotated[Path | None, typer.Option(help="Pictures to compose held-out sequences from.")] = None,
     modality: Annotated[str, typer.Option(help="Second modality of composed sequences, or rgb.")] = "rgb",
+    rgb_sees: Annotated[bool, typer.Option(help="Composed sequences in which RGB is never blind.")] = False,
     count: Annotated[int, typer.Option(help="Number of composed sequences.")] = 30,
     length: Annotated[int, typer.Option(help="Frames of a composed sequence.")] = 40,
     until_absent: Annotated[bool, typer.Option(help="Stop at the first frame without the target.")] = False,
@@ -195,7 +196,7 @@ def main(
     cv2.setNumThreads(1)
     named = [(name, open_part(name)) for name in sequences or []]
     if synthetic is not None:
-        named += [(video.name, video) for video in composed(synthetic, modality, count, length)]
+        named += [(video.name, video) for video in composed(synthetic, modality, count, length, ("none",) * rgb_sees)]
     if not named:
         raise typer.BadParameter("nothing to measure: give sequence folders or --synthetic.")
     if grey:

@@ -464,3 +464,28 @@ def test_a_grey_camera_has_no_colour_and_a_hazy_one_less_contrast(library):
     scene.contrast = 0.3
     assert scene.render(3.0, scene.whole_frame())[0].std() < 0.5 * clear
     assert 0.15 < np.mean([scene.grey for scene in scenes(library, 60)]) < 0.45
+
+
+def test_a_poor_second_camera_shows_little_and_only_where_rgb_sees(library):
+    assert all(scene.poor == 0 for scene in scenes(library, 12, modality="thermal", blindness="night"))
+    seeing = scenes(library, 40, modality="thermal", blindness="none")
+    assert 0.15 < np.mean([scene.poor > 0 for scene in seeing]) < 0.6
+    shown = {}
+    for poor in (0.0, 1.0):
+        heat = depth = events = 0.0
+        for seed in range(6):
+            made = {
+                name: SyntheticScene(library, np.random.default_rng(seed), name, "none", (240, 320))
+                for name in ("thermal", "depth", "event")
+            }
+            pictures = {}
+            for name, scene in made.items():
+                scene.poor = poor
+                pictures[name] = scene.render(5.0, scene.whole_frame())[1]
+            heat += cv2.GaussianBlur(pictures["thermal"], (0, 0), 6).std() / 6
+            depth += (pictures["depth"] > 0).mean() / 6
+            events += (pictures["event"].min(axis=2) < 200).mean() / 6
+        shown[poor] = np.array((heat, depth, events))
+    assert shown[1.0][0] < 0.5 * shown[0.0][0]
+    assert shown[0.0][1] > 0.98 > 0.75 > shown[1.0][1]
+    assert shown[0.0][2] < 0.15 < 0.3 < shown[1.0][2]

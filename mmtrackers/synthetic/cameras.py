@@ -277,8 +277,11 @@ def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarr
         heat = cv2.transform(patch, np.array([[layer.heat_gain, warmth]], np.float32))
         blend(canvas, heat.reshape(alpha.shape), alpha, left, top)
     draw = moment(scene, time + 0.25)
-    canvas = cv2.GaussianBlur(canvas, (0, 0), 0.6)
-    add_noise(canvas, draw, 2.0)
+    canvas = cv2.GaussianBlur(canvas, (0, 0), 0.6 + 2 * scene.poor)
+    if scene.poor:
+        contrast = 1 - 0.9 * scene.poor
+        canvas = cv2.convertScaleAbs(canvas, alpha=contrast, beta=(1 - contrast) * scene.heat_floor)
+    add_noise(canvas, draw, 2.0 + 14 * scene.poor)
     black_outside(scene, canvas, view)
     return canvas
 
@@ -304,8 +307,11 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
         cv2.copyTo(surface, cv2.compare(alpha, 127, cv2.CMP_GT), region)
     if holes:
         noise = noise_field(moment(scene, time + 0.25), *canvas.shape)
-        canvas *= 1 + np.float32(0.00014) * noise
+        canvas *= 1 + np.float32(0.00014 + 0.0008 * scene.poor) * noise
         canvas[noise > 160] = 0
+        if scene.poor:  # whole patches without an answer
+            coarse = noise_field(moment(scene, time + 0.375), math.ceil(view.rows / 6), math.ceil(view.columns / 6))
+            canvas[cv2.resize(coarse, (view.columns, view.rows)) > 100 - 110 * scene.poor] = 0
     depth = np.minimum(canvas, np.float32(65535)).astype(np.uint16)
     black_outside(scene, depth, view)
     return depth
@@ -339,14 +345,13 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
     """
     own = misaligned(scene, view)
     before, now = (
-        cv2.LUT(cv2.cvtColor(compose_rgb(scene, seen, own, events=True), cv2.COLOR_RGB2GRAY), _LOG)
-        for seen in (time - scene.event_step, time)
+        cv2.LUT(cv2.cvtColor(compose_rgb(scene, moment_seen, own, events=True), cv2.COLOR_RGB2GRAY), _LOG)
+        for moment_seen in (time - scene.event_step, time)
     )
     noise = noise_field(moment(scene, time + 0.25), *now.shape)
     # in units of the sensor's threshold; the noise alone fires in one pixel of a hundred
-    change = (now - before) * np.float32(_EVENT_STEPS / scene.event_threshold) + noise * np.float32(
-        0.006 * _EVENT_STEPS
-    )
+    seen = np.float32(_EVENT_STEPS / scene.event_threshold * (1 - 0.9 * scene.poor))
+    change = (now - before) * seen + noise * np.float32((0.006 + 0.012 * scene.poor) * _EVENT_STEPS)
     levels = cv2.add(change, 128.5, dtype=cv2.CV_8U)
     picture = cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), _EVENTS)
     black_outside(scene, picture, view)

@@ -265,11 +265,13 @@ class SyntheticScene:
         self.noise_offset = (draw.below(1 << 16), draw.below(1 << 16))
 
     def _make_film(self) -> None:
-        """What the colour camera records of the light: colours or grey, and how much contrast."""
+        """What the cameras record: colours or grey, how much contrast, and how poor the second one is, from 0 to 1."""
         draw = self.draw
         self.grey = draw.chance(0.28)
         self.contrast = draw.uniform(0.25, 0.8) if draw.chance(0.25) else 1.0
         self.haze = draw.uniform(20, 200)
+        # where RGB sees, the second camera may see next to nothing: an adapter must not take it for the better one
+        self.poor = draw.uniform(0.3, 1.0) if self.blindness == "none" and draw.chance(0.35) else 0.0
 
     # where the target is
 
