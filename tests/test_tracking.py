@@ -1,13 +1,16 @@
 """Tracker and session: state, several targets, resets, absence, memory, messages."""
 
+import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from peft_rows import ROWS, tiny_ostrack, with_adapter
+from safetensors.torch import load_file, save_file
 from tracking_stub import RedPatchModel, frame, moving, processor
 
-from mmtrackers import Prediction, Tracker, update_together
+from mmtrackers import Prediction, Tracker, TrackerImageProcessor, update_together
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.tracking.memory import SpreadTemplates, TemplatePolicy
 from mmtrackers.tracking.tracker import as_dtype
@@ -314,3 +317,53 @@ def test_names_of_types(name, dtype):
 def test_names_of_no_types(name):
     with pytest.raises(ValueError, match=f"dtype '{name}' is not a floating type"):
         as_dtype(name)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A base with a processor of its own, and an adapter folder that has another one."""
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_ostrack().save_pretrained(folder / "base")
+    TrackerImageProcessor(template_size=32, search_size=64, search_factor=2.5).save_pretrained(folder / "base")
+    with_adapter(next(row for row in ROWS if row.peft_type == "AMG_LORA"), folder / "base").save_pretrained(
+        folder / "adapter"
+    )
+    TrackerImageProcessor(template_size=32, search_size=64, search_factor=4.5).save_pretrained(folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "adapter: preprocessor_config.json is not valid JSON"),
+        ('{"search_factor": 4.', "adapter: preprocessor_config.json is not valid JSON"),
+        ("[1]", "adapter: preprocessor_config.json holds a list"),
+        (None, "adapter: preprocessor_config.json cannot be read"),
+        ('{"search_factor": "wide"}', "adapter: preprocessor_config.json cannot be used: search_factor is 'wide'"),
+    ],
+)
+def test_a_damaged_processor_file_is_not_replaced_by_the_bases(saved, tmp_path, content, message):
+    shutil.copytree(saved, tmp_path / "copy")
+    adapter = tmp_path / "copy" / "adapter"
+    assert Tracker.from_pretrained(str(adapter)).image_processor.search_factor == 4.5
+    path = adapter / "preprocessor_config.json"
+    path.unlink()
+    assert Tracker.from_pretrained(str(adapter)).image_processor.search_factor == 2.5, "absent: the base's"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises((OSError, ValueError), match=message):
+        Tracker.from_pretrained(str(adapter))
+
+
+@pytest.mark.parametrize("which", ["base", "adapter"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused(saved, tmp_path, which, dtype):
+    shutil.copytree(saved, tmp_path / "copy")
+    path = next((tmp_path / "copy" / which).glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim == 2)
+    save_file(tensors | {name: tensors[name].to(dtype)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{which}.*(quantized weights|1 quantized).*{name}"):
+        Tracker.from_pretrained(str(tmp_path / "copy" / which))

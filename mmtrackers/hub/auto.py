@@ -24,6 +24,7 @@ from .folders import (
     HUB_OPTIONS,
     MODEL_CONFIG,
     TRACKER_CONFIG,
+    check_floating,
     find_files,
     first_line,
     is_relative_base,
@@ -147,7 +148,10 @@ class AutoTracker(_BaseAutoModelClass):
         _check_full_model(folder, source, cls)
         if not os.path.isdir(source):
             revision = root.name  # the snapshot's commit: weights come from the state that was just looked at
-        return _load_checked(super().from_pretrained, source, revision=revision, subfolder=subfolder, **hub, **kwargs)
+        where = {"revision": revision, "subfolder": subfolder, **hub}
+        loaded = _load_checked(super().from_pretrained, source, **where, **kwargs)
+        check_floating(folder, loaded[0] if isinstance(loaded, tuple) else loaded, source)
+        return loaded
 
 
 def _check_full_model(folder: Path, source: str, auto: type[AutoTracker]) -> None:
@@ -229,13 +233,14 @@ def _base_as_tracker(
         model = _load_checked(model_class.from_pretrained, None, config=config, state_dict=base.state_dict(), **kwargs)
         model.name_or_path = model.config.name_or_path = base.name_or_path
     else:
-        _base_folder(base, revision, hub, source)
+        base_files = _base_folder(base, revision, hub, source)
         try:
             model = _load_checked(
                 model_class.from_pretrained, base, config=config, revision=revision or "main", **hub, **kwargs
             )
         except ValueError as error:
             raise ValueError(f"{base} is no base for adapter {source} ({config.model_type}): {error}") from error
+        check_floating(base_files, model, base)
     different = fingerprint_difference(record.get("base_fingerprint", {}), model)
     if different:
         name = base.name_or_path if loaded else base

@@ -17,6 +17,7 @@ TRACKER_CONFIG = "tracker_config.json"
 MODEL_CONFIG = "config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 SMALL_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRACKER_CONFIG, MODEL_CONFIG, PREPROCESSOR_CONFIG)
+FLOATING = ("F64", "F32", "F16", "BF16")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
@@ -37,9 +38,23 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
         for key in sorted(set(expected) & set(found))
         if shape(found[key]) != shape(expected[key])
     ]
+
+    def plain_float(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.is_floating_point() and value.itemsize > 1
+
+    quantized = [
+        f"{key} ({found[key].dtype})"
+        for key in sorted(set(expected) & set(found))
+        if plain_float(expected[key]) and isinstance(found[key], torch.Tensor) and not plain_float(found[key])
+    ]
     problems = [
         f"{len(names)} {what}: {shorten(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", wrong),
+            ("quantized", quantized),
+        )
         if names
     ]
     if problems:
@@ -48,6 +63,23 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
             + "; ".join(problems)
             + ". Nothing was loaded: the file is incomplete, or made for another base or another configuration."
         )
+
+
+def check_floating(folder: Path, model: torch.nn.Module, source: str) -> None:
+    """Refuses weights that are no plain floating numbers, which transformers would cast without a word.
+
+    Raises:
+        ValueError: a weight of the model is stored as whole numbers or in 8 bits.
+    """
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in floating.intersection(file.keys())}
+        if wrong := sorted(f"{name} ({kind})" for name, kind in types.items() if kind not in FLOATING):
+            raise ValueError(
+                f"{source}: {path.name} holds quantized weights, which mean nothing without their scales: "
+                f"{shorten(wrong)}. Give the float file, and choose a smaller type with dtype='bfloat16'."
+            )
 
 
 def shorten(names: list[str], limit: int = 6) -> str:
@@ -86,6 +118,8 @@ def read_json(path: Path, source: str | None = None) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OSError(f"{source}: {path.name} is missing.") from error
+    except OSError as error:
+        raise OSError(f"{source}: {path.name} cannot be read ({error.strerror or error}).") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise OSError(f"{source}: {path.name} is not valid JSON ({error}). Download or copy it again.") from error
     if not isinstance(content, dict):

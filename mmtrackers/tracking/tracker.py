@@ -1,5 +1,6 @@
 """From frames to boxes: `Tracker`, a model and its image processor."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,13 +8,12 @@ import numpy as np
 import torch
 
 from mmtrackers.hub.adapters import active_adapter, weight_sharing_copy
+from mmtrackers.hub.folders import HUB_OPTIONS, PREPROCESSOR_CONFIG, find_files, read_json
 from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 from .session import Box, TrackingSession
-
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
 class Tracker:
@@ -252,12 +252,22 @@ def _to_device(model: Any, device: torch.device | str) -> Any:
         raise ValueError(f"device {str(place)!r} cannot be used here ({why}): use cpu") from error
 
 
-def _load_processor(repo: str, base: str | None, kwargs: dict[str, Any]) -> TrackerImageProcessor:
-    """The image processor that lies beside the adapter or the model, else that of the adapter's base."""
-    hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-    try:
-        return TrackerImageProcessor.from_pretrained(repo, revision=kwargs.get("revision") or "main", **hub)
-    except OSError:
-        if base is None or base == repo:
-            raise
-    return TrackerImageProcessor.from_pretrained(base, revision=kwargs.get("base_revision") or "main", **hub)
+def _load_processor(repo: str, base: str | None, options: dict[str, Any]) -> TrackerImageProcessor:
+    """The image processor that lies beside the adapter or the model; where there is none, that of its base."""
+    hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+    places = [(repo, options.get("revision"), options.get("subfolder") or "")]
+    if base is not None and base != repo:
+        places.append((base, options.get("base_revision"), ""))
+    for source, revision, subfolder in places:
+        path = find_files(source, revision, subfolder, hub) / subfolder / PREPROCESSOR_CONFIG
+        if os.path.lexists(path):
+            read_json(path, source)  # its errors name the file
+            try:
+                return TrackerImageProcessor.from_pretrained(path.parent)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{source}: {PREPROCESSOR_CONFIG} cannot be used: {error}") from error
+    shown = " nor ".join(source for source, *_ in places)
+    raise OSError(
+        f"{shown} holds no {PREPROCESSOR_CONFIG}, which says how crops are made: copy it there, or write one with "
+        "TrackerImageProcessor(...).save_pretrained(folder)"
+    )
