@@ -1,7 +1,7 @@
 """
 Puts each tuner on one base, trains all on as many composed pairs, and measures before and after.
 
-    python examples/compare_tuners.py --base examples/checkpoints/ostrack-tiny --pictures pictures --output out/tuners
+    python examples/compare_tuners.py --base mmtrackers/pretrained/ostrack-tiny --pictures pictures --output out/tuners
 
 A table (`table.md` in the output folder) says for every tuner the mean overlap on held-out composed sequences: of the
 base, which sees RGB alone, and of the base with the adapter. With thermal RGB is blind in all of them, in turn by

@@ -2,14 +2,14 @@
 Mean overlap of trackers on sequences, initialised once with each sequence's first box.
 
     # annotated folders; ":x" tracks the second modality alone as if it were RGB, ":rgb" the RGB stream alone
-    python examples/measure.py --tracker examples/checkpoints/ostrack-tiny VOT/bag VTUAV/bus1:x
+    python examples/measure.py --tracker mmtrackers/pretrained/ostrack-tiny VOT/bag VTUAV/bus1:x
 
     # composed sequences of held-out pictures in which RGB is blind; several trackers side by side
-    python examples/measure.py --tracker examples/checkpoints/ostrack-tiny \
-        --tracker examples/checkpoints/seatrack-tiny-thermal --synthetic pictures --modality thermal --count 40
+    python examples/measure.py --tracker mmtrackers/pretrained/ostrack-tiny \
+        --tracker mmtrackers/pretrained/seatrack-tiny-thermal --synthetic pictures --modality thermal --count 40
 
     # does a predicted size follow the target's, or is it pulled to a quarter of the crop? 1 follows, 0 does not
-    python examples/measure.py --tracker examples/checkpoints/ostrack-tiny --synthetic pictures --probe
+    python examples/measure.py --tracker mmtrackers/pretrained/ostrack-tiny --synthetic pictures --probe
 """
 
 import copy

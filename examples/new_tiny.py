@@ -17,7 +17,7 @@ With a trained OSTrack, an ODTrack of its sizes starts from its weights and answ
 step. Only the track token is new; the head's first convolutions are divided by the nearly constant factor that it puts
 on the features:
 
-    python examples/new_tiny.py out/odtrack-start --odtrack-from examples/checkpoints/ostrack-tiny
+    python examples/new_tiny.py out/odtrack-start --odtrack-from mmtrackers/pretrained/ostrack-tiny
     python examples/finetune.py --model out/odtrack-start --train-base --templates 3 --searches 2 ...
 
 A LoRAT of that width and depth, with half of LoRAT-224's sizes, starts in the same way:

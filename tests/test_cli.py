@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import mmtrackers
 from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor, cli
+from mmtrackers.pretrained import default_checkpoint
 from mmtrackers.tracking.video import VideoWriter
 
 
@@ -208,18 +209,24 @@ def test_interrupting_keeps_what_is_done(stub, sequence, tmp_path, monkeypatch):
 
 
 def test_the_default_model_follows_the_streams(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.track, "__file__", str(tmp_path / "nowhere" / "mmtrackers" / "cli" / "track.py"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"the default tracker seatrack-tiny-depth is in none of .*--model"):
-        cli.track.default_model("depth")
-    for name in ("ostrack-tiny", "seatrack-tiny-thermal"):
-        (tmp_path / "examples" / "checkpoints" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # a folder without a checkout
     frames, boxes = moving(2)
     folder = write_folder(tmp_path / "v", frames, boxes)
     call("track", folder, "--output", tmp_path)
     assert stub.asked["repo"].endswith("ostrack-tiny")
     call("track", folder, "--thermal", folder, "--box", "40,50,24,20", "--output", tmp_path)
     assert stub.asked["repo"].endswith("seatrack-tiny-thermal")
+    with pytest.raises(ValueError, match=r"no checkpoint for 'sonar' .* only for rgb, depth, event"):
+        default_checkpoint("sonar")
+
+
+def test_the_sample_is_the_clip_of_the_package_unless_a_file_has_its_name(stub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("track", "sample", "--box", "353,396,53,148", "--max-frames", "2", "--output", tmp_path / "out")
+    assert result.exit_code == 0 and (tmp_path / "out" / "pedestrians.txt").read_text().startswith("353")
+    write_folder(tmp_path / "sample", *moving(2))
+    call("track", "sample", "--output", tmp_path / "out")
+    assert len((tmp_path / "out" / "sample.txt").read_text().splitlines()) == 2
 
 
 # --------------------------------------------------------------------------------------------------------- for real

@@ -80,7 +80,7 @@ def test_package_holds_no_path_of_one_machine() -> None:
     [
         "python3 -m venv .venv",
         "pip install -e .",
-        "mmtrackers track examples/clip/pedestrians.mp4 --box",
+        "mmtrackers track sample --box",
         "pip install -e '.[dev]'",
         "python -m pytest",
     ],

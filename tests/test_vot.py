@@ -25,6 +25,7 @@ from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.evaluation.raw import score_folder
 from mmtrackers.evaluation.scoring import Truth
 from mmtrackers.evaluation.vot import read_trajectory, register, serve
+from mmtrackers.pretrained import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -279,7 +280,7 @@ def generated_rgbd(folder: Path) -> Truth:
 @pytest.mark.parametrize(("made", "model"), [(real_rgb, "ostrack-tiny"), (generated_rgbd, "seatrack-tiny-depth")])
 def test_the_toolkit_drives_a_tracker_and_reports_our_numbers(tmp_path: Path, made, model: str) -> None:
     truths = [made(tmp_path)]
-    workspace(tmp_path, truths, ours=str(ROOT / "examples" / "checkpoints" / model), lost="results-only")
+    workspace(tmp_path, truths, ours=str(FOLDER / model), lost="results-only")
     toolkit(tmp_path, "evaluate", "ours")
     lose(tmp_path, "ours", "lost")
     toolkit(tmp_path, "analysis", "ours", "lost", "--name", "report")

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
 
 def track(
-    source: Annotated[str, typer.Argument(help="Video file, image folder, dataset sequence folder or camera index.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Video file, image folder, dataset sequence folder, camera index, or sample: the clip of the package."
+        ),
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a tracker or an adapter; default: the one in examples/.")
+        str | None, typer.Option(help="Folder or Hub id of a tracker or an adapter; default: the package's own.")
     ] = None,
     box: Annotated[
         list[str] | None,
@@ -53,12 +58,13 @@ def track(
     if len(second) > 1:
         raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
 
+    from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
     from mmtrackers.tracking.runs import run, write_results
     from mmtrackers.tracking.tracker import Tracker
     from mmtrackers.tracking.video import open_source
 
-    opened = open_source(source, second)
-    repo = model or default_model(opened.modality)
+    opened = open_source(SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source, second)
+    repo = model or str(default_checkpoint(opened.modality))
     tracker = Tracker.from_pretrained(
         repo,
         dtype=dtype,
@@ -144,28 +150,3 @@ def parse_box(text: str) -> list[float]:
     if len(numbers) != 4:
         raise ValueError(f"--box {text!r}: expected four numbers x,y,width,height in pixels, as in 60,40,30,20")
     return numbers
-
-
-def default_model(modality: str = "rgb") -> str:
-    """The checkpoint that comes with the project for RGB, or its adapter for RGB and a second modality.
-
-    Looks in `examples/checkpoints` of the checkout that this package runs from, then of the current folder.
-
-    Raises:
-        ValueError: it is in neither place.
-
-    Example:
-        ```python
-        Tracker.from_pretrained(default_model("thermal"))
-        ```
-    """
-    name = "ostrack-tiny" if modality == "rgb" else f"seatrack-tiny-{modality}"
-    roots = dict.fromkeys((Path(__file__).resolve().parents[2], Path.cwd()))
-    places = [root / "examples" / "checkpoints" / name for root in roots]
-    for place in places:
-        if place.is_dir():
-            return str(place)
-    raise ValueError(
-        f"the default tracker {name} is in none of {', '.join(map(str, places))}: run from a checkout of mmtrackers, "
-        "or name a tracker with --model (folder or Hub id)"
-    )

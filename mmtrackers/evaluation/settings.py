@@ -25,7 +25,7 @@ def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Setting
 
     Example:
         ```python
-        settings_of(Tracker.from_pretrained("examples/checkpoints/ostrack-tiny")).fingerprint
+        settings_of(Tracker.from_pretrained(default_checkpoint())).fingerprint
         ```
     """
     import mmtrackers

@@ -95,7 +95,7 @@ class Tracker:
 
         Example:
             ```python
-            tracker = Tracker.from_pretrained("examples/checkpoints/seatrack-tiny-thermal", dtype="bfloat16")
+            tracker = Tracker.from_pretrained(default_checkpoint("thermal"), dtype="bfloat16")
             ```
         """
         from mmtrackers.hub.auto import AutoTracker
@@ -125,8 +125,8 @@ class Tracker:
 
         Example:
             ```python
-            tracker = Tracker.from_pretrained("examples/checkpoints/seatrack-tiny-thermal")
-            tracker.add_adapter("examples/checkpoints/seatrack-tiny-depth", "depth")
+            tracker = Tracker.from_pretrained(default_checkpoint("thermal"))
+            tracker.add_adapter(default_checkpoint("depth"), "depth")
             session = tracker.start({"rgb": rgb, "depth": depth}, box, adapter="depth")
             ```
         """
