@@ -12,6 +12,7 @@ from example_scripts import load
 from PIL import Image
 
 from mmtrackers.processing.image_processing import TrackerImageProcessor
+from mmtrackers.synthetic import cameras
 from mmtrackers.synthetic.bending import Bending
 from mmtrackers.synthetic.cameras import depth_picture, depth_range
 from mmtrackers.synthetic.layers import View
@@ -489,3 +490,12 @@ def test_a_poor_second_camera_shows_little_and_only_where_rgb_sees(library):
     assert shown[1.0][0] < 0.5 * shown[0.0][0]
     assert shown[0.0][1] > 0.98 > 0.75 > shown[1.0][1]
     assert shown[0.0][2] < 0.15 < 0.3 < shown[1.0][2]
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 5])
+def test_patches_of_few_pixels_have_a_depth(library, side):
+    for scene in scenes(library, 12, modality="depth"):
+        x1, y1, x2, y2 = scene.visible_box_xyxy(0.0)
+        for shift in (0.0, 0.8):
+            view = View(x1 + shift * (x2 - x1), y1, x2 - x1, y2 - y1, side, side)
+            assert cameras.render_depth(scene, 0.0, view).shape == (side, side)

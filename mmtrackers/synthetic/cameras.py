@@ -304,7 +304,8 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
         region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
         shade, alpha = cv2.split(patch)
         surface = cv2.LUT(shade, (distance * _RELIEF).astype(np.float32))
-        cv2.copyTo(surface, cv2.compare(alpha, 127, cv2.CMP_GT), region)
+        # OpenCV would take a patch of four pixels for a scalar
+        cv2.copyTo(surface, (alpha > 127).view(np.uint8), region)
     if holes:
         noise = noise_field(moment(scene, time + 0.25), *canvas.shape)
         canvas *= 1 + np.float32(0.00014 + 0.0008 * scene.poor) * noise
