@@ -12,8 +12,10 @@ from .models.patrack import PATrackConfig, PATrackForTracking
 from .models.sdmoea import SDMoEAConfig, SDMoEAForTracking
 from .models.seatrack import SEATrackConfig, SEATrackForTracking
 from .models.spmtrack import SPMTrackConfig, SPMTrackForTracking, SPMTrackModel
+from .pipeline import VisualObjectTrackingPipeline
 from .processing.image_processing import TrackerImageProcessor
 from .tracking.session import Prediction, TrackingSession, update_together
+from .tracking.targets import Targets
 from .tracking.tracker import Tracker
 from .tuners.amg_lora import AMGLoraConfig, AMGLoraModel
 from .tuners.progressive import ProgressiveConfig, ProgressiveModel
@@ -68,11 +70,13 @@ __all__ = [
     "SPMTrackModel",
     "TMoEConfig",
     "TMoEModel",
+    "Targets",
     "TokenLayout",
     "Tracker",
     "TrackerImageProcessor",
     "TrackerPreTrainedModel",
     "TrackingOutput",
     "TrackingSession",
+    "VisualObjectTrackingPipeline",
     "update_together",
 ]

@@ -43,6 +43,20 @@ class Prediction:
     score: float
     present: bool = True
 
+    def to_dict(self) -> dict[str, Any]:
+        """`{"box": [x, y, width, height], "score": ..., "present": ...}` of plain numbers, as JSON takes them.
+
+        Example:
+            >>> Prediction(np.array([1.0, 2, 3, 4]), 0.5).to_dict()
+            {'box': [1.0, 2.0, 3.0, 4.0], 'score': 0.5, 'present': True}
+        """
+        return {"box": self.box.tolist(), "score": float(self.score), "present": bool(self.present)}
+
+    def __repr__(self) -> str:
+        x, y, w, h = self.box
+        absent = "" if self.present else ", absent"
+        return f"Prediction(x={x:.1f}, y={y:.1f}, width={w:.1f}, height={h:.1f}, score={self.score:.3f}{absent})"
+
 
 class _Crops(NamedTuple):
     """Template crops as they are kept on the host: `[targets, S, 3, h, w]`, 0 to 255, and their masks
@@ -171,6 +185,11 @@ class TrackingSession:
                 "reset(frame, boxes) takes another number"
             )
         self._boxes = boxes
+
+    def __repr__(self) -> str:
+        count, (height, width) = len(self._boxes), self._size
+        targets = "1 target" if count == 1 else f"{count} targets"
+        return f"TrackingSession({targets}, {width}x{height}, frame {self.frame_index}, {self.modality})"
 
     def initial_prediction(self) -> Prediction | list[Prediction]:
         """The boxes as they stand, with score 1: the answer for the frame that the session was started on."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
-from .session import Box, TrackingSession
+from .session import Box, Prediction, TrackingSession
 
 
 class Tracker:
@@ -191,19 +192,53 @@ class Tracker:
         return TrackingSession(self, frame, box_xywh, modality, adapter, alignment, thermal_range)
 
     def track(
-        self, frames: Iterable[Frame], box_xywh: Box | Sequence[Box], modality: str | None = None, **kwargs: Any
-    ) -> Iterator[Any]:
-        """Tracks through an iterable of frames, given the box(es) in its first one; arguments as for `start`.
+        self,
+        frames: Any,
+        box_xywh: Box | Sequence[Box] | None = None,
+        modality: str | None = None,
+        max_frames: int | None = None,
+        thermal: Any = None,
+        depth: Any = None,
+        event: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[Prediction | list[Prediction]]:
+        """Tracks through a video, from its first frame on.
 
-        Yields one `Prediction` per frame (one list of them where a list of boxes was given); the first is the given
-        box with score 1.
+        Args:
+            frames (`str`, `Path`, `FrameSource` or iterable of frames): whatever `open_source` takes, or frames as for
+                `start`. One frame is held at a time.
+            box_xywh: as for `start`; by default the first box of the source's own annotation, at whose frame the
+                tracking then begins.
+            modality (`str`, *optional*): as for `start`.
+            max_frames (`int`, *optional*): stop after so many frames.
+            thermal, depth, event: the second stream, of the same kind as `frames`; one of them at most.
+            kwargs: what `start` takes besides (`adapter`, `alignment`, ...).
+
+        Returns:
+            An iterator over one `Prediction` per frame (one list of them where a list of boxes was given); the first
+            is the given box with score 1.
+
+        Raises:
+            ValueError: no box is known; or as `start` and `open_source`.
 
         Example:
             ```python
-            for frame, prediction in zip(frames, tracker.track(frames, box)):
+            for prediction in tracker.track("clip.mp4", [60, 40, 30, 20]):
                 print(prediction.box, prediction.score)
             ```
         """
+        from .video import frames_of
+
+        second = {"thermal": thermal, "depth": depth, "event": event}
+        opened, known = frames_of(frames, second, annotated=box_xywh is None)
+        box_xywh = known if box_xywh is None else box_xywh
+        if box_xywh is None:
+            raise ValueError("where is the target in the first frame? Give its box: x, y, width, height in pixels")
+        return self._stream(islice(opened, max_frames), box_xywh, modality, kwargs)
+
+    def _stream(
+        self, frames: Iterable[Frame], box_xywh: Any, modality: str | None, kwargs: dict[str, Any]
+    ) -> Iterator[Any]:
         session: TrackingSession | None = None
         for frame in frames:
             if session is None:
@@ -213,6 +248,12 @@ class Tracker:
                 yield session.update(frame)
         if session is None:
             raise ValueError("there is no frame to track in: `frames` is empty")
+
+    def __repr__(self) -> str:
+        read = "rgb" if self.streams == 1 else f"rgb + {self.modality}"
+        packed = ", packed" if self.model.is_packed else ""
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"Tracker({type(self.model).__name__}, {read}, {kind} on {self.device}{packed})"
 
     def stack(self, frame: Frame, modality: str | None = None) -> np.ndarray:
         """All streams of a frame that the model reads, as one uint8 array `[height, width, 3 * streams]`."""

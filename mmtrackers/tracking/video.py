@@ -1,9 +1,11 @@
 """Where frames come from (files, folders, datasets, cameras) and where annotated ones go (H.264 video)."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -86,6 +88,48 @@ def open_source(source: str | Path, second: dict[str, str | Path] | None = None)
     for modality, where in (second or {}).items():
         opened = _paired(opened, _second_stream(Path(where), modality), modality)
     return opened
+
+
+def frames_of(
+    video: Any, second: Mapping[str, Any] | None = None, annotated: bool = False
+) -> tuple[Iterator[Frame], np.ndarray | None]:
+    """An iterator over the frames of whatever holds some.
+
+    Args:
+        video (`str`, `Path`, `FrameSource` or iterable): what `open_source` takes, an opened source, or frames.
+        second (`dict`, *optional*): one modality -> the second stream: a path, or frames beside frames.
+        annotated (`bool`): begin at the first frame whose ground truth shows the target, and return its box.
+
+    Returns:
+        The iterator, and `np.ndarray` `[4]` (x, y, width, height in pixels) or None.
+
+    Raises:
+        ValueError: more than one second stream, or as `open_source`; later, where frames run out in one stream before the other.
+
+    Example:
+        >>> frames, box = frames_of([np.zeros((4, 4, 3), np.uint8)])
+        >>> len(list(frames)), box
+        (1, None)
+    """
+    streams = {name: stream for name, stream in (second or {}).items() if stream is not None}
+    if len(streams) > 1:
+        raise ValueError(f"{' and '.join(streams)} were given: a tracker reads one stream beside RGB, choose one")
+    if isinstance(video, (str, Path)):
+        video, streams = open_source(video, streams), {}
+    for modality, other in streams.items():
+        video = _paired(_named(video, "rgb"), _named(other, modality), modality)
+    known = video.boxes_xywh if annotated and isinstance(video, FrameSource) else None
+    if known is not None:
+        return itertools.islice(video, video.first, None), known[video.first]
+    return iter(video), None
+
+
+def _named(frames: Any, modality: str) -> FrameSource:
+    if isinstance(frames, (str, Path)):
+        return _second_stream(Path(frames), modality)
+    if isinstance(frames, FrameSource):
+        return frames
+    return FrameSource("the video", lambda: ({modality: frame} for frame in frames), modality)
 
 
 def _images_of(folder: Path) -> list[Path]:

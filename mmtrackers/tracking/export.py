@@ -1,0 +1,184 @@
+"""What a run found, for other tools: pandas, supervision, and files of COCO, MOTChallenge and CVAT."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from .session import Prediction
+
+if TYPE_CHECKING:
+    from .runs import RunResult
+
+Row = dict[str, int | float | bool]
+
+
+def rows(result: "RunResult") -> Iterator[Row]:
+    """One row per frame and target, frames from 0, targets from 1, boxes in pixels; frames where a target is not
+    followed are left out.
+
+    Example:
+        >>> from mmtrackers.tracking.runs import RunResult
+        >>> from mmtrackers.tracking.video import FrameSource
+        >>> found = [[Prediction(np.array([1.0, 2, 3, 4]), 0.5)]]
+        >>> list(rows(RunResult(FrameSource("a", lambda: iter(())), 7, found)))[0]["frame"]
+        7
+    """
+    for frame, found in enumerate(result.predictions, result.first):
+        for target, prediction in enumerate(found, 1):
+            x, y, w, h = (float(value) for value in prediction.box)
+            if w > 0 and h > 0:
+                yield {"frame": frame, "target": target, "x": x, "y": y, "width": w, "height": h,
+                       "score": prediction.score, "present": prediction.present}  # fmt: skip
+
+
+def to_pandas(result: "RunResult") -> Any:
+    """`rows` as a `pandas.DataFrame`.
+
+    Raises:
+        ImportError: pandas is not installed.
+
+    Example:
+        ```python
+        to_pandas(run(tracker, open_source("clip.mp4"), [box])).plot(x="frame", y="score")
+        ```
+    """
+    import pandas
+
+    columns = ["frame", "target", "x", "y", "width", "height", "score", "present"]
+    return pandas.DataFrame(list(rows(result)), columns=columns)
+
+
+def to_supervision(predictions: Prediction | Sequence[Prediction]) -> Any:
+    """The predictions of one frame as `supervision.Detections`: those that are present, `tracker_id` from 1.
+
+    Raises:
+        ImportError: supervision is not installed.
+
+    Example:
+        ```python
+        detections = to_supervision(session.update(frame))
+        frame = supervision.BoxAnnotator().annotate(frame, detections)
+        ```
+    """
+    import supervision
+
+    found = [predictions] if isinstance(predictions, Prediction) else list(predictions)
+    seen = [(number, p) for number, p in enumerate(found, 1) if p.present and min(p.box[2:]) > 0]
+    if not seen:
+        return supervision.Detections.empty()
+    boxes = np.array([p.box for _, p in seen], dtype=np.float32)
+    return supervision.Detections(
+        xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        confidence=np.array([p.score for _, p in seen], dtype=np.float32),
+        class_id=np.zeros(len(seen), dtype=int),
+        tracker_id=np.array([number for number, _ in seen]),
+    )
+
+
+def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> list[Path]:
+    """Writes label files beside the other results: `<name>_coco.json`, `<name>_mot.txt`, `<name>_cvat.xml`.
+
+    Args:
+        result (`RunResult`): from `run`.
+        output (`str` or `Path`): folder, made if need be.
+        kinds (`str`s): "coco", "mot" (MOTChallenge's format of results), "cvat" (CVAT for video 1.1).
+
+    Returns:
+        `list[Path]`: the files.
+
+    Raises:
+        ValueError: a kind that is none of these.
+
+    Example:
+        ```python
+        export(run(tracker, open_source("clip.mp4"), [box]), "tracked", ["coco", "cvat"])
+        ```
+    """
+    texts = {"coco": (_coco, "json"), "mot": (_mot, "txt"), "cvat": (_cvat, "xml")}
+    kinds = list(kinds)
+    check_kinds(kinds)
+    folder, files = Path(output), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        text, suffix = texts[kind]
+        files.append(folder / f"{result.source.name}_{kind}.{suffix}")
+        files[-1].write_text(text(result), encoding="utf-8")
+    return files
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuses what `export` does not know, before a long run.
+
+    Raises:
+        ValueError: naming it.
+    """
+    unknown = sorted(set(kinds) - {"coco", "mot", "cvat"})
+    if unknown:
+        raise ValueError(f"cannot export to {', '.join(unknown)}: known are coco, mot and cvat")
+
+
+def _coco(result: "RunResult") -> str:
+    """Pictures are named as `ffmpeg -i clip.mp4 -start_number 0 clip/%06d.jpg` would write them."""
+    height, width = result.size
+    last = result.first + len(result.predictions)
+    images = [
+        {"id": frame + 1, "file_name": f"{result.source.name}/{frame:06d}.jpg", "width": width, "height": height}
+        for frame in range(result.first, last)
+    ]
+    annotations = [
+        {"id": number, "image_id": row["frame"] + 1, "category_id": 1, "track_id": row["target"], "iscrowd": 0,
+         "bbox": [round(row[side], 2) for side in ("x", "y", "width", "height")], "segmentation": [],
+         "area": round(row["width"] * row["height"], 2), "score": round(row["score"], 4)}
+        for number, row in enumerate((row for row in rows(result) if row["present"]), 1)
+    ]  # fmt: skip
+    categories = [{"id": 1, "name": "target", "supercategory": "target"}]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories}) + "\n"
+
+
+def _mot(result: "RunResult") -> str:
+    """MOTChallenge counts frames, targets and pixels from 1."""
+    line = "{},{},{:.2f},{:.2f},{:.2f},{:.2f},{:.4f},-1,-1,-1\n"
+    return "".join(
+        line.format(r["frame"] + 1, r["target"], r["x"] + 1, r["y"] + 1, r["width"], r["height"], r["score"])
+        for r in rows(result)
+        if r["present"]
+    )
+
+
+def _cvat(result: "RunResult") -> str:
+    """Every frame is a keyframe; a target that is absent, or no longer followed, is "outside"."""
+    height, width = result.size
+    last = result.first + len(result.predictions)
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    told = {"name": result.source.name, "size": last, "mode": "interpolation"}
+    for name, value in (told | {"start_frame": 0, "stop_frame": last - 1}).items():
+        ElementTree.SubElement(task, name).text = str(value)
+    label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
+    ElementTree.SubElement(label, "name").text = "target"
+    ElementTree.SubElement(label, "attributes")
+    size = ElementTree.SubElement(task, "original_size")
+    ElementTree.SubElement(size, "width").text, ElementTree.SubElement(size, "height").text = str(width), str(height)
+    tracks: dict[int, list[Row]] = {}
+    for row in rows(result):
+        tracks.setdefault(int(row["target"]), []).append(row)
+    for target, found in tracks.items():
+        track = ElementTree.SubElement(root, "track", id=str(target - 1), label="target", source="auto")
+        for row in found:
+            _cvat_box(track, row, row["frame"], outside=not row["present"])
+        if found[-1]["frame"] + 1 < last:
+            _cvat_box(track, found[-1], found[-1]["frame"] + 1, outside=True)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _cvat_box(track: ElementTree.Element, row: Row, frame: float, outside: bool) -> None:
+    sides = {"xtl": row["x"], "ytl": row["y"], "xbr": row["x"] + row["width"], "ybr": row["y"] + row["height"]}
+    marks = {"frame": frame, "keyframe": 1, "outside": int(outside), "occluded": 0, "z_order": 0}
+    numbers = {name: f"{value:.2f}" for name, value in sides.items()}
+    ElementTree.SubElement(track, "box", {name: str(value) for name, value in marks.items()} | numbers)
