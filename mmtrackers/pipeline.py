@@ -94,8 +94,8 @@ class VisualObjectTrackingPipeline(Pipeline):
             box (4 `float`, or a list of such): x, y, width, height in pixels of the first frame, one per target; by
                 default what the source's annotation says.
             max_frames (`int`, *optional*): stop after so many frames.
-            kwargs: what `Tracker.track` takes besides: `thermal=`, `depth=` or `event=`, the second stream, of the same
-                kind as `video`; `alignment`, ...
+            kwargs: what `Tracker.track` takes besides: `thermal=`, `depth=` or `event=`, the second stream, of the
+                same kind as `video`; `alignment`, ...
 
         Returns:
             A generator of a `dict` per frame, made as it is asked for: "frame" (`int`), "box" (x, y, width, height in

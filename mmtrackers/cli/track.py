@@ -44,6 +44,9 @@ def track(
         str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
     ] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    export: Annotated[
+        str, typer.Option(help="Label files for other tools, with commas: coco, mot, cvat.")
+    ] = "",
     profile: Annotated[
         bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, decoding.")
     ] = False,
@@ -59,10 +62,14 @@ def track(
         raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
 
     from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
+    from mmtrackers.tracking.export import check_kinds
+    from mmtrackers.tracking.export import export as write_labels
     from mmtrackers.tracking.runs import run, write_results
     from mmtrackers.tracking.tracker import Tracker
     from mmtrackers.tracking.video import open_source
 
+    kinds = [kind for kind in export.replace(" ", "").split(",") if kind]
+    check_kinds(kinds)
     opened = open_source(SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source, second)
     repo = model or str(default_checkpoint(opened.modality))
     tracker = Tracker.from_pretrained(
@@ -87,7 +94,8 @@ def track(
         "absent_below": absent_below,
         "allow_missing": allow_missing,
     }
-    _report(result, [*write_results(result, output, settings), output / f"{opened.name}.mp4"])
+    labels = write_labels(result, output, kinds)
+    _report(result, [*write_results(result, output, settings), *labels, output / f"{opened.name}.mp4"])
 
 
 def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:

@@ -31,6 +31,7 @@ class RunResult:
         stopped (`str`, *optional*): why it ended before the source did.
         interrupt (`KeyboardInterrupt`, *optional*): what ended it, if Ctrl-C or a signal did.
         clock ([`StageClock`], *optional*): where the time went, if that was asked for.
+        size (`tuple[int, int]`): height and width of the frames in pixels.
 
     Example:
         >>> source = FrameSource("a", lambda: iter(()), boxes_xywh=np.array([[0.0, 0, 2, 2], [0, 0, 2, 2]]),
@@ -47,6 +48,11 @@ class RunResult:
     stopped: str | None = None
     interrupt: KeyboardInterrupt | None = None
     clock: StageClock | None = field(default=None, repr=False)
+    size: tuple[int, int] = (0, 0)
+
+    def __repr__(self) -> str:
+        targets = len(self.predictions[0]) if self.predictions else 0
+        return f"RunResult({self.source.name}, {len(self.predictions)} frames, {targets} targets)"
 
     @property
     def boxes_xywh(self) -> np.ndarray:
@@ -86,6 +92,43 @@ class RunResult:
     def frames_per_second(self) -> float:
         """Frames that the tracker itself does in a second (crop, forward pass, decoding)."""
         return (len(self.predictions) - 1) / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Boxes, scores and presence per target as plain numbers, as JSON takes them.
+
+        Example:
+            >>> found = [[Prediction(np.array([0.0, 0, 2, 2]), 1.0)]]
+            >>> RunResult(FrameSource("a", lambda: iter(())), 0, found).to_dict()["targets"][0]["scores"]
+            [1.0]
+        """
+        boxes, scores = self.boxes_xywh, self.scores
+        targets = [
+            {
+                "boxes_xywh": np.round(boxes[k, self.first :], 4).tolist(),
+                "scores": np.round(scores[k, self.first :], 6).tolist(),
+                "present": [found[k].present for found in self.predictions],
+            }
+            for k in range(len(boxes))
+        ]
+        return {
+            "source": self.source.name,
+            "first_frame": self.first,
+            "frames": len(self.predictions),
+            "targets": targets,
+            "mean_overlap": self.mean_overlap,
+            "frames_per_second": round(self.frames_per_second, 2),
+            "stopped": self.stopped,
+        }
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` of a row per frame and target: frame, target, x, y, width, height, score, present.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from .export import to_pandas
+
+        return to_pandas(self)
 
 
 def run(
@@ -161,6 +204,7 @@ def _loop(
             break
         if session is None:
             session = tracker.start(frame, given)
+            result.size = next(iter(frame.values())).shape[:2]
             found = session.initial_prediction()
         else:
             if clock is not None:
@@ -228,7 +272,7 @@ def write_results(result: RunResult, output: str | Path, settings: dict[str, Any
         files.append(folder / (f"{name}.txt" if k == 0 else f"{name}_{k + 1}.txt"))
         files[-1].write_text("".join(",".join(f"{value:.4f}" for value in row) + "\n" for row in rows))
     files.append(folder / f"{name}.json")
-    files[-1].write_text(json.dumps(_record(result, boxes, scores, settings or {}), indent=1) + "\n")
+    files[-1].write_text(json.dumps(result.to_dict() | {"settings": settings or {}}, indent=1) + "\n")
     overlaps = result.overlaps
     if overlaps is not None:
         from .drawing import plot_run
@@ -237,24 +281,3 @@ def write_results(result: RunResult, output: str | Path, settings: dict[str, Any
         absent_below = (settings or {}).get("absent_below")
         plot_run(files[-1], overlaps, scores[:1], name, absent_below, result.first)
     return files
-
-
-def _record(result: RunResult, boxes: np.ndarray, scores: np.ndarray, settings: dict[str, Any]) -> dict[str, Any]:
-    targets = [
-        {
-            "boxes_xywh": np.round(boxes[k, result.first :], 4).tolist(),
-            "scores": np.round(scores[k, result.first :], 6).tolist(),
-            "present": [found[k].present for found in result.predictions],
-        }
-        for k in range(len(boxes))
-    ]
-    return {
-        "source": result.source.name,
-        "first_frame": result.first,
-        "frames": len(result.predictions),
-        "targets": targets,
-        "mean_overlap": result.mean_overlap,
-        "frames_per_second": round(result.frames_per_second, 2),
-        "stopped": result.stopped,
-        "settings": settings,
-    }

@@ -104,7 +104,8 @@ def frames_of(
         The iterator, and `np.ndarray` `[4]` (x, y, width, height in pixels) or None.
 
     Raises:
-        ValueError: more than one second stream, or as `open_source`; later, where frames run out in one stream before the other.
+        ValueError: more than one second stream, or as `open_source`; later, where the frames of one stream run out
+            before the other's.
 
     Example:
         >>> frames, box = frames_of([np.zeros((4, 4, 3), np.uint8)])
