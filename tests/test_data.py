@@ -6,10 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmtrackers.data import open_dataset, open_sequence
 from mmtrackers.data.datasets import LAYOUTS, read_boxes
-from mmtrackers.data.sequence import natural_order, read_image
+from mmtrackers.data.images import read_image, read_pages
+from mmtrackers.data.sequence import natural_order
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 BOX = "10,20,30,40\n"
@@ -156,7 +158,7 @@ def test_faulty_folders(tmp_path, name):
 def test_unequal_and_empty_streams(tmp_path):
     folder = tree(tmp_path / "seq", TREES["lasher"][1], {"visible.txt": ROWS12})
     (folder / "infrared" / "i3.png").unlink()
-    with pytest.raises(ValueError, match="'seq' has 12 rgb frames but 11 thermal frames"):
+    with pytest.raises(ValueError, match=r"'seq'.*frame 3 \(v3\.png\) has no thermal.*12 rgb frames, 11"):
         open_sequence(folder)
     assert open_sequence(folder, modality="rgb").modality == "rgb"
     for file in (folder / "infrared").iterdir():
@@ -210,7 +212,6 @@ def test_polygon_with_nan_is_no_box(tmp_path):
     ("event", np.full((4, 5, 3), (1, 2, 3), np.uint8), np.full((4, 5, 3), (3, 2, 1), np.uint8)),
     ("event", np.full((4, 5, 4), (1, 2, 3, 9), np.uint8), np.full((4, 5, 3), (3, 2, 1), np.uint8)),
     ("depth", picture(50000, (4, 5), np.uint16), picture(50000, (4, 5), np.uint16)),
-    ("depth", picture(200, (4, 5)), picture(200, (4, 5), np.uint16)),
 ])
 def test_reading_of_modalities(tmp_path, modality, stored, expected):
     image = read_image(write(tmp_path / "a.png", stored), modality)
@@ -219,13 +220,41 @@ def test_reading_of_modalities(tmp_path, modality, stored, expected):
 
 
 @pytest.mark.parametrize(("modality", "stored", "message"), [
+    ("depth", picture(3, (4, 5)), r"a depth image has one channel of 16 bits, millimeters.*uint8.*\* 1000"),
+    ("depth", picture(3, (4, 5), np.float32), r"a depth image has one channel.*float32.*are meters"),
     ("depth", picture(), "a depth image has one channel of 16 bits"),
+    ("rgb", picture(900, (4, 5), np.uint16), "has one channel of uint16, so it is no RGB picture: read it as thermal"),
     ("event", picture(0, (4, 5), np.uint16), "pixels of type uint16 cannot be used as event"),
     ("ir", picture(), "modality 'ir': expected one of rgb, thermal, depth, event"),
 ])
 def test_wrong_kind_of_image(tmp_path, modality, stored, message):
+    suffix = "tiff" if stored.dtype == np.float32 else "png"
     with pytest.raises(ValueError, match=message):
-        read_image(write(tmp_path / "a.png", stored), modality)
+        read_image(write(tmp_path / f"a.{suffix}", stored), modality)
+
+
+def test_all_modalities_are_turned_as_the_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for name, stored in (("a.jpg", picture(9, (4, 6))), ("a.png", picture(9000, (4, 6), np.uint16)),
+                         ("a.tiff", picture(9000, (4, 6), np.uint16))):
+        Image.fromarray(stored).save(tmp_path / name, exif=exif)
+        modality = "thermal" if stored.dtype == np.uint16 else "event"
+        assert read_image(tmp_path / name, modality).shape == (6, 4)
+    assert read_image(tmp_path / "a.jpg").shape == (6, 4, 3)
+    assert read_image(tmp_path / "a.png", "depth").shape == (6, 4)
+
+
+def test_degrees_and_pages(tmp_path):
+    degrees = np.linspace(20, 40, 20, dtype=np.float32).reshape(4, 5)
+    np.testing.assert_array_equal(read_image(write(tmp_path / "a.tiff", degrees), "thermal"), degrees)
+    for kind in (np.float32, np.uint16, np.uint8):
+        pages = [Image.fromarray(np.full((4, 5), k, kind)) for k in range(3)]
+        pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
+        found = list(read_pages(tmp_path / "pages.tiff", "thermal"))
+        assert [(page.dtype, int(page[0, 0])) for page in found] == [(kind, k) for k in range(3)]
+        with pytest.raises(ValueError, match=r"pages\.tiff has 3 pages, which are a sequence"):
+            read_image(tmp_path / "pages.tiff", "thermal")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])

@@ -13,13 +13,14 @@ from mmtrackers.processing.frames import MODALITIES
 from .annotations import read_boxes, read_flags
 from .index import SequenceSet, Watch, index_path, listed
 from .layouts import DATASETS, LAYOUTS, DatasetRow, Layout, Split
+from .pairing import paired
 from .sequence import IMAGE_SUFFIXES, FrameFiles, Sequence, natural_names
 from .special import Entry, packaged_list
 
 __all__ = ["DATASETS", "LAYOUTS", "open_dataset", "open_sequence", "read_boxes"]
 
 
-def open_sequence(folder: str | Path, modality: str | None = None) -> Sequence:
+def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str | None = None) -> Sequence:
     """Open a sequence folder; what lies in it decides which layout it has.
 
     Args:
@@ -28,13 +29,15 @@ def open_sequence(folder: str | Path, modality: str | None = None) -> Sequence:
             one line for the first frame).
         modality (`str`, *optional*): the stream to use beside RGB, or "rgb" for RGB alone. By default whatever is
             there.
+        pair_by (`str`, *optional*): "number" takes the frames that both streams have, "rank" pairs them by order
+            alone. By default the numbers in their names must agree, but for a constant.
 
     Returns:
         [`Sequence`]: without annotation its boxes are NaN and `annotated` is False.
 
     Raises:
-        ValueError: the folder or a stream is missing or empty, counts differ, or an annotation cannot be read; names
-            the file and both counts.
+        ValueError: the folder or a stream is missing or empty, counts or frame numbers differ, or an annotation
+            cannot be read; names the file and both counts.
 
     Example:
         >>> import tempfile, cv2
@@ -53,11 +56,11 @@ def open_sequence(folder: str | Path, modality: str | None = None) -> Sequence:
     layout = _detect(folder)
     if layout is None:
         raise ValueError(_not_recognised(folder))
-    return _read(_entry(folder), layout, modality, Watch())
+    return _read(_entry(folder), layout, modality, Watch(), pair_by)
 
 
 def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = None, modality: str | None = None, *,
-                 dataset: str | None = None, split: str | None = None) -> SequenceSet:
+                 dataset: str | None = None, split: str | None = None, pair_by: str | None = None) -> SequenceSet:
     """Open a set of sequences: a public one by its name, or every annotated sequence below a folder.
 
     What a large set's folders hold is kept in an index file (see `index`): opened again, TrackingNet takes a second.
@@ -71,6 +74,7 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
         dataset (`str`, *optional*): key of `DATASETS`: "lasher", "rgbt234", "got10k", ... Says what would otherwise be
             guessed, and is needed for splits and for the sequences' attributes.
         split (`str`, *optional*): key of the set's splits; may be left out where there is only one.
+        pair_by (`str`, *optional*): as in `open_sequence`.
 
     Returns:
         [`SequenceSet`]: a sequence of [`Sequence`], in the order of `names` or of the split's list, else sorted.
@@ -96,10 +100,11 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     if dataset is None:
         if split is not None:
             raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
-        return listed(index_path(root, names, modality, LAYOUTS), lambda watch: _any(root, names, modality, watch))
+        return listed(index_path(root, names, modality, LAYOUTS, pair_by),
+                      lambda watch: _any(root, names, modality, watch, pair_by))
     row, split = _row(dataset, split)
-    return listed(index_path(root, names, modality, dataset, split, row),
-                  lambda watch: _named(root, names, modality, dataset, split, watch))
+    return listed(index_path(root, names, modality, dataset, split, row, pair_by),
+                  lambda watch: _named(root, names, modality, dataset, split, watch, pair_by))
 
 
 def _check_modality(modality: str | None) -> None:
@@ -118,14 +123,15 @@ def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:
     return row, split
 
 
-def _any(root: Path, names: list[str] | None, modality: str | None, watch: Watch) -> Iterator[Sequence]:
+def _any(root: Path, names: list[str] | None, modality: str | None, watch: Watch, pair_by: str | None
+         ) -> Iterator[Sequence]:
     found = list(_walk(root, 4, watch))
     if not found:
         raise ValueError(f"no annotated sequence below {root}. {_EXPECTED}")
     if names is not None:
         found = _chosen(found, names, root)
     for entry, layout in found:
-        yield _read(entry, layout, modality, watch)
+        yield _read(entry, layout, modality, watch, pair_by)
 
 
 def _chosen(found: list[tuple[Entry, Layout]], names: list[str], where: Path) -> list[tuple[Entry, Layout]]:
@@ -147,8 +153,8 @@ def _walk(folder: Path, depth: int, watch: Watch) -> Iterator[tuple[Entry, Layou
             yield from _walk(child, depth - 1, watch)
 
 
-def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, watch: Watch
-           ) -> Iterator[Sequence]:
+def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, watch: Watch,
+           pair_by: str | None) -> Iterator[Sequence]:
     row = DATASETS[dataset]
     attributes = {line.split()[0]: tuple(line.split()[1:]) for line in packaged_list(row.attributes)} \
         if row.attributes else {}
@@ -158,7 +164,7 @@ def _named(root: Path, names: list[str] | None, modality: str | None, dataset: s
         found = _of_split(root, row, row.splits[split], split, watch)
         if names is not None:
             found = _chosen(found, names, root)
-        sequences = (_read(entry, layout, modality, watch) for entry, layout in found)
+        sequences = (_read(entry, layout, modality, watch, pair_by) for entry, layout in found)
     for sequence in sequences:
         yield replace(sequence, layout=row.title, dataset=dataset, attributes=attributes.get(sequence.name, ()))
 
@@ -288,7 +294,7 @@ def _not_recognised(folder: Path) -> str:
     return f"no sequence was recognised in {folder}. {_EXPECTED}"
 
 
-def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch) -> Sequence:
+def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch, pair_by: str | None = None) -> Sequence:
     folder = entry.folder.resolve()
     watch.add(folder)
     frames = {}
@@ -307,9 +313,20 @@ def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch) -> S
 
     path = entry.boxes or _first_file(folder, layout.boxes)
     rows = _rows(path, layout, entry, watch)
-    if layout.cut and 1 < len(rows) < len(frames["rgb"][1]):
-        frames = {stream: (where, names[: len(rows)]) for stream, (where, names) in frames.items()}
-    count = len(frames["rgb"][1])
+    where, names = frames["rgb"]
+    cut = layout.cut and 1 < len(rows) < len(names)
+    names = names[: len(rows)] if cut else names
+    count, kept = len(names), slice(None)
+    if len(frames) == 2:
+        stream = next(stream for stream in frames if stream != "rgb")
+        place, others = frames[stream]
+        try:
+            kept, partners = paired(names, others, stream, pair_by, cut)
+        except ValueError as error:
+            raise ValueError(f"sequence {entry.name!r} in {folder}: {error}") from None
+        frames[stream] = place, [others[i] for i in partners]
+        names = [names[i] for i in kept]
+    frames["rgb"] = where, names
     boxes, annotated = _place(path, rows, count, layout)
     present = annotated & np.isfinite(boxes).all(1)
     present[present] = (boxes[present, 2:] > 0).all(1)
@@ -320,11 +337,13 @@ def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch) -> S
             extras[Path(name).stem] = read_flags(folder / name, count).astype(np.float32)
             if name in layout.flags:
                 present &= np.isin(extras[Path(name).stem], layout.flags[name])
-    second = _first_file(folder, layout.second_boxes) if len(frames) > 1 else None
-    second_boxes = _place(second, _rows(second, layout, entry, watch), count, layout)[0] if second else None
+    second = _first_file(folder, layout.second_boxes) if len(frames) == 2 else None
+    second_boxes = None
+    if second is not None:
+        second_boxes = _place(second, _rows(second, layout, entry, watch), len(others), layout)[0][partners]
     files = {stream: FrameFiles.of(where, names) for stream, (where, names) in frames.items()}
-    return Sequence(entry.name, files, boxes, present, annotated, second_boxes, layout.name, layout.min_side,
-                    extras=extras)
+    return Sequence(entry.name, files, boxes[kept], present[kept], annotated[kept], second_boxes, layout.name,
+                    layout.min_side, extras={name: numbers[kept] for name, numbers in extras.items()})
 
 
 def _frame_names(entry: Entry, folder: Path) -> list[str]:

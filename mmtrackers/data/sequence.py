@@ -1,4 +1,4 @@
-"""A tracking sequence on disk, and the reading of its images."""
+"""A tracking sequence on disk."""
 
 import collections.abc
 import re
@@ -8,10 +8,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import overload
 
-import cv2
 import numpy as np
 
 from mmtrackers.processing.frames import MODALITIES
+
+from .images import EncodedImage, read_image
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
 
@@ -114,103 +115,6 @@ class FrameFiles(collections.abc.Sequence):
 
     def __repr__(self) -> str:
         return f"FrameFiles({self.folder!r}, {self._count} files)"
-
-
-def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG, PNG or BMP ends before its end (decoders fill the rest with grey, or with nothing)."""
-    if data[:2] == b"\xff\xd8":
-        at = 2
-        # A thumbnail in a header segment has an end marker of its own: only one behind the first scan counts.
-        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-            at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        return data.find(b"\xff\xd9", at) < 0
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data[-64:] and data.rfind(b"IEND\xaeB`\x82") < 0
-    if data[:2] == b"BM" and len(data) >= 54:
-        offset, width, height = (int.from_bytes(data[i : i + 4], "little", signed=i > 10) for i in (10, 18, 22))
-        bits, packing = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
-        stride = (width * bits + 31) // 32 * 4
-        return packing in (0, 3) and offset + stride * abs(height) > len(data)
-    return False
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image file that lies in memory or in a dataset, in the place of its path.
-
-    Args:
-        name (`str`): of the file, without folders.
-        data (buffer): the file's bytes.
-        place (`str`): where it is, for messages.
-    """
-
-    name: str
-    data: bytes | memoryview
-    place: str = "memory"
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.place}"
-
-    def read_bytes(self) -> bytes:
-        """The whole file, as `Path.read_bytes`."""
-        return bytes(self.data)
-
-
-def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.ndarray:
-    """Read one image file as the image processor wants it.
-
-    Args:
-        path (`str`, `Path` or [`EncodedImage`]): an image file.
-        modality (`str`): "rgb", "thermal", "depth" or "event".
-
-    Returns:
-        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is grey. thermal: as
-        event, or uint16 where the file has 16 bits. depth: [H, W] uint16 in the file's own unit (mm in the public
-        sets).
-
-    Raises:
-        ValueError: the file is missing, empty, truncated, no image, or no image of that modality; names the file.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.png"
-        >>> _ = cv2.imwrite(str(file), np.full((2, 3, 3), (0, 0, 255), np.uint8))
-        >>> read_image(file)[0, 0].tolist()
-        [255, 0, 0]
-    """
-    if modality not in MODALITIES:
-        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
-    try:
-        data = (path if isinstance(path, EncodedImage) else Path(path)).read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read the image {path}: {error.strerror or error}") from error
-    if not data:
-        raise ValueError(f"the image {path} is empty (0 bytes)")
-    if _is_truncated(data):
-        raise ValueError(f"the image {path} is truncated ({len(data)} bytes, its end is missing): copy it again")
-    flags = cv2.IMREAD_COLOR if modality == "rgb" else cv2.IMREAD_UNCHANGED
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise ValueError(f"{path} is not a readable image ({len(data)} bytes)")
-    return _to_edge_form(image, modality, path)
-
-
-def _to_edge_form(image: np.ndarray, modality: str, path: str | Path | EncodedImage) -> np.ndarray:
-    """OpenCV's picture -> the form promised by `read_image`."""
-    if modality == "depth":
-        if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"{path}: a depth image has one channel of 16 bits, this one is "
-                             f"{image.shape} {image.dtype}; a coloured depth picture cannot be used")
-        return image.astype(np.uint16, copy=False)
-    if image.dtype not in ((np.uint8, np.uint16) if modality == "thermal" else (np.uint8,)):
-        raise ValueError(f"{path}: pixels of type {image.dtype} cannot be used as {modality}; "
-                         f"store it with 8 bits{' or 16 bits' if modality == 'thermal' else ''} per channel")
-    if image.ndim == 2:
-        return image
-    return np.ascontiguousarray(image[:, :, 2::-1])
 
 
 @dataclass

@@ -1,0 +1,186 @@
+"""Reading of image files: what each modality may be, whole files only, turned as the camera was held."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mmtrackers.processing.frames import MODALITIES
+
+_AS_STORED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+_TIFF = (b"II*\0", b"MM\0*")
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG, PNG or BMP ends before its end (decoders fill the rest with grey, or with nothing)."""
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        # A thumbnail in a header segment has an end marker of its own: only one behind the first scan counts.
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        return data.find(b"\xff\xd9", at) < 0
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data[-64:] and data.rfind(b"IEND\xaeB`\x82") < 0
+    if data[:2] == b"BM" and len(data) >= 54:
+        offset, width, height = (int.from_bytes(data[i : i + 4], "little", signed=i > 10) for i in (10, 18, 22))
+        bits, packing = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
+        stride = (width * bits + 31) // 32 * 4
+        return packing in (0, 3) and offset + stride * abs(height) > len(data)
+    return False
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file that lies in memory or in a dataset, in the place of its path.
+
+    Args:
+        name (`str`): of the file, without folders.
+        data (buffer): the file's bytes.
+        place (`str`): where it is, for messages.
+    """
+
+    name: str
+    data: bytes | memoryview
+    place: str = "memory"
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.place}"
+
+    def read_bytes(self) -> bytes:
+        """The whole file, as `Path.read_bytes`."""
+        return bytes(self.data)
+
+
+def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.ndarray:
+    """Read one image file as the image processor wants it.
+
+    Args:
+        path (`str`, `Path` or [`EncodedImage`]): an image file.
+        modality (`str`): "rgb", "thermal", "depth" or "event".
+
+    Returns:
+        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is grey. thermal: as
+        event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). depth: [H, W] uint16 in the file's
+        own unit (mm in the public sets). All of them turned as their EXIF orientation says.
+
+    Raises:
+        ValueError: the file is missing, empty, truncated, no image, or no image of that modality; names the file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.png"
+        >>> _ = cv2.imwrite(str(file), np.full((2, 3, 3), (0, 0, 255), np.uint8))
+        >>> read_image(file)[0, 0].tolist()
+        [255, 0, 0]
+    """
+    if modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+    try:
+        data = (path if isinstance(path, EncodedImage) else Path(path)).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the image {path}: {error.strerror or error}") from error
+    if not data:
+        raise ValueError(f"the image {path} is empty (0 bytes)")
+    if _is_truncated(data):
+        raise ValueError(f"the image {path} is truncated ({len(data)} bytes, its end is missing): copy it again")
+    if data[:4] in _TIFF and (pages := page_count(data)) > 1:
+        raise ValueError(f"{path} has {pages} pages, which are a sequence: give the file itself in the folder's place")
+    # not IMREAD_UNCHANGED, which leaves pictures as the camera was held
+    flags = cv2.IMREAD_COLOR if modality == "rgb" and not _may_be_deep(data) else _AS_STORED
+    image = _decoded(data, flags)
+    if image is None:
+        raise ValueError(f"{path} is not a readable image ({len(data)} bytes)")
+    if modality == "rgb" and flags == _AS_STORED:
+        if image.ndim == 2 and image.dtype != np.uint8:
+            raise ValueError(f"{path} has one channel of {image.dtype}, so it is no RGB picture: read it as "
+                             "thermal or depth (--modality)")
+        image = _decoded(data, cv2.IMREAD_COLOR)
+    return _to_edge_form(image, modality, path)
+
+
+def _decoded(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _may_be_deep(data: bytes) -> bool:
+    """Whether this may be a file of one channel of 16 bits or more: a grey PNG of 16 bits, any TIFF, any PGM."""
+    return data[:4] in _TIFF or data[:2] == b"P5" or (data[:4] == b"\x89PNG" and data[24:26] == b"\x10\0")
+
+
+def is_deep(path: Path) -> bool:
+    """Whether a file holds one channel of more than 8 bits, as thermal and depth cameras write it.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.png"
+        >>> _ = cv2.imwrite(str(file), np.zeros((2, 3), np.uint16))
+        >>> is_deep(file)
+        True
+    """
+    with path.open("rb") as file:
+        if not _may_be_deep(file.read(32)):
+            return False
+    image = _decoded(path.read_bytes(), _AS_STORED)
+    return image is not None and image.ndim == 2 and image.dtype != np.uint8
+
+
+def page_count(data: bytes) -> int:
+    """How many pictures a TIFF file holds; 1 where it cannot be told."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return getattr(image, "n_frames", 1)
+    except OSError:
+        return 1
+
+
+def read_pages(path: Path, modality: str) -> Iterator[np.ndarray]:
+    """The pages of a TIFF file, one after the other, in the form of `read_image`.
+
+    Raises:
+        ValueError: as `read_image`.
+
+    Example:
+        ```python
+        for picture in read_pages(Path("thermal.tiff"), "thermal"):
+            print(picture.dtype)
+        ```
+    """
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as file:
+        for number, page in enumerate(ImageSequence.Iterator(file)):
+            image = np.asarray(page)
+            image = image.astype(image.dtype.newbyteorder("="))
+            image = image[..., ::-1] if image.ndim == 3 else image
+            if modality == "rgb" and image.ndim == 2:
+                image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.dtype == np.uint8 else image
+            yield _to_edge_form(image, modality, f"{path}, page {number + 1}")
+
+
+def _to_edge_form(image: np.ndarray, modality: str, path: str | Path | EncodedImage) -> np.ndarray:
+    """OpenCV's picture -> the form promised by `read_image`."""
+    if modality == "depth":
+        if image.ndim == 2 and image.dtype in (np.uint8, np.float32):
+            raise ValueError(f"{path}: a depth image has one channel of 16 bits, millimeters; this one has "
+                             f"{image.dtype}. If its values are meters, store (image * 1000.0).astype(np.uint16) as "
+                             "PNG; if another unit, multiply by that")
+        if image.ndim != 2 or image.dtype != np.uint16:
+            raise ValueError(f"{path}: a depth image has one channel of 16 bits, this one is "
+                             f"{image.shape} {image.dtype}; a coloured depth picture cannot be used")
+        return image
+    if modality == "thermal" and image.dtype == np.float32 and image.ndim == 2:
+        return image
+    if image.dtype not in ((np.uint8, np.uint16) if modality == "thermal" else (np.uint8,)):
+        raise ValueError(f"{path}: pixels of type {image.dtype} cannot be used as {modality}; "
+                         f"store it with 8 bits{' or 16 bits' if modality == 'thermal' else ''} per channel")
+    if image.ndim == 2:
+        return image
+    return np.ascontiguousarray(image[:, :, 2::-1])

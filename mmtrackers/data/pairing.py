@@ -1,0 +1,143 @@
+"""Which frame of a second stream goes with which RGB frame: by the numbers in file names, by time, or in order."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+PAIRINGS = ("number", "time", "rank")
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def frame_numbers(names: Sequence[str]) -> np.ndarray | None:
+    """The number of each frame: the last group of digits in which the names differ.
+
+    Args:
+        names (list of `str`): file names in order.
+
+    Returns:
+        `np.ndarray` int64 `[N]`, rising; None where the names hold no such numbers (or times, see `frame_times`).
+
+    Example:
+        >>> frame_numbers(["cam2_v008.jpg", "cam2_v010.jpg"]).tolist()
+        [8, 10]
+    """
+    groups = [re.findall(r"[0-9]+", name.rpartition(".")[0] or name) for name in names]
+    if not groups or frame_times(names) is not None or len({len(group) for group in groups}) != 1 or not groups[0]:
+        return None
+    varying = [k for k in range(len(groups[0])) if any(group[k] != groups[0][k] for group in groups)]
+    column = [group[varying[-1] if varying else -1] for group in groups]
+    if max(map(len, column)) > 18:
+        return None
+    numbers = np.array(column, dtype=np.int64)
+    return numbers if (np.diff(numbers) > 0).all() else None
+
+
+def frame_times(names: Sequence[str]) -> np.ndarray | None:
+    """Seconds, where names are decimal numbers such as `1305031102.175304.png`; else None.
+
+    Example:
+        >>> frame_times(["10.25.png", "10.5.png"]).tolist()
+        [0.0, 0.25]
+    """
+    stems = [name.rpartition(".")[0] for name in names]
+    if not stems or not all(re.fullmatch(r"[0-9]+\.[0-9]+", stem) for stem in stems):
+        return None
+    whole = int(stems[0].partition(".")[0])  # first, so that no digit of the fraction is lost
+    times = np.array([int(w) - whole + float(f"0.{f}") for w, _, f in (stem.partition(".") for stem in stems)])
+    return times - times[0]
+
+
+def paired(
+    rgb: Sequence[str], other: Sequence[str], modality: str, by: str | None = None, cut: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of two lists of files that go together.
+
+    Args:
+        rgb, other (list of `str`): file names in order.
+        modality (`str`): the second stream's, for messages.
+        by (`str`, *optional*): "number" takes the frames that both streams have, "rank" goes by order alone. By
+            default by order where the numbers agree: the same, or a constant apart.
+        cut (`bool`): frames of the second stream behind the last RGB frame do not count.
+
+    Returns:
+        `(rgb, other)`: indices, int64 `[N]` each.
+
+    Raises:
+        ValueError: counts or numbers do not agree; names the first frame that has no partner.
+
+    Example:
+        >>> [side.tolist() for side in paired(["1.jpg", "2.jpg", "4.jpg"], ["2i.png", "4i.png"], "thermal", "number")]
+        [[1, 2], [0, 1]]
+    """
+    a, b = (None, None) if by == "rank" else (frame_numbers(rgb), frame_numbers(other))
+    if a is None or b is None:
+        if by == "number":
+            raise ValueError(f"the names of the frames ({rgb[0]}, {other[0]}) hold no numbers to pair the streams by")
+        count = min(len(rgb), len(other)) if cut else len(rgb)
+        if len(rgb) != count or (len(other) != count and not cut):
+            raise ValueError(f"{len(rgb)} rgb frames but {len(other)} {modality} frames: the streams must be paired")
+        return np.arange(count), np.arange(count)
+    offset = _offset(a, b)
+    if cut:
+        b = b[b + offset <= a[-1]]
+    _, left, right = np.intersect1d(a, b + offset, assume_unique=True, return_indices=True)
+    if by != "number" and not len(left) == len(a) == len(b):
+        raise ValueError(_mismatch(rgb, other, a, b + offset, modality))
+    if not len(left):
+        raise ValueError(f"the rgb and the {modality} frames have no number in common ({rgb[0]}, {other[0]})")
+    return left, right
+
+
+_WAYS = ": --pair-by number takes the frames that both have, --pair-by rank pairs them in order"
+
+
+def _offset(a: np.ndarray, b: np.ndarray) -> int:
+    """What to add to the second stream's numbers: nothing, unless only another start makes them meet."""
+    if len(a) == len(b) and (a - b == a[0] - b[0]).all():
+        return int(a[0] - b[0])
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    shift = int(a[0] - b[0])
+    return shift if len(np.intersect1d(a, b + shift, assume_unique=True)) > 2 * shared else 0
+
+
+def _mismatch(rgb: Sequence[str], other: Sequence[str], a: np.ndarray, b: np.ndarray, modality: str) -> str:
+    alone = np.setxor1d(a, b, assume_unique=True)[0]
+    lacks = "rgb" if alone in b else modality
+    name = other[int(np.searchsorted(b, alone))] if lacks == "rgb" else rgb[int(np.searchsorted(a, alone))]
+    counts = f"{len(rgb)} rgb frames, {len(other)} {modality} frames"
+    return f"frame {alone} ({name}) has no {lacks} frame of that number ({counts}){_WAYS}"
+
+
+def nearest_in_time(
+    rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float, B]], tolerance: float
+) -> Iterator[tuple[A, B]]:
+    """Goes with each item of the first stream the item of the second that is nearest in time.
+
+    Args:
+        rgb, other: `(seconds, item)` in order of time; each is read once, one item ahead.
+        tolerance (`float`): largest distance in seconds.
+
+    Raises:
+        ValueError: an item of the first stream has nothing within the tolerance; says when.
+
+    Example:
+        >>> fast, slow = [(0.0, "a"), (0.04, "b"), (0.08, "c")], [(0.0, 1), (0.08, 2)]
+        >>> list(nearest_in_time(fast, slow, 0.041))
+        [('a', 1), ('b', 1), ('c', 2)]
+    """
+    following: Iterator[Any] = iter(other)
+    now = next(following, None)
+    ahead = next(following, None)
+    for time, item in rgb:
+        while ahead is not None and abs(ahead[0] - time) < abs(now[0] - time):
+            now, ahead = ahead, next(following, None)
+        if now is None or abs(now[0] - time) > tolerance:
+            raise ValueError(
+                f"nothing within {tolerance:.3f} s of {time:.3f} s in the second stream"
+                + (f" (its nearest frame is at {now[0]:.3f} s)" if now is not None else " (it has no frame)")
+            )
+        yield item, now[1]
