@@ -1,9 +1,16 @@
 """The page of a first frame: what it lets in, and boxes drawn on it in a real browser."""
 
 import json
+import os
+import re
+import select
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +18,11 @@ import numpy as np
 import pytest
 
 from mmtrackers.browser.first_frame import ask_boxes
+
+try:
+    import pty
+except ImportError:
+    pty = None
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
 
@@ -139,3 +151,45 @@ def test_a_finger_draws_too(asking: Asking, browser: Any) -> None:
     page.wait_for_selector("output.good")
     context.close()
     assert np.allclose(asking.end(), [[80, 60, 160, 60]], atol=2)
+
+
+@pytest.mark.skipif(pty is None, reason="no terminals of POSIX here")
+def test_track_without_a_box_asks_in_the_browser(browser: Any, tmp_path: Path) -> None:
+    """The command at a terminal: its address, a box drawn there, the run, and the command that would have done it."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mmtrackers", "track", "sample", "--max-frames", "3", "--output", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = subprocess.Popen(command, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True, env=environment)
+    os.close(theirs)
+    told = read_until(ours, r"http://\S+(?=\s)")
+    page = browser.new_page()
+    page.goto(re.search(r"http://\S+", told)[0])
+    size = tuple(page.evaluate("[state.width, state.height]"))
+    drag(page, (353, 396), (406, 544), size)
+    page.locator(".go").click()
+    page.wait_for_selector("output.good")
+    page.close()
+    told = read_until(ours, r"the same without a browser: .*(?=\s)")
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0 and "3 frames" in output
+    same = re.search(r"mmtrackers track sample --max-frames 3 --output \S+ --box ([\d.,]+)", told)
+    (text,) = tmp_path.glob("*.txt")
+    first = [float(value) for value in text.read_text().splitlines()[0].split(",")]
+    assert [float(value) for value in same[1].split(",")] == pytest.approx(first, abs=1e-3)
+    assert np.allclose(first, [353, 396, 53, 148], atol=2)
+
+
+def read_until(terminal: int, pattern: str, seconds: float = 120) -> str:
+    """What a terminal shows until a pattern is there."""
+    text, end = "", time.monotonic() + seconds
+    while not re.search(pattern, text):
+        assert time.monotonic() < end, text
+        if select.select([terminal], [], [], 1)[0]:
+            text += os.read(terminal, 4096).decode()
+    return text
+
+
+def test_without_a_terminal_the_way_out_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mmtrackers", "track", "sample", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    assert done.returncode == 2 and "or run the command at a terminal to draw it in a browser" in done.stderr

@@ -18,7 +18,6 @@ app = typer.Typer(
     help="Track objects in RGB, thermal, depth and event video.",
     epilog="Exit codes: 0 done, 1 a fault of this program, 2 something that you can mend, 130 Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (track.track, evaluate.evaluate, share.info, share.push, share.convert):

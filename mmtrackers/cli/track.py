@@ -1,10 +1,12 @@
 """`mmtrackers track`: follow targets through a video."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .draw import drawn_boxes
 from .ending import exit_code_of, fail
 
 if TYPE_CHECKING:
@@ -25,7 +27,10 @@ def track(
     ] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(help="x,y,width,height in pixels of the first frame; repeat it for more targets."),
+        typer.Option(
+            help="x,y,width,height in pixels of the first frame; repeat it for more targets. Without it, and "
+            "without an annotation, a browser page asks for it."
+        ),
     ] = None,
     thermal: Annotated[Path | None, typer.Option(help="Folder or video of the thermal frames.")] = None,
     depth: Annotated[Path | None, typer.Option(help="Folder of the 16-bit depth frames (millimetres).")] = None,
@@ -50,6 +55,7 @@ def track(
     profile: Annotated[
         bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, decoding.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no report, only errors.")] = False,
 ) -> None:
     """Follow targets through a video; leaves boxes, scores and an annotated video.
 
@@ -82,7 +88,8 @@ def track(
         allow_missing=allow_missing,
     )
     _check_streams(tracker, opened, repo)
-    result = run(tracker, opened, boxes or None, output, max_frames, progress=True, profile=profile)
+    boxes = boxes or drawn_boxes(opened, source)
+    result = run(tracker, opened, boxes or None, output, max_frames, progress=not quiet, profile=profile)
     settings = {
         "model": repo,
         "base_model": base_model,
@@ -95,7 +102,7 @@ def track(
         "allow_missing": allow_missing,
     }
     labels = write_labels(result, output, kinds)
-    _report(result, [*write_results(result, output, settings), *labels, output / f"{opened.name}.mp4"])
+    _report(result, [*write_results(result, output, settings), *labels, output / f"{opened.name}.mp4"], quiet)
 
 
 def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
@@ -115,30 +122,36 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
         typer.echo(f"no {' or '.join(kinds)} stream: the RGB stream alone is fed (--allow-missing)", err=True)
 
 
-def _report(result: "RunResult", files: list[Path]) -> None:
+def _report(result: "RunResult", files: list[Path], quiet: bool = False) -> None:
     count = len(result.predictions)
     done = "1 frame" if count == 1 else f"{count} frames"
-    # the given frame is not tracked: alone it has no speed
-    rate = f", {result.frames_per_second:.1f} per second in the tracker" if result.frames_per_second else ""
-    typer.echo(f"{result.source.name}: {done}{rate}")
-    if result.clock is not None:
-        from mmtrackers.evaluation.speed import speed_of, speed_table
-
-        speed = speed_of(result.clock.rows, result.clock.device)
-        typer.echo(speed_table(speed) if speed is not None else "no frame was timed: there is only the given one")
-    absent = sum(not p.present for found in result.predictions for p in found)
-    if absent:
-        typer.echo(f"reported as absent: {absent} of {count * len(result.predictions[0])} boxes")
-    if result.mean_overlap is not None:
-        which = "of the first target " if len(result.predictions[0]) > 1 else ""
-        which += "over the frames where the target is present, without the given one"
-        typer.echo(f"mean overlap {result.mean_overlap:.3f} {which}")
-    typer.echo("written: " + ", ".join(str(path) for path in files))
+    if not quiet:
+        for line in _lines(result, done, files):
+            typer.echo(line)
     if result.stopped == "interrupted":
         typer.echo(f"interrupted after {done}; what was done is kept", err=True)
         raise typer.Exit(exit_code_of(result.interrupt))
     if result.stopped:
         fail(f"{result.stopped} (what was done until then, {done}, is kept)")
+
+
+def _lines(result: "RunResult", done: str, files: list[Path]) -> Iterator[str]:
+    # the given frame is not tracked: alone it has no speed
+    rate = f", {result.frames_per_second:.1f} per second in the tracker" if result.frames_per_second else ""
+    yield f"{result.source.name}: {done}{rate}"
+    if result.clock is not None:
+        from mmtrackers.evaluation.speed import speed_of, speed_table
+
+        speed = speed_of(result.clock.rows, result.clock.device)
+        yield speed_table(speed) if speed is not None else "no frame was timed: there is only the given one"
+    absent = sum(not p.present for found in result.predictions for p in found)
+    if absent:
+        yield f"reported as absent: {absent} of {len(result.predictions) * len(result.predictions[0])} boxes"
+    if result.mean_overlap is not None:
+        which = "of the first target " if len(result.predictions[0]) > 1 else ""
+        which += "over the frames where the target is present, without the given one"
+        yield f"mean overlap {result.mean_overlap:.3f} {which}"
+    yield "written: " + ", ".join(str(path) for path in files)
 
 
 def parse_box(text: str) -> list[float]:

@@ -152,7 +152,7 @@ def run(
             first box.
         output (`str` or `Path`, *optional*): folder of the annotated video `<name>.mp4`; none without it.
         max_frames (`int`, *optional*): stop after so many frames.
-        progress (`bool`): show a progress bar.
+        progress (`bool`): show a progress bar, where a terminal shows it.
         profile (`bool`): time reading, crop, model and decoding of every frame (`RunResult.clock`).
 
     Raises:
@@ -229,7 +229,7 @@ def _bar(source: FrameSource, first: int, max_frames: int | None, progress: bool
     from tqdm import tqdm
 
     known = [n for n in (source.length and source.length - first, max_frames) if n]
-    return tqdm(total=min(known, default=None), unit="frame", desc=source.name, disable=not progress)
+    return tqdm(total=min(known, default=None), unit="frame", desc=source.name, disable=None if progress else True)
 
 
 def _initial_boxes(source: FrameSource, boxes_xywh: Sequence[Sequence[float]] | None) -> tuple[np.ndarray, int]:
@@ -239,7 +239,8 @@ def _initial_boxes(source: FrameSource, boxes_xywh: Sequence[Sequence[float]] | 
     if source.boxes_xywh is None:
         raise ValueError(
             f"where is the target in the first frame of {source.name}? No annotation says it: give "
-            "--box x,y,width,height in pixels (several times for several targets)"
+            "--box x,y,width,height in pixels (several times for several targets), or run the command at a terminal "
+            "to draw it in a browser"
         )
     return source.boxes_xywh[source.first][None], source.first
 
