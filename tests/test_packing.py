@@ -11,7 +11,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig
 from torch import nn
 
 from mmtrackers import TMoEConfig, TrackerPreTrainedModel
-from mmtrackers.modeling.packing import FoldedConv, LinearMap, PackedLinear, packed_map
+from mmtrackers.modeling.packing import LinearMap, PackedConv, PackedLinear, packed_map
 from mmtrackers.modeling.vit import PackedLayer
 from mmtrackers.tuners.amg_lora.hmoe import HMoE, token_groups
 from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, LowRankLinear
@@ -42,7 +42,7 @@ def test_packed_is_plain(row: Row) -> None:
     assert all(isinstance(layer, PackedLayer) for layer in model.model.layers)
     kinds = [type(module) for module in model.modules()]
     assert nn.BatchNorm2d not in kinds and LowRankLinear not in kinds
-    assert kinds.count(FoldedConv) == 12 + (4 if row.fields.get("stem") == "conv" else 0)
+    assert kinds.count(PackedConv) == 10 + (4 if row.fields.get("stem") == "conv" else 0)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 

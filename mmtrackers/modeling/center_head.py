@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .packing import FoldedConv
+from mmtrackers.hub.adapters import merged
+
+from .packing import PackedConv
 
 
 class ConvNormAct(nn.Module):
@@ -21,9 +23,9 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(self.norm(self.conv(x)))
 
-    def packed(self, dtype: torch.dtype) -> FoldedConv:
+    def packed(self, dtype: torch.dtype) -> PackedConv:
         """The convolution with the norm folded in."""
-        return FoldedConv(self.conv, self.norm)
+        return PackedConv.folded((self.conv, self.norm))
 
 
 def _branch(in_channels: int, channels: int, outputs: int) -> nn.Sequential:
@@ -54,9 +56,31 @@ class CenterHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features `[B, C, g, g]` to score `[B, 1, g, g]`, size `[B, 2, g, g]` (both probabilities) and offset."""
-        logits = torch.cat([self.score(features), self.size(features)], 1).float()
-        score, size = logits.sigmoid().clamp(1e-4, 1 - 1e-4).split([1, 2], 1)
-        return score, size, self.offset(features).float()
+        score, size, offset = self._maps(features)
+        score, size = torch.cat([score, size], 1).float().sigmoid().clamp(1e-4, 1 - 1e-4).split([1, 2], 1)
+        return score, size, offset.float()
+
+    def _maps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.score(features), self.size(features), self.offset(features)
+
+    def packed(self, dtype: torch.dtype) -> "PackedCenterHead":
+        """This head with the first convolutions of its branches as one."""
+        return PackedCenterHead(self)
+
+
+class PackedCenterHead(CenterHead):
+    """A `CenterHead` for inference."""
+
+    def __init__(self, head: CenterHead):
+        nn.Module.__init__(self)
+        branches = [merged(branch) for branch in (head.score, head.size, head.offset)]
+        stages = [merged(branch[0]) for branch in branches]
+        self.first = PackedConv.folded(*((stage.conv, stage.norm) for stage in stages))
+        self.score, self.size, self.offset = (branch[1:] for branch in branches)
+
+    def _maps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        score, size, offset = self.first(features).chunk(3, 1)
+        return self.score(score), self.size(size), self.offset(offset)
 
 
 def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -157,15 +157,42 @@ class PackedMaps(nn.Module):
         return self.mixtures.each(x) if self.mixtures is not None else [linear(x) for linear in self.apart]
 
 
-class FoldedConv(nn.Module):
-    """Convolution with a batch norm folded in, and ReLU."""
+class PackedConv(nn.Module):
+    """A convolution laid out for oneDNN, perhaps with a ReLU behind it; plain where `PackedLinear` is."""
 
-    def __init__(self, conv: nn.Module, norm: nn.Module):
+    def __init__(self, conv: nn.Conv2d, relu: bool = True):
         super().__init__()
-        self.conv = fuse_conv_bn_eval(merged(conv), merged(norm))
+        self.conv, self.relu, self.prepacked = conv, relu, None
+        self.shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        weight, bias = conv.weight.detach(), conv.bias
+        try:
+            if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and conv.padding_mode == "zeros":
+                prepacked = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.shape)
+                self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+                self.prepacked = prepacked
+                self(torch.zeros(1, conv.in_channels, *conv.kernel_size, dtype=weight.dtype))
+                self.conv = None
+        except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+            self.prepacked = None
+
+    @classmethod
+    def folded(cls, *stages: tuple[nn.Module, nn.Module]) -> "PackedConv":
+        """Convolutions of one input, each with its batch norm folded in, as one with their outputs side by side."""
+        convs = [fuse_conv_bn_eval(merged(conv), merged(norm)) for conv, norm in stages]
+        first = convs[0]
+        if len(convs) > 1:
+            first.weight = nn.Parameter(torch.cat([conv.weight.detach() for conv in convs]), requires_grad=False)
+            first.bias = nn.Parameter(torch.cat([conv.bias.detach() for conv in convs]), requires_grad=False)
+        return cls(first)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu_(self.conv(x))
+        if self.prepacked is None:
+            y = self.conv(x)
+            return torch.relu_(y) if self.relu else y
+        activation = "relu" if self.relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.prepacked, self.bias, *self.shape, activation, [], ""
+        )
 
 
 def pack_model(model: nn.Module) -> None:

@@ -15,8 +15,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention import written_out_attention
 from .base import TrackerPreTrainedModel
-from .packing import FoldedConv, LinearMap, PackedMaps, packed_map
+from .packing import LinearMap, PackedConv, PackedMaps, packed_map
 from .seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
 
 
@@ -53,7 +54,7 @@ class ConvStem(nn.Module):
 
     def packed(self, dtype: torch.dtype) -> "ConvStem":
         """This stem with its batch norms folded into its convolutions."""
-        self.stages = nn.ModuleList(FoldedConv(conv, norm) for conv, norm, _ in self.stages)
+        self.stages = nn.ModuleList(PackedConv.folded((conv, norm)) for conv, norm, _ in self.stages)
         return self
 
 
@@ -99,6 +100,23 @@ class AttentionCore(nn.Module):
         """q, k, v `[S*B, H, N, d]`; returns `[S*B, N, H, d]` and the weights where the implementation gives them."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         return attend(self, query, key, value, None, scaling=scaling, dropout=0.0, **kwargs)
+
+    def packed(self, dtype: torch.dtype) -> "AttentionCore":
+        """This core, or attention written out where that is faster: in bfloat16 on a CPU."""
+        fused = self.config._attn_implementation == "sdpa"
+        return WrittenOutAttention(self.config) if fused and dtype == torch.bfloat16 else self
+
+
+class WrittenOutAttention(AttentionCore):
+    """The seam for inference in bfloat16 on a CPU; on another device as `AttentionCore`."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `AttentionCore.forward`."""
+        if query.device.type != "cpu":
+            return super().forward(query, key, value, scaling, layout, **kwargs)
+        return written_out_attention(query if scaling == 1.0 else query * scaling, key, value), None
 
 
 class Attention(nn.Module):
