@@ -61,8 +61,7 @@ def test_seatrack_bytes_saved_for_backward(seatrack):
     without = benchmark.training_bytes(seatrack)
     assert set(rates) == {0.1}
     assert seatrack.config.drop_path_rate == 0.1
-    assert without <= 823e6
-    assert recipe <= 900e6
+    assert without <= recipe <= 680e6
 
 
 @pytest.mark.slow
@@ -80,8 +79,8 @@ def test_launches_per_frame_ostrack(ostrack):
 def test_launches_per_frame_seatrack(seatrack):
     frame = benchmark.frame_of(seatrack)
     assert benchmark.count_launches(frame) <= 650
-    seatrack.pack()
-    assert benchmark.count_launches(frame) <= 530
+    seatrack.pack()  # on a CPU guided attention goes by halves of the heads: more operations, less traffic
+    assert benchmark.count_launches(frame) <= 590
 
 
 @pytest.mark.slow

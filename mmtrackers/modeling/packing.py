@@ -114,9 +114,14 @@ class PackedMixtures(nn.Module):
         self.second = nn.ModuleList(PackedLinear(torch.cat([m.weight, m.up], 1), m.bias, gelu) for m in maps)
 
     def each(self, x: Tensor) -> list[Tensor]:
-        """The answers of all maps."""
-        wide = self._wide(x)
-        return [linear(torch.cat([x, wide[..., i, :]], -1)) for i, linear in enumerate(self.second)]
+        """The answers of all maps, whose inputs follow each other in one memory: `x` is copied once."""
+        wide, width = self._wide(x), x.shape[-1]
+        joined = torch.cat([x, wide[..., 0, :]], -1)
+        answers = [self.second[0](joined)]
+        for index in range(1, self.count):
+            joined[..., width:] = wide[..., index, :]
+            answers.append(self.second[index](joined))
+        return answers
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The answer of the only map, and `residual` added to it."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmtrackers.modeling.seams import ResidualJunction, TokenLayout, drop_path
 from mmtrackers.tuners.registration import TrackerTunerLayer
@@ -69,20 +70,68 @@ class GuidedAttentionCore(AMGLoraLayer):
         if name is None:
             return self.base_layer(query, key, value, scaling, layout, **kwargs)
         query = query if scaling == 1.0 else query * scaling
+        factors = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value, *factors)):
+            # maps of all tokens by all tokens are made again for backward: cheaper than keeping three of each layer
+            output = checkpoint(guided, query, key, value, *factors, layout.prefix, use_reentrant=False)
+            return output.transpose(1, 2), None
         logits = (query @ key.transpose(-1, -2)).float()
         rgb, x = logits.view(2, -1, *logits.shape[1:])[..., layout.prefix :, :]
-        into_rgb, into_x = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
         difference = x - rgb
-        if torch.is_grad_enabled() and (logits.requires_grad or into_rgb.requires_grad):
-            guided = torch.cat([rgb + into_rgb * difference, x - into_x * difference])
-            guided = guided if layout.prefix == 0 else torch.cat([logits[:, :, : layout.prefix], guided], 2)
-            weights = guided.softmax(-1)
-        else:
-            rgb.addcmul_(difference, into_rgb)
-            x.addcmul_(difference, into_x, value=-1.0)
-            weights = logits.softmax(-1)
-        weights = weights.to(value.dtype)
+        rgb.addcmul_(difference, factors[0])
+        x.addcmul_(difference, factors[1], value=-1.0)
+        weights = logits.softmax(-1).to(value.dtype)
         return (weights @ value).transpose(1, 2), weights
+
+    def packed(self, dtype: torch.dtype) -> nn.Module:
+        """The same for inference; on a CPU head by head."""
+        name = self.active_name
+        if name is None or self.amg_lora_x_to_rgb[name].device.type != "cpu":
+            return self
+        return PackedGuidedCore(self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name])
+
+
+def guided(query: Tensor, key: Tensor, value: Tensor, into_rgb: Tensor, into_x: Tensor, prefix: int) -> Tensor:
+    """Guided attention without writing in place: q, k, v `[2*B, H, N, d]` to `[2*B, H, N, d]`."""
+    logits = (query @ key.transpose(-1, -2)).float()
+    rgb, x = logits.view(2, -1, *logits.shape[1:])[..., prefix:, :]
+    difference = x - rgb
+    mixed = torch.cat([rgb + into_rgb * difference, x - into_x * difference])
+    mixed = mixed if prefix == 0 else torch.cat([logits[:, :, :prefix], mixed], 2)
+    return mixed.softmax(-1).to(value.dtype) @ value
+
+
+# so many heads at a time: their logits stay in the caches
+HEADS = 6
+
+
+class PackedGuidedCore(nn.Module):
+    """Guided attention for inference on a CPU, some heads at a time."""
+
+    def __init__(self, into_rgb: Tensor, into_x: Tensor):
+        super().__init__()
+        self.register_buffer("into_rgb", into_rgb.detach().clone(), persistent=False)
+        self.register_buffer("into_x", into_x.detach().clone(), persistent=False)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
+    ) -> tuple[Tensor, None]:
+        """As `GuidedAttentionCore.forward`, without the weights."""
+        query = query if scaling == 1.0 else query * scaling
+        keys, output = key.transpose(-1, -2), torch.empty_like(query)
+        pairs = query.shape[0] // 2
+        for rgb, x in zip(range(pairs), range(pairs, 2 * pairs), strict=True):
+            for start in range(0, query.shape[1], HEADS):
+                heads = slice(start, start + HEADS)
+                weights = [torch.bmm(query[i, heads], keys[i, heads]).float() for i in (rgb, x)]
+                guided_rgb, guided_x = (w[:, layout.prefix :] for w in weights)
+                difference = guided_x - guided_rgb
+                guided_rgb.addcmul_(difference, self.into_rgb)
+                guided_x.addcmul_(difference, self.into_x, value=-1.0)
+                for i, w in zip((rgb, x), weights, strict=True):
+                    torch.softmax(w, -1, out=w)
+                    output[i, heads] = torch.bmm(w.to(value.dtype), value[i, heads])
+        return output.transpose(1, 2), None
 
 
 class MixtureJunction(AMGLoraLayer):
