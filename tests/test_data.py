@@ -1,6 +1,7 @@
 """Sequences on disk and their images."""
 
 import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -90,7 +91,8 @@ TREES = {
     }, "rgb", []),
     "uav123": ("UAV123", {"": {}}, {"../../../anno/UAV123/seq.txt": "NaN,NaN,NaN,NaN\n" + BOX * 11}, "rgb", [0],
                [np.nan] * 4),
-    "own-rgb": ("own folder", {"": {}}, {"groundtruth.txt": "\ufeff" + "10, 20, 30, 40\n\n" * 12}, "rgb", []),
+    "own-rgb": ("own folder", {"": {}}, {"groundtruth.txt": "\ufeff" + "10, 20, 30, 40\r\n" * 12 + "\r\n"}, "rgb",
+                []),
     "own-first-box": ("own folder", {"": {}}, {"groundtruth.txt": BOX}, "rgb", range(1, 12)),
     "own-bare": ("own folder", {"": {}}, {}, "rgb", range(12), [np.nan] * 4),
     "own-thermal": ("own folders", {"rgb": {}, "thermal": DEPTH}, {"groundtruth.txt": ROWS12}, "thermal", []),
@@ -202,6 +204,82 @@ def test_natural_order(names, expected):
 def test_polygon_with_nan_is_no_box(tmp_path):
     (tmp_path / "g.txt").write_text("1,1,2,2,3,3,nan,nan\n")
     assert np.isnan(read_boxes(tmp_path / "g.txt")).all()
+
+
+def test_trajectories_of_the_vot_toolkit(tmp_path):
+    rows = [struct.pack("<BI", 0, 1), struct.pack("<Bffff", 1, 1.5, 2, 3, 4),
+            struct.pack("<BH8f", 2, 4, 0, 0, 4, 1, 4, 3, 0, 2), struct.pack("<BhhHHH2H", 3, 5, 6, 7, 8, 2, 3, 53)]
+    data = struct.pack("<hI", 1, len(rows)) + b"".join(rows)
+    (tmp_path / "a.bin").write_bytes(data)
+    (tmp_path / "a.txt").write_text("1\n1.5,2,3,4\n0,0,4,1,4,3,0,2\nm5,6,7,8,3,53\n")
+    for name in ("a.bin", "a.txt"):
+        np.testing.assert_array_equal(read_boxes(tmp_path / name), [[np.nan] * 4, [1.5, 2, 3, 4], [0, 0, 4, 3],
+                                                                    [5, 6, 7, 8]])  # fmt: skip
+    (tmp_path / "cut.bin").write_bytes(data[:-3])
+    with pytest.raises(ValueError, match=r"cut.bin is truncated: it promises 4 rows and ends in row 3"):
+        read_boxes(tmp_path / "cut.bin")
+
+
+NOTHING = [np.nan] * 4
+A, B = [1.0, 2, 3, 4], [5.0, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("1,2,3,4\n\n5,6,7,8\n", [A, NOTHING, B]),
+    ("1,2,3,4\n,,,\n5,6,7,8\n", [A, NOTHING, B]),  # as pandas writes NaN
+    ("1\t2\t3\t4\n\t\t\t\n5\t6\t7\t8", [A, NOTHING, B]),
+    ("\n1 2 3 4\n", [NOTHING, A]),
+    ("1,2,3,4\n5,6,7,8\n,,,\n", [A, B, NOTHING]),
+    ("1,2,3,4\r\n5,6,7,8\r\n\r\n \n", [A, B]),
+    ("\ufeff1;2;3;4\r\nNaN;NaN;NaN;NaN\r\n", [A, NOTHING]),
+    ("m1,2,3,4,0,12\n0\nm5,6,7,8,1,55\n", [A, NOTHING, B]),
+    ("1,2,3,4,\n", [A]),
+    ("", []),
+])
+def test_lines_without_numbers_are_absent_rows(tmp_path, text, expected):
+    (tmp_path / "g.txt").write_text(text, newline="")
+    np.testing.assert_array_equal(read_boxes(tmp_path / "g.txt"), np.reshape(expected, (-1, 4)))
+
+
+@pytest.mark.parametrize("line", ["5,,,", "1,,3,4", "5,6", "m1,2", "1,2,3,x"])
+def test_damaged_lines_are_named(tmp_path, line):
+    (tmp_path / "g.txt").write_text(f"1,2,3,4\n{line}\n5,6,7,8\n")
+    with pytest.raises(ValueError, match=r"g\.txt, line 2: "):
+        read_boxes(tmp_path / "g.txt")
+
+
+@pytest.mark.parametrize("name", ["depthtrack", "vot", "vot-rgbt", "otb", "uav123", "nfs", "nfs-converted", "lasot",
+                                  "tnl2k", "own-thermal", "lasher"])
+@pytest.mark.parametrize("blank", ["", ",,,"])
+def test_no_box_moves_up_a_frame(tmp_path, name, blank):
+    streams, files = TREES[name][1:3]
+    key, every = next((key, 8 if name == "nfs" else 1) for key in files if key.endswith(".txt"))
+    lines = files[key].splitlines()
+    lines[5 * every : 6 * every] = [blank] * every
+    lines[11 * every] = lines[11 * every].replace("10", "11", 1).replace("438", "439", 1)
+    sequence = open_sequence(tree(tmp_path / "a/b/c/seq", streams, files | {key: "\n".join(lines)}))
+    assert np.isnan(sequence.boxes_xywh[5]).all() and not sequence.present[5] and sequence.present[6]
+    assert (sequence.boxes_xywh[11] != sequence.boxes_xywh[10]).any()
+
+
+def test_a_wrong_count_names_the_line(tmp_path):
+    folder = tree(tmp_path / "seq", {"": {}}, {"groundtruth.txt": BOX * 14})
+    with pytest.raises(ValueError, match=r"groundtruth\.txt has 14 boxes for 12 frames \(line 13 is one too many\)"):
+        open_sequence(folder)
+    (folder / "groundtruth.txt").write_text(BOX * 10)
+    with pytest.raises(ValueError, match=r"has 10 boxes for 12 frames \(it ends with line 10\)"):
+        open_sequence(folder)
+
+
+def test_capital_endings_and_gaps_in_numbers(tmp_path):
+    for number in (3, 4, 9, 100):
+        write(tmp_path / "seq" / "rgb" / f"IMG_{number}.JPG", picture(number))
+        write(tmp_path / "seq" / "thermal" / f"t{number + 1}.PNG", picture(number))
+    (tmp_path / "seq" / "groundtruth.txt").write_bytes(b"\xef\xbb\xbf" + b"1,2,3,4\r\n" * 4)
+    sequence = open_sequence(tmp_path / "seq")
+    assert [file.name for file in sequence.frames["rgb"]] == ["IMG_3.JPG", "IMG_4.JPG", "IMG_9.JPG", "IMG_100.JPG"]
+    assert [file.name for file in sequence.frames["thermal"]] == ["t4.PNG", "t5.PNG", "t10.PNG", "t101.PNG"]
+    assert sequence.boxes_xywh.tolist() == [[1, 2, 3, 4]] * 4
 
 
 @pytest.mark.parametrize(("modality", "stored", "expected"), [

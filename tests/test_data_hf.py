@@ -11,8 +11,10 @@ from local_hub import LocalHub
 from test_data_sets import BOX, got10k, grow, rgbt, visevent
 
 from mmtrackers.data import Sequence, SequenceSet, from_hf_dataset, load_hf_dataset, open_dataset, to_hf_dataset
-from mmtrackers.data.index import _ARRAYS, _PLAIN
 from mmtrackers.data.sequence import EncodedImage, read_image
+
+ARRAYS = ("boxes_xywh", "present", "annotated", "second_boxes_xywh")
+PLAIN = ("name", "layout", "min_side", "dataset", "attributes")
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -36,9 +38,9 @@ def sequences(root) -> list[Sequence]:
 
 
 def assert_same(one: Sequence, other: Sequence) -> None:
-    assert [getattr(one, name) for name in _PLAIN] == [getattr(other, name) for name in _PLAIN]
+    assert [getattr(one, name) for name in PLAIN] == [getattr(other, name) for name in PLAIN]
     assert one.extras.keys() == other.extras.keys() and one.modality == other.modality
-    arrays = [(getattr(one, name), getattr(other, name)) for name in _ARRAYS]
+    arrays = [(getattr(one, name), getattr(other, name)) for name in ARRAYS]
     for a, b in [*arrays, *((one.extras[name], other.extras[name]) for name in one.extras)]:
         assert (a is None) == (b is None)
         if a is not None:

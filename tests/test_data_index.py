@@ -10,9 +10,11 @@ import pytest
 from test_data_sets import BOX, ROWS, grow
 
 from mmtrackers.data import index, open_dataset
-from mmtrackers.data.index import IndexedSet, SequenceSet
+from mmtrackers.data.index import IndexedSet
 from mmtrackers.data.sequence import FrameFiles
+from mmtrackers.data.sets import SequenceSet
 
+ARRAYS = ("boxes_xywh", "present", "annotated", "second_boxes_xywh")
 EQUAL = ("name", "layout", "dataset", "min_side", "attributes")
 
 
@@ -30,7 +32,7 @@ def same(one: SequenceSet, other: SequenceSet) -> bool:
         assert all(getattr(a, name) == getattr(b, name) for name in EQUAL)
         assert {m: list(files) for m, files in a.frames.items()} == {m: list(files) for m, files in b.frames.items()}
         assert a.extras.keys() == b.extras.keys()
-        arrays = [(getattr(a, name), getattr(b, name)) for name in index._ARRAYS]
+        arrays = [(getattr(a, name), getattr(b, name)) for name in ARRAYS]
         for mine, others in [*arrays, *((a.extras[name], b.extras[name]) for name in a.extras)]:
             assert (mine is None) == (others is None)
             if mine is not None:
@@ -45,7 +47,7 @@ def test_the_index_says_what_the_listing_said(tmp_path, monkeypatch, cache, row)
     dataset, split, files = ROWS[row][:3]
     root = grow(tmp_path / "root", files)
     indexed = open_dataset(root, dataset=dataset, split=split)
-    assert isinstance(indexed, IndexedSet) and len(list(cache.glob("index/*.idx"))) == 1
+    assert isinstance(indexed, IndexedSet) and len(list(cache.glob("index/*.arrow"))) == 1
     again = open_dataset(root, dataset=dataset, split=split)
     assert isinstance(again, IndexedSet) and again.path == indexed.path
     monkeypatch.setattr(index, "INDEXED_FROM", 10**9)
@@ -99,10 +101,27 @@ def test_any_change_is_seen(tmp_path, change):
 def test_a_damaged_index_is_made_anew(tmp_path, cache, caplog, damage):
     root = grow(tmp_path / "root", ROWS["lasher-test"][2])
     names = open_dataset(root, dataset="lasher", split="test").names
-    (file,) = cache.glob("index/*.idx")
+    (file,) = cache.glob("index/*.arrow")
     file.write_bytes(damage(file.read_bytes()))
     assert open_dataset(root, dataset="lasher", split="test").names == names
     assert "listing anew" in caplog.text and list(cache.glob("index/*")) == [file]
+
+
+def test_no_flipped_bit_gets_into_the_data(tmp_path, cache, caplog):
+    root = grow(tmp_path / "root", ROWS["lasher-test"][2])
+    open_dataset(root, dataset="lasher", split="test")
+    (file,) = cache.glob("index/*.arrow")
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    for at, bit in zip(rng.integers(0, len(whole), 300), rng.integers(0, 8, 300), strict=True):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << bit
+        file.write_bytes(damaged)
+        caplog.clear()
+        assert index._current(index_of(file)) is None and "is damaged" in caplog.text
+
+
+def index_of(file: Path) -> Path:
+    return file.with_name(file.stem.rpartition("-")[0])
 
 
 def test_without_a_place_for_the_index(tmp_path, monkeypatch, caplog):
@@ -129,4 +148,4 @@ def test_frame_names_take_little_memory():
     tracemalloc.stop()
     assert len(files) == 20_000 and files[19_999] == Path("/somewhere/00019999.jpg") and list(files)[7] == files[7]
     odd = FrameFiles.of("/somewhere", ["a\udcff b.jpg", "ü.png"])
-    assert odd.names() == ["a\udcff b.jpg", "ü.png"] and odd[1:] == [Path("/somewhere/ü.png")]
+    assert [path.name for path in odd] == ["a\udcff b.jpg", "ü.png"] and odd[1:] == [Path("/somewhere/ü.png")]

@@ -295,7 +295,7 @@ def test_frozen_weights_in_bf16_and_activation_checkpointing(place, tmp_path):
     assert again == pytest.approx(plain, rel=1e-5)
     assert half == pytest.approx(plain, rel=0.1) and half != plain
     assert {tensor.dtype for tensor in weights(tmp_path / "half").values()} == {torch.float32}
-    with pytest.raises(ValueError, match="there is nothing frozen to hold"):
+    with pytest.raises(ValueError, match="there is nothing frozen to cast"):
         train(place, tmp_path / "all", "--train-base", "--frozen-dtype", "bfloat16", model="base")
 
 

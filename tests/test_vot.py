@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,10 +20,11 @@ import pytest
 from tracking_stub import RedPatchModel, frame, processor
 
 from mmtrackers import Tracker
+from mmtrackers.data.annotations import read_boxes
 from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.evaluation.raw import score_folder
 from mmtrackers.evaluation.scoring import Truth
-from mmtrackers.evaluation.vot import read_trajectory, register, serve
+from mmtrackers.evaluation.vot import register, serve
 from mmtrackers.pretrained import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,26 +151,6 @@ def test_registry_entries_are_what_the_toolkit_reads(tmp_path: Path) -> None:
         register(registry, "ours 2", "other")
 
 
-def test_trajectories_in_both_forms(tmp_path: Path) -> None:
-    rows = [struct.pack("<BI", 0, 1), struct.pack("<Bffff", 1, 1.5, 2, 3, 4),
-            struct.pack("<BH8f", 2, 4, 0, 0, 4, 1, 4, 3, 0, 2), struct.pack("<BhhHHH2H", 3, 5, 6, 7, 8, 2, 3, 53)]
-    data = struct.pack("<hI", 1, len(rows)) + b"".join(rows)
-    (tmp_path / "a.bin").write_bytes(data)
-    (tmp_path / "a.txt").write_text("1\n1.5,2,3,4\n0,0,4,1,4,3,0,2\nm5,6,7,8,3,53\nnan,nan,nan,nan\n")
-    expected = [[np.nan] * 4, [1.5, 2, 3, 4], [0, 0, 4, 3], [5, 6, 7, 8]]
-    for name in ("a.bin", "a.txt"):
-        found = read_trajectory(tmp_path / name)
-        np.testing.assert_array_equal(found.boxes_xywh[:4], expected)
-        assert found.codes.tolist()[:4] == [1, -1, -1, -1]
-    assert found.codes[4] == 0 and np.isnan(found.boxes_xywh[4]).all()
-    (tmp_path / "cut.bin").write_bytes(data[:-3])
-    with pytest.raises(ValueError, match=r"cut.bin is truncated: it promises 4 rows and ends in row 3"):
-        read_trajectory(tmp_path / "cut.bin")
-    (tmp_path / "bad.txt").write_text("1\n1,2,3\n")
-    with pytest.raises(ValueError, match=r"bad.txt, line 2: '1,2,3' is no region"):
-        read_trajectory(tmp_path / "bad.txt")
-
-
 # ------------------------------------------------------------------------------------------------------- the toolkit
 
 VOT = os.environ.get("MMTRACKERS_VOT") or shutil.which("vot")
@@ -221,7 +201,7 @@ def toolkit(folder: Path, *arguments: str) -> None:
 def lose(folder: Path, source: str, target: str) -> None:
     """A second tracker's results: the first one's, which jump away some frames after each start."""
     for file in (folder / "results" / source).rglob("*.bin"):
-        boxes = read_trajectory(file).boxes_xywh
+        boxes = read_boxes(file)
         boxes[6:, :2] += 400
         name = file.relative_to(folder / "results" / source).with_suffix(".txt")
         out = folder / "results" / target / name
@@ -262,7 +242,7 @@ def real_rgb(folder: Path) -> Truth:
     place = folder / "sequences" / "bag"
     place.mkdir(parents=True)
     (place / "color").symlink_to(BAG / "color")
-    boxes = read_trajectory(BAG / "groundtruth.txt").boxes_xywh[:18]
+    boxes = read_boxes(BAG / "groundtruth.txt")[:18]
     return Truth("bag", boxes.round(4), image_size=(480, 360), anchors=anchors(18, (0,), (17,)))
 
 

@@ -2,8 +2,8 @@
 
 from .datasets import open_dataset, open_sequence
 from .hf import from_hf_dataset, load_hf_dataset, to_hf_dataset
-from .index import SequenceSet
 from .sequence import Sequence
+from .sets import SequenceSet
 
 __all__ = [
     "Sequence",

@@ -1,42 +1,52 @@
-"""Reading of the text files that annotate a sequence: boxes and flags."""
+"""Reading of the text files that annotate a sequence: boxes, flags and names."""
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+_DELIMITERS = str.maketrans(",;", "  ")
+
 
 def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
-    """Read a box file: rectangles, polygons or corner pairs, one per line.
+    """Read a box file: rectangles, polygons, masks or corner pairs, one per line.
 
     Args:
-        path (`str` or `Path`): text; numbers parted by comma, tab, space or semicolon, also mixed. Four numbers are x,
-            y, w, h; six or more are a polygon, of which the upright bounds are taken; a single number (VOT's special
-            code) or NaN means no box.
+        path (`str` or `Path`): text, or a file of the VOT toolkit (`.bin`). Numbers are parted by comma, tab, space or
+            semicolon, also mixed. Four numbers are x, y, w, h; six or more are a polygon, of which the upright bounds
+            are taken; `m` with numbers is a mask of the VOT toolkit, which begins with its bounds. A single number
+            (VOT's special code), NaN, or a line without numbers means no box; blank lines at the end are no rows.
         corners (`bool`): four numbers are two opposite corners instead, in any order.
 
     Returns:
         `np.ndarray`: [N, 4] float64 x, y, w, h; NaN rows where there is no box.
 
     Raises:
-        ValueError: a line that is neither; names file and line.
+        ValueError: a line that is none of these; names file and line.
 
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "groundtruth.txt"
-        >>> _ = file.write_text("1,2,3,4\\n0 0 4 1 3 6 -1 5\\nnan,nan,nan,nan\\n")
+        >>> _ = file.write_text("1,2,3,4\\n0 0 4 1 3 6 -1 5\\n,,,\\nm1,2,3,4,0,12\\n")
         >>> read_boxes(file).tolist()
-        [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.0, 5.0, 6.0], [nan, nan, nan, nan]]
+        [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.0, 5.0, 6.0], [nan, nan, nan, nan], [1.0, 2.0, 3.0, 4.0]]
     """
-    lines = _fields(path)
-    try:
-        values = np.array([fields for _, fields in lines], dtype=np.float64)
-    except ValueError:  # rows of several lengths, or a word: line by line, which can also say where
-        return np.array([_box(path, *row, corners) for row in _numbers(path, lines)]).reshape(-1, 4)
-    if values.ndim != 2 or values.shape[1] != 4 or corners:
-        rows = zip((number for number, _ in lines), values.tolist(), strict=True)
-        return np.array([_box(path, *row, corners) for row in rows]).reshape(-1, 4)
-    values[np.isnan(values).any(1)] = np.nan
-    return values
+    data = Path(path).read_bytes()
+    if data[:2] == struct.pack("<h", 1):
+        return _binary_boxes(data, path)
+    lines = _lines(path)
+    rows = [line.translate(_DELIMITERS).split() for line in lines]
+    if not corners and all(len(fields) == 4 for fields in rows):
+        try:
+            values = np.array(rows, dtype=np.float64).reshape(-1, 4)
+        except ValueError:  # something that is no number: the way below can say where
+            pass
+        else:
+            values[np.isnan(values).any(1)] = np.nan
+            return values
+    return np.array([_box(path, k, *row, corners) for k, row in enumerate(zip(lines, rows, strict=True), 1)]
+                    ).reshape(-1, 4)  # fmt: skip
 
 
 def read_flags(path: str | Path, count: int) -> np.ndarray:
@@ -48,10 +58,10 @@ def read_flags(path: str | Path, count: int) -> np.ndarray:
     Raises:
         ValueError: another number of flags, or something that is no number; names the file.
     """
-    flags = np.array([value for _, values in _numbers(path, _fields(path)) for value in values])
+    flags = [value for k, line in enumerate(_lines(path), 1) for value in _numbers(path, k, line)]
     if len(flags) != count:
         raise ValueError(f"{path} has {len(flags)} flags for {count} frames: expected one per frame")
-    return flags
+    return np.array(flags)
 
 
 def read_nfs_boxes(path: str | Path) -> np.ndarray:
@@ -63,16 +73,41 @@ def read_nfs_boxes(path: str | Path) -> np.ndarray:
     Returns:
         `np.ndarray`: [N, 4] float64 x, y, w, h.
     """
-    lines = _fields(path)
-    if not lines or len(lines[0][1]) < 6:
+    rows = [line.split() for line in _lines(path)]
+    if not rows or len(rows[0]) < 6:
         return read_boxes(path)
-    corners = [(number, values[1:5]) for number, values in _numbers(path, [(n, f[:6]) for n, f in lines])]
-    return np.array([_box(path, number, values, True) for number, values in corners[::8]])
+    rows = [" ".join(fields[1:5]) for fields in rows]
+    return np.array([_box(path, 8 * k + 1, line, line.split(), True) for k, line in enumerate(rows[::8])])
 
 
-def _box(path: str | Path, number: int, values: list[float], corners: bool) -> list[float]:
-    if len(values) == 1 or np.isnan(values).any():
+def read_names(path: str | Path) -> list[str]:
+    """The names in a list, one per line.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "list.txt"
+        >>> _ = file.write_text("tree\\n\\nwalk\\n")
+        >>> read_names(file)
+        ['tree', 'walk']
+    """
+    return [line.strip() for line in _lines(path) if line.strip()]
+
+
+def _lines(path: str | Path) -> list[str]:
+    """The lines of a text file, but for blank ones at the end."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file: {error}") from error
+
+
+def _box(path: str | Path, number: int, line: str, fields: list[str], corners: bool) -> list[float]:
+    mask = bool(fields) and fields[0].startswith("m")
+    values = _numbers(path, number, line.replace("m", "", 1) if mask else line)
+    if not values or np.isnan(values).any() or (len(values) == 1 and len(line.split()) == 1 and "," not in line):
         return [np.nan] * 4
+    if mask and len(values) >= 4:
+        return values[:4]
     if len(values) == 4 and not corners:
         return values
     if len(values) >= 4 and len(values) % 2 == 0:
@@ -82,25 +117,46 @@ def _box(path: str | Path, number: int, values: list[float], corners: bool) -> l
                      "(a polygon)")
 
 
-_DELIMITERS = str.maketrans(",;", "  ")
-
-
-def _fields(path: str | Path) -> list[tuple[int, list[str]]]:
-    """(line number, fields) of every line that is not blank."""
+def _numbers(path: str | Path, number: int, line: str) -> list[float]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file: {error}") from error
-    lines = enumerate(text.translate(_DELIMITERS).splitlines(), 1)
-    return [(number, fields) for number, line in lines if (fields := line.split())]
+        return [float(field) for field in line.translate(_DELIMITERS).split()]
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {line.strip()[:60]!r} is not a row of numbers") from error
 
 
-def _numbers(path: str | Path, lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[float]]]:
-    rows = []
-    for number, fields in lines:
-        try:
-            rows.append((number, [float(field) for field in fields]))
-        except ValueError as error:
-            shown = Path(path).read_text(encoding="utf-8-sig").splitlines()[number - 1].strip()[:60]
-            raise ValueError(f"{path}, line {number}: {shown!r} is not a row of numbers") from error
-    return rows
+def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
+    """The trajectory of a binary file of the VOT toolkit; a code (unknown, initialisation, failure) is no box."""
+    at = struct.calcsize("<hI")
+    (count,) = struct.unpack_from("<I", data, 2)
+    rows: list[list[float]] = []
+
+    def take(form: str) -> tuple[Any, ...]:
+        nonlocal at
+        values = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return values
+
+    try:
+        for _ in range(count):
+            kind = take("B")[0]
+            if kind == 0:
+                take("I")
+                rows.append([np.nan] * 4)
+            elif kind == 1:
+                rows.append(list(take("ffff")))
+            elif kind == 2:
+                points = take(f"{2 * take('H')[0]}f")
+                x, y = points[::2], points[1::2]
+                rows.append([min(x), min(y), max(x) - min(x), max(y) - min(y)])
+            elif kind == 3:
+                *box, runs = take("hhHHH")
+                take(f"{runs}H")
+                rows.append([float(value) for value in box])
+            else:
+                raise ValueError(f"{path}, row {len(rows)}: region type {kind} is not a code, rectangle, polygon or "
+                                 "mask")
+    except struct.error:
+        raise ValueError(f"{path} is truncated: it promises {count} rows and ends in row {len(rows)}") from None
+    boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    boxes[~np.isfinite(boxes).all(1)] = np.nan
+    return boxes

@@ -10,11 +10,12 @@ import numpy as np
 
 from mmtrackers.processing.frames import MODALITIES
 
-from .annotations import read_boxes, read_flags
-from .index import SequenceSet, Watch, index_path, listed
+from .annotations import read_boxes, read_flags, read_names
+from .index import FileStamps, index_path, listed
 from .layouts import DATASETS, LAYOUTS, DatasetRow, Layout, Split
 from .pairing import paired
 from .sequence import IMAGE_SUFFIXES, FrameFiles, Sequence, natural_names
+from .sets import SequenceSet
 from .special import Entry, packaged_list
 
 __all__ = ["DATASETS", "LAYOUTS", "open_dataset", "open_sequence", "read_boxes"]
@@ -56,7 +57,7 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
     layout = _detect(folder)
     if layout is None:
         raise ValueError(_not_recognised(folder))
-    return _read(_entry(folder), layout, modality, Watch(), pair_by)
+    return _read(_entry(folder), layout, modality, FileStamps(), pair_by)
 
 
 def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = None, modality: str | None = None, *,
@@ -95,16 +96,16 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     _check_modality(modality)
     root = root.resolve()
     if isinstance(names, (str, Path)):
-        names = [line.strip() for line in Path(names).read_text().splitlines() if line.strip()]
+        names = read_names(names)
     names = None if names is None else list(names)
     if dataset is None:
         if split is not None:
             raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
         return listed(index_path(root, names, modality, LAYOUTS, pair_by),
-                      lambda watch: _any(root, names, modality, watch, pair_by))
+                      lambda stamps: _any(root, names, modality, stamps, pair_by))
     row, split = _row(dataset, split)
     return listed(index_path(root, names, modality, dataset, split, row, pair_by),
-                  lambda watch: _named(root, names, modality, dataset, split, watch, pair_by))
+                  lambda stamps: _named(root, names, modality, dataset, split, stamps, pair_by))
 
 
 def _check_modality(modality: str | None) -> None:
@@ -123,15 +124,15 @@ def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:
     return row, split
 
 
-def _any(root: Path, names: list[str] | None, modality: str | None, watch: Watch, pair_by: str | None
+def _any(root: Path, names: list[str] | None, modality: str | None, stamps: FileStamps, pair_by: str | None
          ) -> Iterator[Sequence]:
-    found = list(_walk(root, 4, watch))
+    found = list(_walk(root, 4, stamps))
     if not found:
         raise ValueError(f"no annotated sequence below {root}. {_EXPECTED}")
     if names is not None:
         found = _chosen(found, names, root)
     for entry, layout in found:
-        yield _read(entry, layout, modality, watch, pair_by)
+        yield _read(entry, layout, modality, stamps, pair_by)
 
 
 def _chosen(found: list[tuple[Entry, Layout]], names: list[str], where: Path) -> list[tuple[Entry, Layout]]:
@@ -142,82 +143,95 @@ def _chosen(found: list[tuple[Entry, Layout]], names: list[str], where: Path) ->
     return [by_name[name] for name in names]
 
 
-def _walk(folder: Path, depth: int, watch: Watch) -> Iterator[tuple[Entry, Layout]]:
-    watch.add(folder)
+def _walk(folder: Path, depth: int, stamps: FileStamps) -> Iterator[tuple[Entry, Layout]]:
+    stamps.add(folder)
     layout = _detect(folder)
     # Pictures without annotation are a sequence only where somebody points at them.
     if layout is not None and _first_file(folder, layout.boxes) is not None:
         yield _entry(folder), layout
     elif depth > 0:
         for child in _subfolders(folder):
-            yield from _walk(child, depth - 1, watch)
+            yield from _walk(child, depth - 1, stamps)
 
 
-def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, watch: Watch,
+def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, stamps: FileStamps,
            pair_by: str | None) -> Iterator[Sequence]:
     row = DATASETS[dataset]
     attributes = {line.split()[0]: tuple(line.split()[1:]) for line in packaged_list(row.attributes)} \
         if row.attributes else {}
     if row.build is not None:
-        sequences = row.build(root, split, watch)
+        sequences = row.build(root, split, stamps)
     else:
-        found = _of_split(root, row, row.splits[split], split, watch)
+        found = _of_split(root, row, row.splits[split], split, stamps)
         if names is not None:
             found = _chosen(found, names, root)
-        sequences = (_read(entry, layout, modality, watch, pair_by) for entry, layout in found)
+        sequences = (_read(entry, layout, modality, stamps, pair_by) for entry, layout in found)
     for sequence in sequences:
         yield replace(sequence, layout=row.title, dataset=dataset, attributes=attributes.get(sequence.name, ()))
 
 
-def _of_split(root: Path, row: DatasetRow, split: Split, name: str, watch: Watch) -> list[tuple[Entry, Layout]]:
-    watch.add(root)
-    folders = next((found for pattern in split.folders if (found := _glob(root, pattern))), [])
-    told = bool(folders) or not split.folders or any(root.match(pattern) for pattern in split.folders)
-    places = [place for folder in folders or [root] for place in _sequence_folders(folder, row, 3, watch)]
-    places = [place for place in places if not any(place.match(drop) for drop in split.drop)]
-    entries = row.entries(places, watch) if row.entries else map(_entry, places)
-    found = [(entry, _layout_of(entry.folder, row)) for entry in entries]
-    if not found:
-        raise ValueError(f"no sequence of {row.title} below {root}. Expected {_forms(row, split)}")
-    listed_names, without = _names_of(root, split, told, watch)
-    if listed_names is None and not told and len(row.splits) > 1:
-        raise ValueError(f"{root} does not tell which sequences of {row.title} are {name!r}: expected "
-                         f"{' or '.join((*split.folders, *split.lists))} there")
+def _of_split(root: Path, row: DatasetRow, split: Split, name: str, stamps: FileStamps) -> list[tuple[Entry, Layout]]:
+    """The sequences of a split: those in its folders that its lists name, or do not leave out."""
+    found = _in_folders(root, row, split, stamps)
+    folders_decide = _split_folders_exist(root, split)
+    own_list = next((root / name for name in split.lists if (root / name).is_file()), None)
+    wanted: list[str] | None = None
+    without: set[str] = set()
+    if own_list is not None:
+        stamps.add(own_list)
+        wanted = [name for name in read_names(own_list) if name not in split.drop]
+    elif split.always or not folders_decide:
+        if split.folders and not folders_decide and not split.names and len(row.splits) > 1:
+            raise ValueError(f"{root} does not tell which sequences of {row.title} are {name!r}: expected "
+                             f"{' or '.join((*split.folders, *split.lists))} there")
+        without = set(_packaged_names(split, split.without))
+        if split.names:
+            wanted = [name for name in _packaged_names(split, split.names) if name not in without]
     kept = [pair for pair in found if pair[0].name not in without]
     if not kept:
         raise ValueError(f"none of the {len(found)} sequences below {root} is of {row.title}'s {name!r}")
-    if listed_names is None:
-        return kept
-    return _chosen(kept, [entry for entry in listed_names if entry not in {*without, *split.drop}], root)
+    return kept if wanted is None else _chosen(kept, wanted, root)
 
 
-def _names_of(root: Path, split: Split, told: bool, watch: Watch) -> tuple[list[str] | None, set[str]]:
-    """The names that a split's lists ask for (None: all), and those that they leave out."""
-    own = next((root / name for name in split.lists if (root / name).is_file()), None)
-    if own is not None:
-        watch.add(own)
-        return [line.strip() for line in own.read_text(encoding="utf-8-sig").splitlines() if line.strip()], set()
-    if told and not split.always and split.folders:
-        return None, set()
+def _split_folders(root: Path, split: Split) -> list[Path]:
+    """The folders of a split below a set's root; the first pattern that fits decides."""
+    return next((found for pattern in split.folders if (found := _glob(root, pattern))), [])
 
-    def entries(lists: tuple[str, ...]) -> list[str]:
-        return [split.pattern.format(entry) for name in lists for entry in packaged_list(name)]
 
-    return entries(split.names) if split.names else None, set(entries(split.without))
+def _split_folders_exist(root: Path, split: Split) -> bool:
+    """Whether the split has folders of its own, or the root is one of them."""
+    return bool(_split_folders(root, split)) or any(root.match(pattern) for pattern in split.folders)
+
+
+def _in_folders(root: Path, row: DatasetRow, split: Split, stamps: FileStamps) -> list[tuple[Entry, Layout]]:
+    """All sequences in the folders of a split, or below the root where it has none."""
+    stamps.add(root)
+    folders = _split_folders(root, split) or [root]
+    places = [place for folder in folders for place in _sequence_folders(folder, row, 3, stamps)]
+    places = [place for place in places if not any(place.match(drop) for drop in split.drop)]
+    entries = row.entries(places, stamps) if row.entries else map(_entry, places)
+    found = [(entry, _layout_of(entry.folder, row)) for entry in entries]
+    if not found:
+        raise ValueError(f"no sequence of {row.title} below {root}. Expected {_forms(row, split)}")
+    return found
+
+
+def _packaged_names(split: Split, lists: tuple[str, ...]) -> list[str]:
+    return [split.pattern.format(entry) for name in lists for entry in packaged_list(name)]
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:
     return [Path(path) for path in natural_names(str(path) for path in root.glob(pattern) if path.is_dir())]
 
 
-def _sequence_folders(folder: Path, row: DatasetRow, depth: int, watch: Watch) -> Iterator[Path]:
+def _sequence_folders(folder: Path, row: DatasetRow, depth: int, stamps: FileStamps) -> Iterator[Path]:
     """Folders that have anything of a sequence, so that one that lacks a part is an error and not left out."""
-    watch.add(folder)
+    stamps.add(folder)
     for child in _subfolders(folder):
         if any(_has_part(child, layout) for layout in row.layouts):
             yield child
         elif depth > 1:
-            yield from _sequence_folders(child, row, depth - 1, watch)
+            yield from _sequence_folders(child, row, depth - 1, stamps)
 
 
 def _has_part(folder: Path, layout: Layout) -> bool:
@@ -294,16 +308,17 @@ def _not_recognised(folder: Path) -> str:
     return f"no sequence was recognised in {folder}. {_EXPECTED}"
 
 
-def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch, pair_by: str | None = None) -> Sequence:
+def _read(entry: Entry, layout: Layout, modality: str | None, stamps: FileStamps, pair_by: str | None = None
+          ) -> Sequence:
     folder = entry.folder.resolve()
-    watch.add(folder)
+    stamps.add(folder)
     frames = {}
     for stream, names in (layout.streams | layout.optional).items():
         if modality is not None and stream not in ("rgb", modality):
             continue
         where = _stream_folder(folder, names)
         if where is not None:
-            watch.add(where)
+            stamps.add(where)
             frames[stream] = where, _frame_names(entry, where)
         elif stream in layout.streams:
             raise ValueError(f"sequence {folder} has no {stream} frames: the folder "
@@ -312,7 +327,7 @@ def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch, pair
         raise ValueError(f"sequence {folder} ({layout.name}) has no {modality} frames, only {', '.join(frames)}")
 
     path = entry.boxes or _first_file(folder, layout.boxes)
-    rows = _rows(path, layout, entry, watch)
+    rows = _rows(path, layout, entry, stamps)
     where, names = frames["rgb"]
     cut = layout.cut and 1 < len(rows) < len(names)
     names = names[: len(rows)] if cut else names
@@ -333,14 +348,14 @@ def _read(entry: Entry, layout: Layout, modality: str | None, watch: Watch, pair
     extras = {}
     for name in (*layout.flags, *layout.numbers):
         if (folder / name).is_file():
-            watch.add(folder / name)
+            stamps.add(folder / name)
             extras[Path(name).stem] = read_flags(folder / name, count).astype(np.float32)
             if name in layout.flags:
                 present &= np.isin(extras[Path(name).stem], layout.flags[name])
     second = _first_file(folder, layout.second_boxes) if len(frames) == 2 else None
     second_boxes = None
     if second is not None:
-        second_boxes = _place(second, _rows(second, layout, entry, watch), len(others), layout)[0][partners]
+        second_boxes = _place(second, _rows(second, layout, entry, stamps), len(others), layout)[0][partners]
     files = {stream: FrameFiles.of(where, names) for stream, (where, names) in frames.items()}
     return Sequence(entry.name, files, boxes[kept], present[kept], annotated[kept], second_boxes, layout.name,
                     layout.min_side, extras={name: numbers[kept] for name, numbers in extras.items()})
@@ -356,10 +371,10 @@ def _frame_names(entry: Entry, folder: Path) -> list[str]:
     return names[entry.skip :]
 
 
-def _rows(path: Path | None, layout: Layout, entry: Entry, watch: Watch) -> np.ndarray:
+def _rows(path: Path | None, layout: Layout, entry: Entry, stamps: FileStamps) -> np.ndarray:
     if path is None:
         return np.empty((0, 4))
-    watch.add(path)
+    stamps.add(path)
     return layout.read_boxes(path)[entry.skip :]
 
 
@@ -376,8 +391,9 @@ def _place(path: Path | None, rows: np.ndarray, count: int, layout: Layout) -> t
         step = next((step for step in layout.steps if len(rows) == -(-count // step)), None)
         if step is None:
             also = "".join(f", or one per {step} frames ({-(-count // step)})" for step in layout.steps)
-            raise ValueError(f"{path} has {len(rows)} boxes for {count} frames: expected one per frame{also}, "
-                             "or a single one for the first frame")
+            where = f"line {count + 1} is one too many" if len(rows) > count else f"it ends with line {len(rows)}"
+            raise ValueError(f"{path} has {len(rows)} boxes for {count} frames ({where}): expected one per "
+                             f"frame{also}, or a single one for the first frame")
         at = slice(None, None, step)
     boxes[at], annotated[at] = rows, True
     return boxes, annotated

@@ -1,15 +1,13 @@
 """Tracking sets as Hugging Face datasets: one row per sequence, frames as files that are not decoded."""
 
-import collections.abc
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .index import SequenceSet
 from .sequence import EncodedImage, Sequence
+from .sets import RowSet, SequenceSet, row_of, sequence_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,25 +67,16 @@ def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
 
 
 def _row(sequence: Sequence) -> dict[str, Any]:
-    def listed(array: np.ndarray | None) -> list | None:
-        return None if array is None else array.tolist()
-
     def files(modality: str) -> list[dict[str, Any]] | None:
         if modality not in sequence.frames:
             return None
         return [{"path": file.name, "bytes": file.read_bytes()} if isinstance(file, EncodedImage)
                 else {"path": str(file), "bytes": None} for file in sequence.frames[modality]]  # fmt: skip
 
-    second = sequence.modality
-    return {
-        "name": sequence.name, "dataset": sequence.dataset, "layout": sequence.layout, "modality": second,
-        "length": len(sequence), "usable": int(np.count_nonzero(sequence.trainable)), "min_side": sequence.min_side,
-        "attributes": list(sequence.attributes), "boxes": listed(sequence.boxes_xywh),
-        "boxes_x": listed(sequence.second_boxes_xywh), "present": listed(sequence.present),
-        "annotated": listed(sequence.annotated),
-        "extras": [{"name": name, "values": values.tolist()} for name, values in sequence.extras.items()],
-        "frames": files("rgb"), "frames_x": None if second == "rgb" else files(second),
-    }  # fmt: skip
+    row = row_of(sequence)
+    row |= {name: value.tolist() for name, value in row.items() if isinstance(value, np.ndarray)}
+    second = None if sequence.modality == "rgb" else files(sequence.modality)
+    return row | {"frames": files("rgb"), "frames_x": second}
 
 
 def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | SequenceStream":
@@ -116,7 +105,7 @@ def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | Sequ
     if columns is not None and (missing := [name for name in _NEEDED if name not in columns]):
         raise ValueError(f"the dataset lacks the column {', '.join(missing)}; it has {', '.join(columns)}. Make it "
                          "with mmtrackers.data.to_hf_dataset")
-    return SequenceStream(dataset) if isinstance(dataset, IterableDataset) else _RowSet(dataset)
+    return SequenceStream(dataset) if isinstance(dataset, IterableDataset) else _HubRows(dataset)
 
 
 def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet:
@@ -169,42 +158,24 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
         raise ValueError(f"{source}: {error}") from error
 
 
-class _RowSet(SequenceSet):
+class _HubRows(RowSet):
     """Sequences that lie in the rows of a dataset on disk."""
 
     def __init__(self, dataset: "Dataset") -> None:
         self._rows = dataset.with_format("arrow")
 
-    def _column(self, name: str) -> list:
-        return self._rows.select_columns([name])[:].column(name).to_pylist()
-
-    @cached_property
-    def names(self) -> list[str]:
-        return self._column("name")
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        if "length" in self._rows.column_names:
-            return np.array(self._column("length"), dtype=np.int64)
-        return np.array([len(sequence) for sequence in self], dtype=np.int64)
-
-    @cached_property
-    def usable(self) -> np.ndarray:
-        if "usable" in self._rows.column_names:
-            return np.array(self._column("usable"), dtype=np.int64)
-        return np.array([np.count_nonzero(sequence.trainable) for sequence in self], dtype=np.int64)
-
-    @cached_property
-    def modalities(self) -> set[str]:
-        if "modality" in self._rows.column_names:
-            return set(self._column("modality"))
-        return {sequence.modality for sequence in self}
-
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _item(self, i: int) -> Sequence:
-        return _sequence(self._rows[i])
+    @property
+    def columns(self) -> list[str]:
+        return self._rows.column_names
+
+    def column(self, name: str) -> list:
+        return self._rows.select_columns([name])[:].column(name).to_pylist()
+
+    def row(self, i: int) -> "pyarrow.Table":
+        return self._rows[i]
 
 
 class SequenceStream:
@@ -225,54 +196,4 @@ class SequenceStream:
     def __iter__(self) -> Iterator[Sequence]:
         for table in self._rows:
             for k in range(table.num_rows):
-                yield _sequence(table.slice(k, 1))
-
-
-class _RowFrames(collections.abc.Sequence):
-    """The encoded images of one row; each is taken out of the dataset's memory when it is asked for."""
-
-    def __init__(self, images: "pyarrow.StructArray", name: str) -> None:
-        self._bytes, self._paths, self._name = images.field("bytes"), images.field("path"), name
-
-    def __len__(self) -> int:
-        return len(self._bytes)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        path, data = self._paths[i].as_py(), self._bytes[i].as_buffer()
-        if data is None:
-            return Path(path)
-        return EncodedImage(path or f"frame {i}", data, f"sequence {self._name!r}")
-
-
-def _sequence(row: "pyarrow.Table") -> Sequence:
-    def cell(name: str) -> Any:
-        column = row.column(name) if name in row.column_names else None
-        return column[0] if column is not None and column[0].is_valid else None
-
-    def plain(name: str, default: Any) -> Any:
-        value = cell(name)
-        return default if value is None else value.as_py()
-
-    def array(name: str, width: int = 0) -> np.ndarray | None:
-        value = cell(name)
-        if value is None:
-            return None
-        values = value.values.flatten() if width else value.values
-        values = np.array(values.to_numpy(zero_copy_only=False))
-        return values.astype(np.float64).reshape(-1, width) if width else values
-
-    name, modality, boxes = plain("name", ""), plain("modality", "rgb"), array("boxes", 4)
-    frames = {"rgb": _RowFrames(cell("frames").values, name)}
-    if cell("frames_x") is not None:
-        frames[modality] = _RowFrames(cell("frames_x").values, name)
-    present = array("present")
-    if present is None:
-        present = np.isfinite(boxes).all(1) & (np.nan_to_num(boxes[:, 2:]) > 0).all(1)
-    extras = {extra["name"]: np.array(extra["values"], np.float32) for extra in plain("extras", [])}
-    return Sequence(
-        name, frames, boxes, present, array("annotated"), array("boxes_x", 4), plain("layout", ""),
-        plain("min_side", 0.0), plain("dataset", ""), tuple(plain("attributes", [])), extras,
-    )  # fmt: skip
+                yield sequence_of(table.slice(k, 1))

@@ -1,10 +1,12 @@
 """A tracking sequence on disk."""
 
 import collections.abc
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
@@ -68,9 +70,8 @@ class FrameFiles(collections.abc.Sequence):
     may lie in a memory-mapped index.
 
     Args:
-        folder (`str` or `Path`): where the files lie.
-        names (`bytes` or `np.ndarray` of uint8): file names in order, UTF-8, each followed by a zero byte.
-        count (`int`): how many names these are.
+        folder (`str`, `bytes` or `Path`): where the files lie.
+        blob (`bytes` or `np.ndarray` of uint8): file names in order, each followed by a zero byte.
 
     Example:
         >>> files = FrameFiles.of("cat", ["1.jpg", "2.jpg"])
@@ -78,22 +79,19 @@ class FrameFiles(collections.abc.Sequence):
         (2, '2.jpg', [PosixPath('cat/1.jpg')])
     """
 
-    __slots__ = ("_count", "_ends", "blob", "folder")
-
-    def __init__(self, folder: str | Path, names: bytes | np.ndarray, count: int) -> None:
-        self.folder, self.blob, self._count = str(folder), names, count
-        self._ends: np.ndarray | None = None  # where each name ends: searched once, when a name is first asked for
+    def __init__(self, folder: str | bytes | Path, blob: bytes | np.ndarray) -> None:
+        self.folder, self.blob = os.fsdecode(folder), blob
 
     @classmethod
-    def of(cls, folder: str | Path, names: list[str]) -> "FrameFiles":
-        return cls(folder, "".join(f"{name}\0" for name in names).encode(errors="surrogateescape"), len(names))
+    def of(cls, folder: str | Path, names: Iterable[str]) -> "FrameFiles":
+        return cls(folder, b"".join(os.fsencode(name) + b"\0" for name in names))
 
-    def names(self) -> list[str]:
-        """All file names, in order."""
-        return bytes(self.blob).decode(errors="surrogateescape").split("\0")[:-1]
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.flatnonzero(np.frombuffer(self.blob, np.uint8) == 0)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._ends)
 
     @overload
     def __getitem__(self, index: int) -> Path: ...
@@ -101,20 +99,15 @@ class FrameFiles(collections.abc.Sequence):
     def __getitem__(self, index: slice) -> list[Path]: ...
     def __getitem__(self, index: int | slice) -> Path | list[Path]:
         if isinstance(index, slice):
-            return [Path(self.folder, name) for name in self.names()[index]]
-        if not -self._count <= index < self._count:
-            raise IndexError(f"frame {index} of {self._count}")
-        if self._ends is None:
-            self._ends = np.flatnonzero(np.frombuffer(self.blob, np.uint8) == 0)
-        index %= self._count
-        start = int(self._ends[index - 1]) + 1 if index else 0
-        return Path(self.folder, bytes(self.blob[start : int(self._ends[index])]).decode(errors="surrogateescape"))
-
-    def __iter__(self) -> Iterator[Path]:
-        return (Path(self.folder, name) for name in self.names())
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        i = index % len(self)
+        name = bytes(self.blob[self._ends[i - 1] + 1 if i else 0 : self._ends[i]])
+        return Path(self.folder, os.fsdecode(name))
 
     def __repr__(self) -> str:
-        return f"FrameFiles({self.folder!r}, {self._count} files)"
+        return f"FrameFiles({self.folder!r}, {len(self)} files)"
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 from .sequence import FrameFiles, Sequence
 
 if TYPE_CHECKING:
-    from .index import Watch
+    from .index import FileStamps
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ _OTB_SKIP = {"Tiger1": 5}
 _OTB_NOT_IN_THE_SET = {"Human4_1"}
 
 
-def otb_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
+def otb_targets(folders: list[Path], stamps: "FileStamps") -> Iterator[Entry]:
     """OTB: a folder with `groundtruth_rect.1.txt` and `.2.txt` is two sequences, and some start late."""
     for folder in folders:
-        watch.add(folder)
+        stamps.add(folder)
         for boxes in sorted(folder.glob("groundtruth_rect*.txt")):
             number = boxes.name.removeprefix("groundtruth_rect").removesuffix(".txt").lstrip(".")
             name = f"{folder.name}_{number}" if number else folder.name
@@ -57,7 +57,7 @@ def otb_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
                 yield Entry(name, folder, boxes, _OTB_FIRST.get(name, 0), _OTB_SKIP.get(name, 0))
 
 
-def uav123_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
+def uav123_targets(folders: list[Path], stamps: "FileStamps") -> Iterator[Entry]:
     """UAV123: several sequences share one folder; a table says where each starts, its boxes how long it is."""
     by_name = {folder.name: folder for folder in folders}
     for line in packaged_list("uav123"):
@@ -68,14 +68,14 @@ def uav123_targets(folders: list[Path], watch: "Watch") -> Iterator[Entry]:
         yield Entry(name, by_name[folder], annotations / f"{name}.txt", int(first))
 
 
-def coco_stills(root: Path, split: str, watch: "Watch") -> Iterator[Sequence]:
+def coco_stills(root: Path, split: str, stamps: "FileStamps") -> Iterator[Sequence]:
     """COCO 2017: every annotation that is no crowd and has an area is a sequence of one frame (as in pytracking)."""
     file = root / "annotations" / f"instances_{split}.json"
     candidates = (root / "images" / split, root / split)
     folder = next((path for path in candidates if path.is_dir()), None)
     if not file.is_file() or folder is None:
         raise ValueError(f"COCO: expected {file} and the pictures in {candidates[0]}")
-    watch.add(file)
+    stamps.add(file)
     content = json.loads(file.read_bytes())
     pictures = {picture["id"]: picture["file_name"] for picture in content["images"]}
     for annotation in content["annotations"]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmtrackers.data.datasets import read_boxes
+from mmtrackers.data.annotations import read_boxes
 from mmtrackers.processing.files import write_text
 
 from . import metrics
@@ -195,14 +195,9 @@ def _check_whole(folder: Path, raw: RawFolder, protocol: Protocol, partial: bool
 
 
 def _rows(file: Path, protocol: Protocol, form: Form) -> np.ndarray:
-    if protocol.files in ("vot", "anchors"):
-        from .vot import read_trajectory
-
-        rows = read_trajectory(file).boxes_xywh
-    else:
-        rows = read_boxes(file)
-        if form == "xyxy":
-            rows = np.concatenate([rows[:, :2], rows[:, 2:] - rows[:, :2]], axis=1)
+    rows = read_boxes(file)
+    if form == "xyxy" and protocol.files not in ("vot", "anchors"):
+        rows = np.concatenate([rows[:, :2], rows[:, 2:] - rows[:, :2]], axis=1)
     if len(rows) == 0:
         raise ValueError(f"{file} holds no box")
     infinite = np.isinf(rows).any(1)

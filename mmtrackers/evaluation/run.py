@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmtrackers import data
-from mmtrackers.data.datasets import read_boxes
+from mmtrackers.data.annotations import read_boxes
 from mmtrackers.processing.files import write_text
 from mmtrackers.processing.frames import ANY
 from mmtrackers.tracking.clock import STAGES, StageClock

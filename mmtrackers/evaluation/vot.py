@@ -1,4 +1,4 @@
-"""The VOT toolkit's side of a tracker: the process that it drives over TraX, its registry entry, its result files.
+"""The VOT toolkit's side of a tracker: the process that it drives over TraX, and its registry entry.
 
 The toolkit (package `vot-toolkit`, Kristan et al., the VOT challenges) starts a process per tracker and talks to it
 through the protocol TraX (Čehovin Zajc, 2017; package `vot-trax`): a region and the paths of a frame's images go in, a
@@ -10,9 +10,7 @@ region and a confidence come out. The toolkit may live in another environment th
 
 import configparser
 import shlex
-import struct
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -173,109 +171,6 @@ def register(
 
 def _place(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-@dataclass(frozen=True)
-class VotTrajectory:
-    """One trajectory of the toolkit: a result, or an annotation.
-
-    Args:
-        boxes_xywh (`np.ndarray` `[N, 4]`): float64 pixels; the bounding box of a polygon or a mask, NaN where the
-            file has a code.
-        codes (`np.ndarray` `[N]`): the code of such a row (0 unknown or absent, 1 initialisation, 2 failure), -1
-            where there is a box.
-    """
-
-    boxes_xywh: np.ndarray
-    codes: np.ndarray
-
-
-def read_trajectory(path: str | Path) -> VotTrajectory:
-    """Reads a trajectory of the VOT toolkit, text (`.txt`) or binary (`.bin`, what the toolkit writes by default).
-
-    Args:
-        path (`str` or `Path`): such as `results/NAME/baseline/SEQUENCE/SEQUENCE_00000000.bin`.
-
-    Raises:
-        ValueError: a row that is no region; names the file and the row.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> _ = file.write_text("1\\n1,2,3,4\\nnan,nan,nan,nan\\n0,0,4,0,4,2,0,2\\n")
-        >>> read_trajectory(file).boxes_xywh[[1, 3]].tolist(), read_trajectory(file).codes.tolist()
-        ([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 4.0, 2.0]], [1, -1, 0, -1])
-    """
-    path = Path(path)
-    data = path.read_bytes()
-    rows = _binary_rows(data, path) if data[:2] == struct.pack("<h", 1) else _text_rows(data.decode("utf-8"), path)
-    boxes, codes = np.full((len(rows), 4), np.nan), np.full(len(rows), -1)
-    for i, row in enumerate(rows):
-        if isinstance(row, int):
-            codes[i] = row
-        elif not np.isfinite(row).all():
-            codes[i] = 0
-        else:
-            boxes[i] = row if len(row) == 4 else _bounds(row)
-    return VotTrajectory(boxes, codes)
-
-
-def _bounds(points: list[float]) -> list[float]:
-    x, y = points[::2], points[1::2]
-    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
-
-
-def _text_rows(text: str, path: Path) -> list[int | list[float]]:
-    rows: list[int | list[float]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        # A mask begins with its own rectangle: m x,y,w,h,run lengths
-        mask = line.startswith("m")
-        try:
-            numbers = [float(part) for part in line.removeprefix("m").split(",")]
-        except ValueError:
-            numbers = []
-        if mask and len(numbers) > 4:
-            rows.append(numbers[:4])
-        elif len(numbers) == 1 and np.isfinite(numbers[0]):
-            rows.append(int(numbers[0]))
-        elif len(numbers) >= 4 and len(numbers) % 2 == 0:
-            rows.append(numbers)
-        else:
-            raise ValueError(f"{path}, line {number}: {line!r} is no region of the VOT toolkit (a code, x,y,w,h, or "
-                             "the corners of a polygon)")
-    return rows
-
-
-def _binary_rows(data: bytes, path: Path) -> list[int | list[float]]:
-    at = struct.calcsize("<hI")
-    (count,) = struct.unpack_from("<I", data, 2)
-    rows: list[int | list[float]] = []
-
-    def take(form: str) -> tuple[Any, ...]:
-        nonlocal at
-        values = struct.unpack_from("<" + form, data, at)
-        at += struct.calcsize("<" + form)
-        return values
-
-    try:
-        for _ in range(count):
-            kind = take("B")[0]
-            if kind == 0:
-                rows.append(int(take("I")[0]))
-            elif kind == 1:
-                rows.append(list(take("ffff")))
-            elif kind == 2:
-                rows.append(list(take(f"{2 * take('H')[0]}f")))
-            elif kind == 3:
-                *box, runs = take("hhHHH")
-                take(f"{runs}H")
-                rows.append([float(value) for value in box])
-            else:
-                raise ValueError(f"{path}, row {len(rows)}: region type {kind} is not a code, rectangle, polygon or "
-                                 "mask")
-    except struct.error:
-        raise ValueError(f"{path} is truncated: it promises {count} rows and ends in row {len(rows)}") from None
-    return rows
 
 
 app = typer.Typer(help="Trackers for the VOT toolkit.", no_args_is_help=True, add_completion=False,

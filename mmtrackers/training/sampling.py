@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from mmtrackers.data.index import JoinedSet, SequenceSet
 from mmtrackers.data.sequence import Sequence
+from mmtrackers.data.sets import JoinedSet, SequenceSet
 from mmtrackers.processing.frames import ANY
 
 from .augment import Sample, TrainingAugmentation, fitting

@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from mmtrackers.data.datasets import read_boxes
+from mmtrackers.data.annotations import read_boxes
 from mmtrackers.data.sequence import Sequence as VideoSequence
 from mmtrackers.evaluation.protocols import PROTOCOLS
-from mmtrackers.evaluation.vot import read_trajectory
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.tracking.drawing import visible
 
@@ -72,7 +71,7 @@ def boxes_of(part: SetReport, sequence: VideoSequence) -> dict[str, np.ndarray]:
         file = next((row.file for row in result.sequences if row.name == sequence.name), None)
         if file is None or files == "anchors" or not Path(file).is_file():
             continue
-        rows = read_trajectory(file).boxes_xywh if files == "vot" else _as_xywh(read_boxes(file), sequence)
+        rows = read_boxes(file) if files == "vot" else _as_xywh(read_boxes(file), sequence)
         boxes = np.full((len(sequence), 4), np.nan)
         count = min(len(rows), len(boxes))
         # A result that begins with the first visible frame is shorter by the frames before it

@@ -1,0 +1,220 @@
+"""Sets of sequences, and the rows of Arrow tables that large ones lie in."""
+
+import collections.abc
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from .sequence import EncodedImage, FrameFiles, Sequence
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class SequenceSet(collections.abc.Sequence):
+    """Sequences of a set, as a list would hold them.
+
+    `lengths` [N], `usable` [N] (frames whose box may be trained on), `names` and the `modalities` that occur are known
+    without going through the sequences.
+
+    Args:
+        items (iterable of [`Sequence`]): in order.
+
+    Example:
+        >>> one = Sequence("a", {"rgb": [Path("1.jpg")]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
+        >>> SequenceSet([one]).usable.tolist()
+        [1]
+    """
+
+    def __init__(self, items: Iterable[Sequence]) -> None:
+        self._items = list(items)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of all sequences, in order."""
+        return [sequence.name for sequence in self._items]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(sequence) for sequence in self._items], dtype=np.int64)
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        frames = (getattr(sequence, "trainable", sequence.present) for sequence in self._items)
+        return np.array([np.count_nonzero(usable) for usable in frames], dtype=np.int64)
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        return {sequence.modality for sequence in self._items}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Sequence: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sequence]: ...
+    def __getitem__(self, index: int | slice) -> Sequence | list[Sequence]:
+        if isinstance(index, slice):
+            return [self._item(i) for i in range(*index.indices(len(self)))]
+        i = int(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sequence {i} of {len(self)}")
+        return self._item(i % len(self))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (self._item(i) for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} sequences, {int(self.lengths.sum())} frames)"
+
+    def _item(self, i: int) -> Sequence:
+        return self._items[i]
+
+
+class JoinedSet(SequenceSet):
+    """Several sets, one behind the other.
+
+    Args:
+        sets (list of [`SequenceSet`]): in order.
+    """
+
+    def __init__(self, sets: Iterable[SequenceSet]) -> None:
+        self._sets = list(sets)
+        self._ends = np.cumsum([len(one) for one in self._sets])
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [name for one in self._sets for name in one.names]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.concatenate([one.lengths for one in self._sets])
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        return np.concatenate([one.usable for one in self._sets])
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        return {modality for one in self._sets for modality in one.modalities}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _item(self, i: int) -> Sequence:
+        which = int(np.searchsorted(self._ends, i, side="right"))
+        return self._sets[which][i - int(self._ends[which])]  # negative: counted from that set's end
+
+
+class RowSet(SequenceSet):
+    """Sequences that lie in the rows of a table on disk: each is made when it is asked for.
+
+    A table has at least the columns `name` and `boxes`; what `row_of` adds is computed where it lacks.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        raise NotImplementedError
+
+    def column(self, name: str) -> list:
+        """A column as a list."""
+        raise NotImplementedError
+
+    def row(self, i: int) -> "pyarrow.Table | pyarrow.RecordBatch":
+        """One row, as a table or a batch."""
+        raise NotImplementedError
+
+    @cached_property
+    def names(self) -> list[str]:
+        return self.column("name")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        known = self.column("length") if "length" in self.columns else map(len, self)
+        return np.array(list(known), dtype=np.int64)
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        known = self.column("usable") if "usable" in self.columns else (s.trainable.sum() for s in self)
+        return np.array(list(known), dtype=np.int64)
+
+    @cached_property
+    def modalities(self) -> set[str]:
+        return set(self.column("modality")) if "modality" in self.columns else {s.modality for s in self}
+
+    def _item(self, i: int) -> Sequence:
+        return sequence_of(self.row(i))
+
+
+def row_of(sequence: Sequence) -> dict[str, Any]:
+    """What a row holds of a sequence beside its frames; `sequence_of` is the inverse."""
+    return {
+        "name": sequence.name, "dataset": sequence.dataset, "layout": sequence.layout, "modality": sequence.modality,
+        "length": len(sequence), "usable": int(np.count_nonzero(sequence.trainable)), "min_side": sequence.min_side,
+        "attributes": list(sequence.attributes), "boxes": sequence.boxes_xywh, "boxes_x": sequence.second_boxes_xywh,
+        "present": sequence.present, "annotated": sequence.annotated,
+        "extras": [{"name": name, "values": values} for name, values in sequence.extras.items()],
+    }  # fmt: skip
+
+
+def sequence_of(row: "pyarrow.Table | pyarrow.RecordBatch") -> Sequence:
+    """The sequence of one row, whose frames are encoded images (`frames`) or names of files (`files`)."""
+
+    def cell(name: str) -> Any:
+        column = row.column(name) if name in row.schema.names else None
+        return column[0] if column is not None and column[0].is_valid else None
+
+    def plain(name: str, default: Any) -> Any:
+        value = cell(name)
+        return default if value is None else value.as_py()
+
+    def array(name: str, width: int = 0) -> np.ndarray | None:
+        value = cell(name)
+        if value is None:
+            return None
+        values = value.values.flatten() if hasattr(value.values, "flatten") else value.values
+        values = np.array(values.to_numpy(zero_copy_only=False))
+        return values.astype(np.float64).reshape(-1, width) if width else values
+
+    name, modality, boxes = plain("name", ""), plain("modality", "rgb"), array("boxes", 4)
+    frames: dict[str, collections.abc.Sequence] = {}
+    for stream, end in {"rgb": "", modality: "" if modality == "rgb" else "_x"}.items():
+        if (files := cell(f"files{end}")) is not None:
+            frames[stream] = FrameFiles(plain(f"folder{end}", b""), np.frombuffer(files.as_buffer(), np.uint8))
+        elif (images := cell(f"frames{end}")) is not None:
+            frames[stream] = _RowFrames(images.values, name)
+    present = array("present")
+    if present is None:
+        present = np.isfinite(boxes).all(1) & (np.nan_to_num(boxes[:, 2:]) > 0).all(1)
+    extras = {extra["name"]: np.array(extra["values"], np.float32) for extra in plain("extras", [])}
+    return Sequence(
+        name, frames, boxes, present, array("annotated"), array("boxes_x", 4), plain("layout", ""),
+        plain("min_side", 0.0), plain("dataset", ""), tuple(plain("attributes", [])), extras,
+    )  # fmt: skip
+
+
+class _RowFrames(collections.abc.Sequence):
+    """The encoded images of one row; each is taken out of the table's memory when it is asked for."""
+
+    def __init__(self, images: "pyarrow.StructArray", name: str) -> None:
+        self._bytes, self._paths, self._name = images.field("bytes"), images.field("path"), name
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        path, data = self._paths[i].as_py(), self._bytes[i].as_buffer()
+        if data is None:
+            return Path(path)
+        return EncodedImage(path or f"frame {i}", data, f"sequence {self._name!r}")
