@@ -30,7 +30,7 @@ from mmtrackers import (
     SEATrackForTracking,
     TMoEConfig,
 )
-from mmtrackers.models.lorat import lora_config
+from mmtrackers.tuners.lora import lora_config
 
 TINY = {
     "hidden_size": 32,

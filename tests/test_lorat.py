@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from mmtrackers import AMGLoraConfig, AutoTracker, LoRATConfig, LoRATForTracking, Tracker, TrackerImageProcessor
-from mmtrackers.models.lorat import lora_config
+from mmtrackers.tuners.lora import lora_config
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "search_size": 56, "template_size": 28}
 # totals with the adapter merged, LoRA, head, token types (LiTingLin/LoRAT's own modules, counted)

@@ -15,41 +15,71 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Imported in a process of its own: other tests of this run may have brought anything in.
 PROBE = """
 import json, sys
+{before}
 import mmtrackers
-from transformers import AutoConfig
+import mmtrackers.cli
 
-heavy = ("torchvision", "torchaudio", "timm", "matplotlib", "datasets", "tensorboard", "av", "typer")
-print(json.dumps({
-    "loaded": [name for name in heavy if name in sys.modules],
+heavy = ("torch", "transformers", "peft", "cv2", "matplotlib", "datasets", "tensorboard", "av")
+loaded = [name for name in heavy if name in sys.modules]
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+early = [name for name in sys.modules if name.startswith("mmtrackers.") and ".modeling_" in name]
+small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+config = {{name: AutoConfig.for_model(name, **small) for name in ("mmt_ostrack", "mmt_patrack", "mmt_spmtrack")}}
+from transformers.pipelines import PIPELINE_REGISTRY
+print(json.dumps({{
+    "loaded": loaded,
+    "early": early,
+    "configs": {{name: type(found).__name__ for name, found in config.items()}},
+    "model": type(AutoModel.from_config(config["mmt_spmtrack"])).__name__,
+    "processor": IMAGE_PROCESSOR_MAPPING[type(config["mmt_patrack"])]["pil"].__name__,
+    "tuner": [PEFT_TYPE_TO_CONFIG_MAPPING["TMOE"](r=3).r, PEFT_TYPE_TO_TUNER_MAPPING["TMOE"].tuner_layer_cls.__name__],
+    "pipeline": PIPELINE_REGISTRY.check_task("visual-object-tracking")[1]["impl"].__name__,
+    "trackers": sorted(mmtrackers.AutoTracker.registered()),
     "missing": [name for name in mmtrackers.__all__ if not hasattr(mmtrackers, name)],
+    "torchvision": [name for name in ("torchvision", "torchaudio", "timm") if name in sys.modules],
     "version": mmtrackers.__version__,
-    "configs": {n: type(AutoConfig.for_model(n)).__name__ for n in ("mmt_ostrack", "mmt_patrack", "mmt_seatrack")},
-}))
+}}))
 """
 
 
-@pytest.fixture(scope="module")
-def imported() -> dict:
-    """What a fresh interpreter reports after `import mmtrackers`."""
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT, timeout=300)
+def report(before: str) -> dict:
+    """What a fresh interpreter reports of `import mmtrackers`, after another import."""
+    code = PROBE.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_import_leaves_out_what_it_does_not_need(imported: dict) -> None:
-    assert imported["loaded"] == []
+@pytest.fixture(scope="module")
+def imported() -> dict:
+    return report("")
+
+
+def test_import_and_command_line_load_nothing_heavy(imported: dict) -> None:
+    assert imported["loaded"] == imported["torchvision"] == []
 
 
 def test_public_names_are_there(imported: dict) -> None:
     assert imported["missing"] == []
 
 
-def test_import_registers_the_trackers_with_transformers(imported: dict) -> None:
-    assert imported["configs"] == {
+@pytest.mark.parametrize("before", ["", "import peft; from transformers import AutoImageProcessor, pipeline"])
+def test_classes_are_in_the_tables_whoever_is_imported_first(before: str, imported: dict) -> None:
+    found = report(before) if before else imported
+    assert found["early"] == []
+    assert found["configs"] == {
         "mmt_ostrack": "OSTrackConfig",
         "mmt_patrack": "PATrackConfig",
-        "mmt_seatrack": "SEATrackConfig",
+        "mmt_spmtrack": "SPMTrackConfig",
     }
+    assert (found["model"], found["processor"]) == ("SPMTrackModel", "TrackerImageProcessor")
+    assert found["pipeline"] == "VisualObjectTrackingPipeline"
+    assert found["tuner"] == [3, "TMoELinear"]
+    assert len(found["trackers"]) == 7
 
 
 def test_version_is_the_one_of_the_project_file(imported: dict) -> None:

@@ -12,9 +12,9 @@ from mmtrackers.hub.folders import check_tensors
 from mmtrackers.modeling.dinov2 import resample_positions
 from mmtrackers.modeling.losses import cell_loss, covered_cells
 from mmtrackers.modeling.mlp_head import _cells, decode_cells
-from mmtrackers.models.lorat import lora_config
 from mmtrackers.models.lorat.convert_lorat import our_names
 from mmtrackers.models.ostrack.convert_ostrack import rename
+from mmtrackers.tuners.lora import lora_config
 
 SMALL = [name for name in cases(r"lorat-(small|swiglu)(-[0-9a-z]+)?") if not name.endswith("merged")]
 BASE = [name for name in cases(r"lorat-base(-[0-9a-z]+)?") if not name.endswith("merged")]

@@ -5,7 +5,7 @@ import torch
 from official_names import seeded_net
 from parity_tools import cases, load_case, stated_input
 
-from mmtrackers.models.ostrack import OSTrackConfig, OSTrackForTracking
+from mmtrackers import OSTrackConfig, OSTrackForTracking
 from mmtrackers.models.ostrack.convert_image_vit import ostrack_from_image_vit
 from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
 

@@ -9,7 +9,7 @@ from test_parity_odtrack import MAPS, Case, close, config_of
 
 from mmtrackers import SDMoEAConfig, SDMoEAForTracking
 from mmtrackers.models.odtrack.convert_odtrack import rename_odtrack
-from mmtrackers.tuners.sdmoe import SDMoEConfig
+from mmtrackers.tuners.sdmoe.config import SDMoEConfig
 from mmtrackers.tuners.sdmoe.fusion import GSAHF
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
 

@@ -14,9 +14,9 @@ from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.dinov2 import SwiGLU, resample_positions
 from mmtrackers.modeling.losses import covered_cells
 from mmtrackers.modeling.mlp_head import decode_cells
-from mmtrackers.models.spmtrack import tmoe_config
 from mmtrackers.models.spmtrack.convert_spmtrack import our_name, rename_spmtrack
 from mmtrackers.processing.crops import hann_window
+from mmtrackers.tuners.tmoe.config import tmoe_config
 
 SMALL = cases(r"spmtrack-(small|swiglu).*")
 BASE = cases(r"spmtrack-base.*")

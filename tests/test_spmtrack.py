@@ -14,10 +14,10 @@ from test_lorat import save_dinov2, tiny_dinov2
 from torch import Tensor
 
 from mmtrackers import AutoTracker, SPMTrackConfig, SPMTrackForTracking, TMoEConfig, Tracker, TrackerImageProcessor
-from mmtrackers.models.spmtrack import tmoe_config
 from mmtrackers.tracking.memory import QuarterReferences, ThirdReferences
 from mmtrackers.training.optimization import parameter_groups
 from mmtrackers.training.recipes import RECIPES
+from mmtrackers.tuners.tmoe.config import tmoe_config
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "search_size": 56, "template_size": 28}
 # WenRuiCai/SPMTrack's README gives 115.3, 379.6 and 1339.5 million, of which 29.2, 75.9 and 204.0 are trained

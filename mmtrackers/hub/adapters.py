@@ -1,8 +1,8 @@
-"""Adapters on a tracker, by peft's public functions: the only file besides `tuners/` that knows peft.
+"""Adapters on a tracker, by peft's public functions: besides `tuners/` the only file that knows how peft works.
 
 `AdapterMixin` stands where transformers has a mixin of its own, which checks at every call for a peft of its own
 choice. Around it: which tensors are an adapter's and which the base's, by what a base is recognised, copies of a model
-that share its weights, merging, and peft's tables of types.
+that share its weights, and merging.
 """
 
 import copy
@@ -30,7 +30,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
@@ -51,27 +51,6 @@ FINGERPRINT_VALUES = 8
 # bfloat16 rounds by at most 2**-9 of a value: a base re-saved in bfloat16 still is the same base
 FINGERPRINT_RTOL = 2.0**-8
 FINGERPRINT_ATOL = 1e-6
-
-
-def register_tuner(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
-    """Enters a tuner into peft's tables, which has no call for types that it does not know; twice is harmless.
-
-    Args:
-        name (`str`): the type that `adapter_config.json` names, in capitals.
-        config_class, tuner_class: its config and its tuner.
-
-    Raises:
-        ValueError: the prefix is not the lower-case type and an underscore, or another tuner has this type.
-    """
-    prefix = f"{name.lower()}_"
-    if tuner_class.prefix != prefix:
-        raise ValueError(f"The prefix of {tuner_class.__name__} must be {prefix!r}, got {tuner_class.prefix!r}.")
-    known = PEFT_TYPE_TO_TUNER_MAPPING.get(name, tuner_class)
-    if known is not tuner_class:
-        raise ValueError(f"peft type {name} is taken by {known.__name__}.")
-    PEFT_TYPE_TO_CONFIG_MAPPING[name] = config_class
-    PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner_class
-    PEFT_TYPE_TO_PREFIX_MAPPING[name] = prefix
 
 
 def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:

@@ -1,4 +1,0 @@
-from .configuration_odtrack import ODTrackConfig
-from .modeling_odtrack import ODTrackForTracking, ODTrackModel
-
-__all__ = ["ODTrackConfig", "ODTrackForTracking", "ODTrackModel"]

@@ -20,7 +20,7 @@ from mmtrackers.hub.card import TrainingFacts
 from mmtrackers.hub.folders import check_tensors, shorten
 from mmtrackers.models.ostrack.convert_ostrack import UNUSED, ostrack_to_official, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
-from mmtrackers.tuners.progressive import ProgressiveConfig
+from mmtrackers.tuners.progressive.config import ProgressiveConfig
 
 from .modeling_patrack import PATrackForTracking
 

@@ -1,7 +1,7 @@
 """PATrack: a frozen OSTrack for two streams with the PROGRESSIVE adapter (arXiv 2603.21100)."""
 
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
-from mmtrackers.tuners.progressive import ProgressiveConfig
+from mmtrackers.tuners.progressive.config import ProgressiveConfig
 
 from .configuration_patrack import PATrackConfig
 

@@ -1,7 +1,7 @@
 """SDMoEA: a frozen ODTrack for two streams with the SDMOE adapter (arXiv 2603.13719); an unofficial reconstruction."""
 
 from mmtrackers.models.odtrack.modeling_odtrack import ODTrackForTracking
-from mmtrackers.tuners.sdmoe import SDMoEConfig
+from mmtrackers.tuners.sdmoe.config import SDMoEConfig
 
 from .configuration_sdmoea import SDMoEAConfig
 

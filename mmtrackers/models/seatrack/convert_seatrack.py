@@ -30,7 +30,7 @@ from mmtrackers.models.ostrack.convert_ostrack import (
     variant,
 )
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
-from mmtrackers.tuners.amg_lora import AMGLoraConfig
+from mmtrackers.tuners.amg_lora.config import AMGLoraConfig
 
 from .modeling_seatrack import SEATrackForTracking
 

@@ -1,7 +1,7 @@
 """SEATrack: a frozen OSTrack for two streams with the AMG_LORA adapter (arXiv 2604.12502)."""
 
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
-from mmtrackers.tuners.amg_lora import AMGLoraConfig
+from mmtrackers.tuners.amg_lora.config import AMGLoraConfig
 
 from .configuration_seatrack import SEATrackConfig
 

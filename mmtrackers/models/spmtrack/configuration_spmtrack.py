@@ -1,4 +1,4 @@
-"""Configuration of SPMTrack and of its TMoE adapter."""
+"""Configuration of SPMTrack."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ from huggingface_hub.dataclasses import strict
 
 from mmtrackers.models.lorat.configuration_lorat import LoRATConfig
 from mmtrackers.tracking.memory import QuarterReferences
-from mmtrackers.tuners.tmoe import TMoEConfig
 
 
 @strict
@@ -49,16 +48,3 @@ class SPMTrackConfig(LoRATConfig):
         if self.reference_rule not in ("quarters", "thirds"):
             raise ValueError(f"reference_rule is {self.reference_rule!r}, expected 'quarters' or 'thirds'.")
         QuarterReferences(max_memory=self.max_memory)  # which says what max_memory may be
-
-
-def tmoe_config(**fields: Any) -> TMoEConfig:
-    """SPMTrack's adapter: experts beside every linear map of every layer; state token, token types and head in full.
-
-    Args:
-        fields: fields of `TMoEConfig`.
-
-    Example:
-        >>> sorted(tmoe_config().modules_to_save)
-        ['head', 'token_type', 'track_token']
-    """
-    return TMoEConfig(**({"modules_to_save": ["track_token", "token_type", "head"]} | fields))

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from mmtrackers.conversion.job import ConversionJob, ConversionReport
 from mmtrackers.models.lorat.convert_lorat import MAPS, convert_on_dinov2, our_names
-from mmtrackers.tuners.tmoe import TMoEConfig
+from mmtrackers.tuners.tmoe.config import TMoEConfig, tmoe_config
 
-from .configuration_spmtrack import tmoe_config
 from .modeling_spmtrack import SPMTrackForTracking
 
 _TOKENS = {"track_query": "model.track_token.start", "query_embed": "model.track_token.position"}

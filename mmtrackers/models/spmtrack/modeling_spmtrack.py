@@ -7,8 +7,9 @@ from mmtrackers.modeling.dinov2 import Dinov2Trunk
 from mmtrackers.models.lorat.modeling_lorat import LoRATForTracking, LoRATPreTrainedModel
 from mmtrackers.models.odtrack.modeling_odtrack import TrackToken, init_track_token
 from mmtrackers.tracking.memory import QuarterReferences, ThirdReferences
+from mmtrackers.tuners.tmoe.config import tmoe_config
 
-from .configuration_spmtrack import SPMTrackConfig, tmoe_config
+from .configuration_spmtrack import SPMTrackConfig
 
 
 class SPMTrackPreTrainedModel(LoRATPreTrainedModel):

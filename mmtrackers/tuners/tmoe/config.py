@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
@@ -74,3 +75,16 @@ class TMoEConfig(PeftConfig):
     def scaling(self) -> float:
         """Factor on the mixture."""
         return self.alpha / (math.sqrt(self.r) if self.use_rsexpert else self.r)
+
+
+def tmoe_config(**fields: Any) -> TMoEConfig:
+    """SPMTrack's adapter: experts beside every linear map of every layer; state token, token types and head in full.
+
+    Args:
+        fields: fields of `TMoEConfig`.
+
+    Example:
+        >>> sorted(tmoe_config().modules_to_save)
+        ['head', 'token_type', 'track_token']
+    """
+    return TMoEConfig(**({"modules_to_save": ["track_token", "token_type", "head"]} | fields))
