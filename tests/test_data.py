@@ -12,7 +12,7 @@ from PIL import Image
 from mmtrackers.data import open_dataset, open_sequence
 from mmtrackers.data.datasets import LAYOUTS, read_boxes
 from mmtrackers.data.images import read_image, read_pages
-from mmtrackers.data.sequence import natural_order
+from mmtrackers.data.sequence import Sequence, natural_order
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 BOX = "10,20,30,40\n"
@@ -280,6 +280,17 @@ def test_capital_endings_and_gaps_in_numbers(tmp_path):
     assert [file.name for file in sequence.frames["rgb"]] == ["IMG_3.JPG", "IMG_4.JPG", "IMG_9.JPG", "IMG_100.JPG"]
     assert [file.name for file in sequence.frames["thermal"]] == ["t4.PNG", "t5.PNG", "t10.PNG", "t101.PNG"]
     assert sequence.boxes_xywh.tolist() == [[1, 2, 3, 4]] * 4
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/abs", "a/b", "a\\b", "..", ".", "", "a\0b", "a\nb"])
+def test_names_that_lead_elsewhere_are_refused(name):
+    with pytest.raises(ValueError, match="cannot name a file"):
+        Sequence(name, {"rgb": [Path("1.png")]}, np.ones((1, 4)), np.ones(1, bool))
+
+
+def test_sequences_compare_by_identity():
+    one, other = (Sequence("a", {"rgb": [Path("1.png")]}, np.ones((1, 4)), np.ones(1, bool)) for _ in range(2))
+    assert one in [other, one] and one != other and len({one, other}) == 2
 
 
 @pytest.mark.parametrize(("modality", "stored", "expected"), [

@@ -107,6 +107,12 @@ def test_folders_of_datasets_are_loaded(sequences, tmp_path, monkeypatch):
         load_hf_dataset(tmp_path / "nowhere", "train")
 
 
+def test_a_name_from_a_dataset_leads_nowhere(sequences, tmp_path):
+    rows = to_hf_dataset(sequences[:1]).map(lambda row: {"name": "../../escaped"})
+    with pytest.raises(ValueError, match="escaped' cannot name a file"):
+        from_hf_dataset(rows)[0]
+
+
 def test_streams(sequences, tmp_path):
     to_hf_dataset(sequences).save_to_disk(tmp_path / "saved")
     streamed = datasets.load_from_disk(tmp_path / "saved").to_iterable_dataset(num_shards=3)

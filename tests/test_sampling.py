@@ -1,6 +1,7 @@
 """Training pairs drawn from annotated sequences, and their augmentation."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -165,7 +166,38 @@ def test_samples_in_lorats_style(scene):
         assert abs(outside.nanmedian() - inside.median()) > 3
 
 
-def test_an_balanced_plan_gives_every_set_and_sequence_its_share():
+class Seen(DeiTAugmentation):
+    """Notes the boxes that crops are made of."""
+
+    boxes: ClassVar[list[np.ndarray]] = []
+
+    def __call__(self, processor, images, boxes_xywh, templates, rng):
+        self.boxes.extend(boxes_xywh)
+        return super().__call__(processor, images, boxes_xywh, templates, rng)
+
+
+def test_data_of_lorats_style_are_cleaned(scene):
+    """Boxes are cut to the picture, and those outside it are never drawn; other styles keep them all."""
+    sequence = open_sequence(scene)
+    sequence.boxes_xywh[:10] = [-60, 40, 20, 20]
+    sequence.boxes_xywh[10:14] = [-10, 40, 20, 20]
+    sequence.boxes_xywh[14] = [20, 96, 20, 20]
+    Seen.boxes.clear()
+    lorat = TrackerImageProcessor(crop_style="lorat", template_size=32, search_size=64, search_factor=2.0)
+    pairs = PairDataset([sequence], lorat, "rgb", 1, 60, augment=Seen(), frame_sampler=IntervalSampler(30))
+    assert all(pairs[index]["template_mask"].any() for index in range(60))
+    seen = {tuple(box.tolist()) for box in Seen.boxes}
+    assert (0.0, 40.0, 10.0, 20.0) in seen and len(seen) == 16 and min(box[2] * box[3] for box in seen) == 200
+    assert pairs.unreadable.total() == 0
+    ostrack = TrackerImageProcessor(template_size=32, search_size=64)
+    drawn = PairDataset([sequence], ostrack, "rgb", 1, 60, frame_sampler=IntervalSampler(30))
+    assert any("templates [3]" in drawn.describe(index) for index in range(60))
+    sequence.boxes_xywh[:, 0] = 500
+    with pytest.raises(RuntimeError, match="the box lies in the picture in 0 frames, at least 1 are needed"):
+        pairs[0]
+
+
+def test_a_balanced_plan_gives_every_set_and_sequence_its_share():
     # sets of 3, 40 and 1,000 sequences, the second with twice the weight, and one that is never drawn
     sizes, weights = [3, 40, 1000, 5], np.array([1, 2, 1, 0]) / 4
     chances, of_set = np.repeat(weights / sizes, sizes), np.repeat(range(4), sizes)
@@ -179,7 +211,7 @@ def test_an_balanced_plan_gives_every_set_and_sequence_its_share():
     assert np.array_equal(plans[2], balanced_plan(chances, 400, np.random.default_rng((7, 2))))
 
 
-def test_pairs_drawn_evenly(scene, processor):
+def test_balanced_pairs(scene, processor):
     sequences = [open_sequence(scene) for _ in range(7)]
     for number, sequence in enumerate(sequences):
         sequence.name = str(number)

@@ -110,6 +110,20 @@ def test_streamed_samples(root, processor, caplog):
             StreamSamples(from_hf_dataset(rows), processor, "thermal", 2, **bad)
 
 
+def test_workers_that_live_on_see_the_new_epoch(root, processor):
+    rows = to_hf_dataset(open_dataset(root, ["a", "b"])).to_iterable_dataset(num_shards=2)
+    samples = StreamSamples(from_hf_dataset(rows), processor, "thermal", 2, samples_per_sequence=2, seed=5)
+    expected = []
+    for epoch in (0, 1):
+        samples.set_epoch(epoch)
+        expected.append(list(samples))
+    loader = DataLoader(samples, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        samples.set_epoch(epoch)
+        assert all(equal(one, other) for one, other in zip(loader, expected[epoch], strict=True))
+    assert not any(equal(one, other) for one, other in zip(*expected, strict=True))
+
+
 def test_a_stream_goes_on_after_a_sequence_that_cannot_be_read(root, processor):
     for file in (root / "b" / "rgb").iterdir():
         file.write_bytes(b"no picture")

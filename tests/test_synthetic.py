@@ -10,6 +10,7 @@ import pytest
 import torch
 from example_scripts import load
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.synthetic import cameras
@@ -167,6 +168,17 @@ def test_labels_follow_the_recipe(library):
     assert 0.23 < size.median() < 0.27
     offset = (labels[:, :2] + labels[:, 2:] / 2 - (128 - 1) / 256).abs()
     assert offset.max() < 0.4 and 0.14 < offset.mean() < 0.24
+
+
+def test_workers_that_live_on_see_the_new_epoch(library):
+    pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=3, seed=4)
+    loader = DataLoader(pairs, batch_size=None, num_workers=1, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1):
+        pairs.set_epoch(epoch)
+        epochs.append(list(loader))
+        assert all(torch.equal(one["search"], pairs[k]["search"]) for k, one in enumerate(epochs[-1]))
+    assert not torch.equal(epochs[0][0]["search"], epochs[1][0]["search"])
 
 
 def test_a_worker_gives_the_same_pairs(library):

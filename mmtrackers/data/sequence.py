@@ -110,12 +110,29 @@ class FrameFiles(collections.abc.Sequence):
         return f"FrameFiles({self.folder!r}, {len(self)} files)"
 
 
-@dataclass
+def check_file_name(name: str, what: str) -> None:
+    """Refuses a name that would lead out of the folder that files are named after it in.
+
+    Raises:
+        ValueError: it is empty, a relative step, or has a separator or a control character in it.
+
+    Example:
+        >>> check_file_name("../escaped", "sequence")
+        Traceback (most recent call last):
+        ...
+        ValueError: the sequence name '../escaped' cannot name a file: it may hold no separators or control characters
+    """
+    if name in ("", ".", "..") or any(c in "/\\" or c < " " or c == "\x7f" for c in name):
+        raise ValueError(f"the {what} name {name!r} cannot name a file: it may hold no separators or control "
+                         "characters")
+
+
+@dataclass(eq=False)
 class Sequence:
     """One video with its annotation.
 
     Args:
-        name (`str`): for messages and result files.
+        name (`str`): for messages and result files, so that it must do as the name of a file.
         frames (mapping of `str` to `list[Path]` or [`FrameFiles`]): modality -> image files in order;
             "rgb" must be there, at most one other.
         boxes_xywh (`np.ndarray`): [N, 4] float64 pixels, as in the file (absent rows too, no shift of the pixel base);
@@ -132,7 +149,8 @@ class Sequence:
             of that name: "absent_label", "full_occlusion", "cover", "anchor" ...
 
     Raises:
-        ValueError: no RGB frames, more than two modalities, or counts that differ; names the sequence and both counts.
+        ValueError: no RGB frames, more than two modalities, counts that differ, or a name that leads elsewhere; names
+            the sequence and both counts.
 
     Example:
         >>> sequence = Sequence("a", {"rgb": [Path("1.jpg")]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
@@ -152,7 +170,8 @@ class Sequence:
     attributes: tuple[str, ...] = ()
     extras: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_file_name(self.name, "sequence")
         if not self.frames.get("rgb"):
             raise ValueError(f"sequence {self.name!r} has no RGB frames")
         for modality, files in self.frames.items():

@@ -15,7 +15,7 @@ from .scoring import Protocol, Truth
 from .vot_scoring import MultiStart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of a tracker: a sequence from its start, or from one of its anchors.
 

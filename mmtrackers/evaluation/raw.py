@@ -22,7 +22,7 @@ Form = Literal["xywh", "xyxy"]
 NOWHERE = (1e6, 1e6, 1.0, 1.0)
 
 
-@dataclass
+@dataclass(eq=False)
 class RawFolder:
     """The results of one tracker for a list of sequences, as far as they are there.
 

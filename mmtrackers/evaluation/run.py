@@ -141,7 +141,7 @@ def _rgb_alone(sequence: data.Sequence) -> data.Sequence:
 # ----------------------------------------------------------------------------------------------------------- tracking
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """What a run found, a row per frame: boxes `[N, 4]`, scores, seconds of each stage, and whether these count."""
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from mmtrackers.data.sequence import check_file_name
+
 from .results import Curve
 
 Scores = dict[str, float]
@@ -38,6 +40,9 @@ class Truth:
     image_size: tuple[int, int] | None = None
     anchors: np.ndarray | None = None
     attributes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name, "sequence")
 
     def __len__(self) -> int:
         return len(self.boxes_xywh)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from mmtrackers.processing.crops import AlignedCrop, Crop, mean_color
 from mmtrackers.processing.frames import ANY, MODALITIES
 from mmtrackers.training.augment import Sample, TrainingAugmentation, fitting
+from mmtrackers.training.sampling import shared_epoch
 
 from .cameras import black_outside, depth_picture, depth_range
 from .layers import View
@@ -89,7 +90,7 @@ class SyntheticPairs(Dataset):
             )
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
-        self.samples_per_epoch, self.seed, self.epoch = samples_per_epoch, seed, 0
+        self.samples_per_epoch, self.seed, self._epoch = samples_per_epoch, seed, shared_epoch()
         self.templates, self.searches, self.augment = templates, searches, augment
         self.blindness, self.longest_gap = blindness, longest_gap
 
@@ -98,12 +99,12 @@ class SyntheticPairs(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose pairs are made from now on."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.samples_per_epoch:
             raise IndexError(f"pair {index} of {self.samples_per_epoch}")
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
         # OpenCV's threads would fight with the data workers for the cores
         if cv2.getNumThreads() > 1:
             cv2.setNumThreads(0)
@@ -114,7 +115,7 @@ class SyntheticPairs(Dataset):
 
     def describe(self, index: int) -> str:
         """Where item ``index`` of this epoch comes from, for messages."""
-        return f"composed scene of seed {self.seed}, epoch {self.epoch}, index {index}"
+        return f"composed scene of seed {self.seed}, epoch {int(self._epoch)}, index {index}"
 
     def _try(self, rng: np.random.Generator) -> Sample | None:
         draw = Draw(rng)

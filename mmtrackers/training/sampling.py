@@ -28,12 +28,18 @@ MIN_FRAMES = 20
 MAX_DRAWS = 50
 
 
+def shared_epoch() -> torch.Tensor:
+    """The number of an epoch in shared memory, so that workers that live on through the epochs see a new one too."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
 class PairDataset(Dataset):
     """Template and search crops of annotated sequences: what `forward` and the losses take, as uint8.
 
     An item is a function of (seed, epoch, index) alone, whatever the number of workers or processes. A frame that
     cannot be read is named in a warning, counted in `unreadable`, and the sample is drawn anew. Large sets stay in
-    their index: a sequence is made when it is drawn.
+    their index: a sequence is made when it is drawn. For crops of the "lorat" style boxes are cut to the picture, and
+    those outside it are not trained on, as in LitingLin/LoRAT (config/_dataset/train.yaml).
 
     Args:
         sequences ([`SequenceSet`] or iterable of [`Sequence`]): annotated ones.
@@ -82,8 +88,7 @@ class PairDataset(Dataset):
         if samples_per_epoch < 1 or seed < 0:
             raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
         self.samples_per_epoch, self.seed = samples_per_epoch, seed
-        # In shared memory, so that workers that live on through the epochs see the new number too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared_epoch()
         self._sequences = sequences if isinstance(sequences, SequenceSet) else SequenceSet(sequences)
         chances = np.ones(len(self._sequences)) if chances is None else np.array(list(chances), dtype=np.float64)
         if len(chances) != len(self._sequences) or not (chances >= 0).all():
@@ -195,7 +200,8 @@ class StreamSamples(IterableDataset):
         if samples_per_sequence < 1 or seed < 0:
             raise ValueError(f"samples_per_sequence={samples_per_sequence} must be positive and seed={seed} not "
                              "negative")
-        self.stream, self.samples_per_sequence, self.seed, self.epoch = stream, samples_per_sequence, seed, 0
+        self.stream, self.samples_per_sequence, self.seed = stream, samples_per_sequence, seed
+        self._epoch = shared_epoch()
 
     @property
     def unreadable(self) -> Counter[str]:
@@ -204,10 +210,11 @@ class StreamSamples(IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0): other samples, and another order if the stream is shuffled."""
-        self.epoch = epoch
-        self.stream.set_epoch(epoch)
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
+        epoch = int(self._epoch)
+        self.stream.set_epoch(epoch)
         for sequence in self.stream:
             usable, least = np.count_nonzero(sequence.trainable), self._make.frame_sampler.least_visible
             if len(sequence) > 1 and (len(sequence) < MIN_FRAMES or usable < least):
@@ -216,7 +223,7 @@ class StreamSamples(IterableDataset):
                 continue
             name = zlib.crc32(sequence.name.encode())
             for number in range(self.samples_per_sequence):
-                rng = np.random.default_rng((self.seed, self.epoch, name, number))
+                rng = np.random.default_rng((self.seed, epoch, name, number))
                 made = (self._make(sequence, rng)[0] for _ in range(MAX_DRAWS))
                 sample = next((sample for sample in made if sample is not None), None)
                 if sample is None:
@@ -236,6 +243,9 @@ class SampleMaker:
         self.processor, self.modality, self.streams = processor, modality, streams
         self.augment = fitting(augment, processor)
         self.frame_sampler = CausalSampler() if frame_sampler is None else frame_sampler
+        # LoRAT's and SPMTrack's data are cleaned so: boxes are cut to the picture, those outside it do not count
+        self.fits_boxes = processor.crop_style == "lorat"
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self.failures = Failures()
 
     def __call__(self, sequence: Sequence, rng: np.random.Generator) -> tuple[Sample | None, str]:
@@ -250,7 +260,9 @@ class SampleMaker:
         except (ValueError, OSError) as error:
             self.failures.add(str(error))
             return None, str(error)
-        boxes = [sequence.boxes_xywh[frame] for frame in frames]
+        boxes = [self._fitted(sequence.boxes_xywh[frame], images[frame].shape) for frame in frames]
+        if self.fits_boxes and not all((box[2:] > 0).all() for box in boxes):
+            return None, f"sequence {sequence.name!r}, frames {frames}: a box lies outside its picture"
         sample = self.augment(self.processor, [images[frame] for frame in frames], boxes, len(templates), rng)
         return sample, f"sequence {sequence.name!r}, frames {frames}: a crop is empty"
 
@@ -258,8 +270,31 @@ class SampleMaker:
         """Template and search frames, as the rule draws them."""
         if len(sequence) == 1:  # a still picture stands for every frame of a clip
             return [0] * self.frame_sampler.templates, [0] * self.frame_sampler.searches
-        usable = getattr(sequence, "trainable", sequence.present)
-        return self.frame_sampler(np.flatnonzero(usable), len(sequence), rng)
+        usable = np.flatnonzero(getattr(sequence, "trainable", sequence.present))
+        if self.fits_boxes:
+            inside = self._fitted(sequence.boxes_xywh[usable], self._shape(sequence))
+            usable = usable[(inside[:, 2:] > 0).all(1)]
+            if len(usable) < self.frame_sampler.least_visible:
+                raise ValueError(f"the box lies in the picture in {len(usable)} frames, at least "
+                                 f"{self.frame_sampler.least_visible} are needed")
+        return self.frame_sampler(usable, len(sequence), rng)
+
+    def _fitted(self, boxes_xywh: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Boxes `[..., 4]` cut to a picture of (height, width, ...), where the recipe does so."""
+        if not self.fits_boxes:
+            return boxes_xywh
+        size = np.array([shape[1], shape[0]])
+        first = boxes_xywh[..., :2].clip(0, size)
+        last = (boxes_xywh[..., :2] + boxes_xywh[..., 2:]).clip(0, size)
+        return np.concatenate((first, last - first), axis=-1)
+
+    def _shape(self, sequence: Sequence) -> tuple[int, ...]:
+        """Height and width of a sequence's frames; its first one is read once."""
+        key = f"{sequence.name} {len(sequence)} {sequence.boxes_xywh[0]}"
+        if key not in self._shapes:
+            alone = sequence.rgb_only() if isinstance(sequence, Sequence) else sequence
+            self._shapes[key] = alone.read(0)["rgb"].shape[:2]
+        return self._shapes[key]
 
     def _load(self, sequence: Sequence, frame: int) -> np.ndarray:
         if self.streams == 1 and isinstance(sequence, Sequence):
