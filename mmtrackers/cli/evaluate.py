@@ -11,7 +11,10 @@ from .ending import exit_code_of
 def evaluate(
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     dataset: Annotated[
-        str | None, typer.Option(help="lasher, rgbt234, visevent, depthtrack, lasot, got10k, ...: layout and rules.")
+        str | None,
+        typer.Option(
+            help="lasher, rgbt234, visevent, lasot, got10k, ...: layout and rules; folder: your own sequences."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the set; test where there is one.")] = None,
     tracker: Annotated[
@@ -52,12 +55,12 @@ def evaluate(
 
     A run that was ended goes on where it was. Many processes: accelerate launch -m mmtrackers.cli evaluate ...
     """
-    from mmtrackers.evaluation.command import Request
+    given = locals()
+    given["trackers"], given["results"] = given.pop("tracker") or (), results or ()
     from mmtrackers.evaluation.command import evaluate as run_evaluation
 
-    given = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
     try:
-        run_evaluation(Request(trackers=tuple(tracker or ()), **given | {"results": tuple(results or ())}))
+        run_evaluation(**given)
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; the same command goes on where this one was", err=True)
         raise typer.Exit(exit_code_of(interrupt)) from None

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -13,7 +14,7 @@ from mmtrackers.tracking.tracker import Tracker
 
 from .card import add_to_card
 from .plan import Processes
-from .protocols import PROTOCOLS, get_protocol
+from .protocols import OWN_SEQUENCES, PROTOCOLS, get_protocol
 from .raw import Form, score_folder
 from .results import EvaluationResult
 from .run import SCORES, evaluate_tracker
@@ -23,97 +24,110 @@ from .speed import speed_table
 from .truths import truth_of
 
 
-@dataclass(frozen=True)
-class Request:
-    """One call of the command; the fields are its options.
-
-    Example:
-        >>> Request(root=Path("LasHeR"), dataset="lasher", trackers=("ours=out/ours",)).protocol_name
-        'lasher'
-    """
-
-    root: Path
-    dataset: str | None = None
-    split: str | None = None
-    protocol: str | None = None
-    names: Path | None = None
-    trackers: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
-    output: Path = Path("evaluated")
-    batch: int = 1
-    device: str = "cpu"
-    dtype: str = "float32"
-    pack: bool = False
-    base_model: str | None = None
-    absent_below: float | None = None
-    allow_missing: bool = False
-    form: Form = "xywh"
-    partial: bool = False
-    overwrite: bool = False
-    card: bool = False
-    report: bool = False
-
-    @property
-    def protocol_name(self) -> str:
-        """The rules: those that were asked for, else the set's own."""
-        name = self.protocol or self.dataset
-        if name is None:
-            raise ValueError(f"which rules? Give --dataset or --protocol; known: {', '.join(PROTOCOLS)}")
-        return name
-
-
-def evaluate(request: Request, say: Callable[[str], None] = typer.echo) -> list[EvaluationResult]:
+def evaluate(
+    root: str | Path,
+    dataset: str | None = None,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    names: str | Path | None = None,
+    trackers: Sequence[str] = (),
+    results: Sequence[str] = (),
+    output: str | Path = "evaluated",
+    batch: int = 1,
+    device: str = "cpu",
+    pack: bool = False,
+    form: Form = "xywh",
+    partial: bool = False,
+    overwrite: bool = False,
+    report: bool = False,
+    card: bool = False,
+    say: Callable[[str], None] = typer.echo,
+    **loading: Any,
+) -> list[EvaluationResult]:
     """Runs the trackers, scores the folders, prints a table, and leaves everything in files.
+
+    The arguments are the options of `mmtrackers evaluate`, whose `--help` describes them; `trackers` and `results`
+    hold its repeated `--tracker` and `--results`, `loading` goes to `Tracker.from_pretrained`.
 
     Raises:
         ValueError: nothing to evaluate, names that are used twice, or anything that a run or a file complains of.
 
     Example:
         ```python
-        evaluate(Request(Path("LasHeR"), "lasher", split="test", trackers=("org/seatrack-thermal",)))
+        evaluate("LasHeR", "lasher", split="test", trackers=["org/seatrack-thermal"])
         ```
     """
-    protocol, processes = get_protocol(request.protocol_name), Processes()
-    trackers, folders = _named(request.trackers), _named(request.results)
-    if not trackers and not folders:
-        raise ValueError("nothing to evaluate: give --tracker REPO, or --results FOLDER of raw results")
-    if request.form not in ("xywh", "xyxy"):
-        raise ValueError(f"--form {request.form}: expected xywh or xyxy")
-    twice = sorted(set(trackers) & set(folders))
-    if twice:
-        raise ValueError(f"{', '.join(twice)}: a name for a tracker and for results; choose another with NAME=PLACE")
-    split = request.split or _only_split(request.dataset)
-    sequences = open_dataset(request.root, request.names, dataset=request.dataset, split=split)
+    rules, processes = _rules(dataset, protocol), Processes()
+    repos, folders = _named(trackers), _named(results)
+    _check(repos, folders, form, card)
+    own = dataset == OWN_SEQUENCES
+    split = split or _only_split(dataset)
+    sequences = open_dataset(root, names, dataset=None if own else dataset, split=split)
+    title = _title(rules, dataset, Path(root))
     # Parts of a set in folders of their own: VTUAV's short and long videos are two tables.
-    place = request.output / (protocol.name if split in (None, "test") else f"{protocol.name}-{split}")
-    say_once = say if processes.main else _silent
-    say_once(f"{protocol.title}: {len(sequences)} sequences, rules of {protocol.source}")
+    place = Path(output) / (rules.name if split in (None, "test") else f"{rules.name}-{split}")
+    if processes.main:
+        say(f"{title}: {len(sequences)} sequences, rules of {rules.source}")
     found = []
     if folders:
-        truths = [truth_of(sequence, protocol) for sequence in sequences]
+        truths = [truth_of(sequence, rules) for sequence in sequences]
         for name, folder in folders.items():
-            result = score_folder(folder, truths, protocol, name, request.form, request.partial)
-            found.append(replace(result, split=split or ""))
+            result = score_folder(folder, truths, rules, name, form, partial)
+            found.append(replace(result, split=split or "", dataset=title))
             if processes.main:
                 found[-1].save(place / name / SCORES)
-    for name, repo in trackers.items():
-        found.append(_run(name, repo, sequences, protocol, split or "", place, request, processes))
+    for name, repo in repos.items():
+        tracker = Tracker.from_pretrained(repo, device=processes.device(device), **loading)
+        settings = settings_of(tracker, repo, pack)
+        if pack:
+            tracker.model.pack()
+        about = {"name": name, "output": place / name, "split": split or "", "title": title, "progress": True}
+        found.append(evaluate_tracker(
+            tracker, sequences, rules, **about, batch=batch, settings=settings, overwrite=overwrite
+        ))  # fmt: skip
     if processes.main:
-        _print(found, protocol, place, say)
+        _print(found, rules, place, say)
         scored = [result for result in found if result.scores]
-        if request.report and scored:
+        if report and scored:
             from mmtrackers.evaluation.report.write import write_report
 
-            files = write_report(scored, place.with_name(f"{place.name}-report"), {protocol.title: sequences})
+            files = write_report(scored, place.with_name(f"{place.name}-report"), {title: sequences})
             say("report: " + ", ".join(map(str, files)))
-        if request.card:
+        if card:
             for result in found[len(folders) :]:
-                say("card: " + ", ".join(map(str, add_to_card(trackers[result.tracker], result))))
+                say("card: " + ", ".join(map(str, add_to_card(repos[result.tracker], result))))
     return found
 
 
-def _silent(text: str) -> None:
-    """Only the main process speaks."""
+def _rules(dataset: str | None, protocol: str | None) -> Protocol:
+    """The rules that were asked for, else the set's own."""
+    if protocol is None and dataset is None:
+        raise ValueError(f"which rules? Give --dataset or --protocol; known: {', '.join(PROTOCOLS)}. Your own "
+                         f"sequences, in any known layout: --dataset {OWN_SEQUENCES}")
+    return get_protocol(protocol or dataset)
+
+
+def _check(repos: dict[str, str], folders: dict[str, str], form: str, card: bool) -> None:
+    """What can be said before hours of tracking."""
+    if not repos and not folders:
+        raise ValueError("nothing to evaluate: give --tracker REPO, or --results FOLDER of raw results")
+    if form not in ("xywh", "xyxy"):
+        raise ValueError(f"--form {form}: expected xywh or xyxy")
+    twice = sorted(set(repos) & set(folders))
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: a name for a tracker and for results; choose another with NAME=PLACE")
+    for repo in repos.values():
+        if card and not Path(repo).is_dir():
+            raise ValueError(f"--card writes into a tracker's own folder, and {repo} is none: download it first "
+                             f"(hf download {repo} --local-dir FOLDER), or leave --card out")
+
+
+def _title(rules: Protocol, dataset: str | None, root: Path) -> str:
+    """The set to show: the protocol's own only where it is that set."""
+    if dataset in PROTOCOLS and dataset != OWN_SEQUENCES and PROTOCOLS[dataset].title == rules.title:
+        return rules.title
+    return DATASETS[dataset].title if dataset in DATASETS else root.resolve().name
 
 
 def _only_split(dataset: str | None) -> str | None:
@@ -134,41 +148,6 @@ def _named(places: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{named[name]} and {place} would both be called {name}: name them with NAME=PLACE")
         named[name] = place
     return named
-
-
-def _run(
-    name: str,
-    repo: str,
-    sequences: Sequence,
-    protocol: Protocol,
-    split: str,
-    place: Path,
-    request: Request,
-    processes: Processes,
-) -> EvaluationResult:
-    tracker = Tracker.from_pretrained(
-        repo,
-        dtype=request.dtype,
-        device=processes.device(request.device),
-        base_model=request.base_model,
-        absent_below=request.absent_below,
-        allow_missing=request.allow_missing,
-    )
-    settings = settings_of(tracker, repo, request.pack)
-    if request.pack:
-        tracker.model.pack()
-    return evaluate_tracker(
-        tracker,
-        sequences,
-        protocol,
-        name=name,
-        output=place / name,
-        batch=request.batch,
-        settings=settings,
-        overwrite=request.overwrite,
-        progress=True,
-        split=split,
-    )
 
 
 def _print(results: Sequence[EvaluationResult], protocol: Protocol, place: Path, say: Callable[[str], None]) -> None:

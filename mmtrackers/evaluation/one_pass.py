@@ -49,7 +49,8 @@ class OnePass(Protocol):
         single_precision (`bool`): boxes are float32, which decides ties at a threshold as the toolkit does.
         rounding (`str`): which boxes are rounded to whole pixels (half to even): "none", "result" or "both".
         first_frame (`str`): "kept"; "truth" (the result's first box becomes the ground truth's, then bad rows are
-            repaired); "truth after repair" (the other way round); "dropped" (the frame does not count).
+            repaired); "truth after repair" (the other way round); "dropped" (the frame does not count);
+            "given dropped" (nor does the first that counts, where the run begins).
         repair (`str`): which rows of a result take the box before them: "none"; "no area" (NaN, or a side of 0 or
             less); "zero side" (a side of exactly 0, while NaN and negative sides are errors). Never where the ground
             truth is NaN.
@@ -61,6 +62,7 @@ class OnePass(Protocol):
         hidden (`str`): frames that the set's flags call absent: "ignored" (the flags are not read); "removed";
             "missed" (a miss in every curve, whatever the boxes); "unusable" (as below).
         unannotated_removed (`bool`): frames without ground truth (no line, or NaN) do not count.
+        empty_removed (`bool`): nor do those whose ground truth has no area.
         unusable (`str`, *optional*): with "", every frame is measured. Otherwise a frame whose ground truth has a
             number that is not above 0 (also an x or y of 0, at the border) misses in success; and "hit" or "miss" says
             how its centre error counts (toolkits write -1 or infinity).
@@ -84,13 +86,14 @@ class OnePass(Protocol):
     metrics: tuple[Metric, ...] = ()
     single_precision: bool = False
     rounding: Literal["none", "result", "both"] = "none"
-    first_frame: Literal["kept", "truth", "truth after repair", "dropped"] = "kept"
+    first_frame: Literal["kept", "truth", "truth after repair", "dropped", "given dropped"] = "kept"
     repair: Literal["none", "no area", "zero side"] = "none"
     inclusive_edges: bool = True
     clip: bool = False
     modalities: Literal["first", "nearer"] = "first"
     hidden: Literal["ignored", "removed", "missed", "unusable"] = "ignored"
     unannotated_removed: bool = False
+    empty_removed: bool = False
     unusable: Literal["", "hit", "miss"] = ""
     unusable_normalized: Literal["hit", "miss"] = "hit"
     hidden_normalized: Literal["hit", "miss"] = "hit"
@@ -260,6 +263,11 @@ class OnePassFrames:
         if protocol.unannotated_removed:
             lines = [np.ones(len(t), bool) if t.annotated is None else t.annotated for t in truths]
             counts &= np.concatenate(lines) & ~np.isnan(self._truths[0]).any(1)
+        if protocol.empty_removed:
+            with np.errstate(invalid="ignore"):
+                counts &= (self._truths[0][:, 2:] > 0).all(1)
+        if protocol.first_frame == "given dropped":
+            counts[np.flatnonzero(counts)[np.unique(self.owner[counts], return_index=True)[1]]] = False
         usable = np.ones(len(first), dtype=bool)
         if protocol.unusable:
             with np.errstate(invalid="ignore"):

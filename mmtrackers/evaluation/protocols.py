@@ -43,7 +43,15 @@ _OPE = OnePass(
     first_frame="truth after repair", repair="zero side", unusable="miss",
 )  # fmt: skip
 
+OWN_SEQUENCES = "folder"
+
 _ROWS: tuple[Protocol, ...] = (
+    # No toolkit's habits: the frames after the given one that show the target count, each sequence as much as another.
+    replace(
+        _OPE, name=OWN_SEQUENCES, title="own sequences", source="one-pass evaluation (Wu et al., TPAMI 2015)",
+        first_frame="given dropped", repair="none", unusable="", hidden="removed", unannotated_removed=True,
+        empty_removed=True, inclusive_edges=False, normalizer="max(1, size)",
+    ),
     _LASHER,
     _RGBT234,
     OnePass(

@@ -1,5 +1,6 @@
 """Raw results on disk: a tracker's boxes for every sequence of a set, in the set's own files."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,6 +133,14 @@ def score_raw(raw: RawFolder, protocol: Protocol, tracker: str, **about: object)
     return replace(result, sequences=sequences, partial=incomplete, missing=tuple(raw.missing), notes=notes)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError where two sequences share a name, and so would share a file."""
+    twice = sorted({name for name, count in Counter(names).items() if count > 1})
+    if twice:
+        raise ValueError(f"{len(twice)} names stand for several sequences: {', '.join(twice[:5])}. Results are files "
+                         "of these names: rename the folders, or evaluate their parents apart")
+
+
 def read_folder(
     folder: str | Path, truths: Sequence[Truth], protocol: Protocol, form: Form = "xywh", partial: bool = False
 ) -> RawFolder:
@@ -139,6 +148,7 @@ def read_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} of raw results")
+    check_names([truth.name for truth in truths])
     raw, off_by_one = RawFolder(), []
     for truth in truths:
         file = _found(folder, truth, protocol)

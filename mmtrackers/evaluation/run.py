@@ -15,7 +15,7 @@ import numpy as np
 
 from mmtrackers import data
 from mmtrackers.data.annotations import read_boxes
-from mmtrackers.processing.files import write_text
+from mmtrackers.processing.files import FolderLock, write_text
 from mmtrackers.processing.frames import ANY
 from mmtrackers.tracking.clock import STAGES, StageClock
 from mmtrackers.tracking.session import update_together
@@ -23,7 +23,7 @@ from mmtrackers.tracking.tracker import Tracker
 
 from .plan import Job, Processes, grouped, planned
 from .protocols import get_protocol
-from .raw import RawResult, read_folder, result_file, score_raw, write_result
+from .raw import RawResult, check_names, read_folder, result_file, score_raw, write_result
 from .results import EvaluationResult, Settings
 from .scoring import Protocol, Truth
 from .settings import settings_of
@@ -45,6 +45,7 @@ def evaluate_tracker(
     overwrite: bool = False,
     progress: bool = False,
     split: str = "",
+    title: str | None = None,
 ) -> EvaluationResult:
     """Tracks through every sequence of a set and scores the boxes under its protocol.
 
@@ -65,7 +66,8 @@ def evaluate_tracker(
         settings ([`Settings`], *optional*): of the tracker, where it was packed since.
         overwrite (`bool`): throw away what a run with other settings left in `output`.
         progress (`bool`): show a bar with the time left, and say what is reused.
-        split (`str`): part of the set that the sequences are, to show.
+        split (`str`), title (`str`, *optional*): part of the set that the sequences are, and the set, to show; the
+            protocol's own set by default.
 
     Returns:
         [`EvaluationResult`]: with speed and settings. Without scores where the set's ground truth is not public.
@@ -90,11 +92,13 @@ def evaluate_tracker(
         raise ValueError("there is no sequence to track through")
     settings = settings or settings_of(tracker, name)
     settings = replace(settings, batch=batch)
+    check_names([sequence.name for sequence in sequences])
     sequences = [_readable(sequence, tracker) for sequence in sequences]
     truths = [truth_of(sequence, protocol) for sequence in sequences]
     with ExitStack() as stack:
         folder = Path(output or stack.enter_context(tempfile.TemporaryDirectory()))
         if processes.main:
+            stack.enter_context(FolderLock(folder))
             _claim(folder, settings, overwrite)
         processes.wait()
         groups = grouped(planned(truths, sequences, protocol), batch)
@@ -112,7 +116,8 @@ def evaluate_tracker(
                     for job, track in _track(tracker, group, reader, clock, bar):
                         _keep(folder, job, protocol, track)
         processes.wait()
-        result = replace(_scored(folder, truths, sequences, protocol, name, settings, tracker), split=split)
+        result = _scored(folder, truths, sequences, protocol, name, settings, tracker)
+        result = replace(result, split=split, dataset=title or result.dataset)
         if processes.main and output is not None:
             result.save(folder / SCORES)
         processes.wait()
@@ -261,6 +266,20 @@ def _frames_file(folder: Path, job: Job) -> Path:
     return folder / FRAMES / f"{job.label}.csv"
 
 
+def _frame_table(folder: Path, job: Job) -> np.ndarray:
+    """`[N, 6]`: a run's score, milliseconds of each stage, and whether these count."""
+    path = _frames_file(folder, job)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+        table = np.array([[float(value) for value in line.split(",")] for line in lines])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it, and its run is made again") from error
+    if table.shape != (len(job.frames), len(STAGES) + 2):
+        raise ValueError(f"{path} has {len(table)} rows for {len(job.frames)} frames: delete it, and its run is made "
+                         "again")
+    return table
+
+
 def _keep(folder: Path, job: Job, protocol: Protocol, track: Track) -> None:
     """Writes one run; the file of its boxes comes last, and tells a later run that this one is done."""
     boxes, scores = track.boxes_xywh, track.scores
@@ -283,9 +302,11 @@ def _keep(folder: Path, job: Job, protocol: Protocol, track: Track) -> None:
 def _is_done(folder: Path, job: Job, protocol: Protocol) -> bool:
     """Whether a run's files are there, of the right length and from the same given box."""
     path = result_file(folder / RAW, job.name, protocol, job.anchor)
-    if not path.is_file() or not _frames_file(folder, job).is_file():
+    try:
+        _frame_table(folder, job)
+        rows = read_boxes(path)
+    except (OSError, ValueError):
         return False
-    rows = read_boxes(path)
     if len(rows) != (len(job.frames) if job.anchor is not None else job.length):
         return False
     if protocol.files in ("vot", "anchors"):  # the first line is a code there
@@ -305,7 +326,7 @@ def _scored(
     rates: dict[str, list[np.ndarray]] = {}
     warmup = 0
     for job in planned(truths, sequences, protocol):
-        table = np.genfromtxt(_frames_file(folder, job), delimiter=",", skip_header=1, ndmin=2)
+        table = _frame_table(folder, job)
         timed = table[:, -1] == 1
         rates.setdefault(job.name, []).append(table[timed, 1:-1] / 1000)
         warmup += int((~timed[1:]).sum())  # the given frame is none that was tracked

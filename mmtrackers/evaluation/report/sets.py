@@ -104,10 +104,16 @@ def grouped(results: Sequence[EvaluationResult]) -> list[SetReport]:
     for (dataset, split, protocol), rows in sets.items():
         headline = rows[0].headline
         rows.sort(key=lambda result: -result.scores.get(result.headline, -1.0))
-        published = sorted(published_on(protocol), key=lambda row: -row.scores.get(headline, -1.0))
+        known = published_on(protocol) if _is_own_set(dataset, protocol) else []
+        published = sorted(known, key=lambda row: -row.scores.get(headline, -1.0))
         count = _published_file()["sets"].get(protocol, {}).get("sequences", 0)
         reports.append(SetReport(dataset, split, protocol, tuple(rows), tuple(published), count))
     return reports
+
+
+def _is_own_set(dataset: str, protocol: str) -> bool:
+    """Whether the results are on the set that a protocol belongs to; on others its published figures say nothing."""
+    return protocol not in PROTOCOLS or PROTOCOLS[protocol].title == dataset
 
 
 def published_on(protocol: str) -> list[Published]:
