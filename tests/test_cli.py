@@ -174,7 +174,7 @@ def test_sources_that_cannot_be_used(stub, tmp_path):
     assert "No annotation says it: give --box" in error_of("track", folder, "--model", "m", "--output", tmp_path)
     assert "there is no" in error_of("track", tmp_path / "none.mp4", *with_box)
     short = write_folder(tmp_path / "short", frames[:2])
-    assert "plain has 3 rgb frames but short has 2" in error_of("track", folder, "--event", short, *with_box)
+    assert "frame 2 (0002.png) has no event frame" in error_of("track", folder, "--event", short, *with_box)
     both = error_of("track", folder, "--event", short, "--depth", short, *with_box)
     assert "--depth and --event were given" in both
 
@@ -357,3 +357,86 @@ def test_signals_end_a_command_in_order(tmp_path, name, code):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == code and done.stderr.strip().splitlines()[-1] == "interrupted"
+
+
+# --------------------------------------------------------------------------------------------------------- cameras
+
+
+def write_pair(folder, count=3, sixteen=False):
+    """RGB and a thermal camera of half the size beside it; the matrix between them."""
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
+    ground = cv2.resize(pictures, (160, 120), interpolation=cv2.INTER_CUBIC)
+    matrix = np.array([[1.05, 0.01, 4.0], [-0.01, 1.02, 2.0], [0, 0, 1]])
+    heat = cv2.warpPerspective(255 - ground, np.linalg.inv(matrix), (150, 110))
+    frames, _ = moving(count)
+    for frame in frames:
+        frame["rgb"][...] = np.where(frame["rgb"][..., :1] == 255, frame["rgb"], ground[..., None])
+        frame["thermal"] = heat.astype(np.uint16) * 4 + 7000 if sixteen else heat
+    write_folder(folder / "rgb", frames)
+    write_folder(folder / "heat", frames, modality="thermal")
+    return matrix
+
+
+def test_align_finds_a_matrix_and_track_uses_it(stub, tmp_path):
+    stub.config.streams, stub.config.modality = 2, "thermal"
+    true = write_pair(tmp_path)
+    out = tmp_path / "rig.txt"
+    result = call("align", tmp_path / "rgb", tmp_path / "heat", out)
+    assert "the edges of 3 pairs agree by" in result.stdout
+    found = np.loadtxt(out)
+    corners = np.array([[[0, 0], [150, 0], [150, 110], [0, 110]]], float)
+    apart = cv2.perspectiveTransform(corners, found) - cv2.perspectiveTransform(corners, true)
+    assert np.linalg.norm(apart[0], axis=1).max() < 2
+    assert cv2.imread(str(tmp_path / "rig.jpg")).shape == (120, 320, 3)
+    place = ("track", tmp_path / "rgb", "--thermal", tmp_path / "heat", "--box", "40,50,24,20", "--output", tmp_path)
+    assert "streams differ in size" in error_of(*place)
+    call(*place, "--align", out, "--thermal-range", "0", "255")
+    record = json.loads((tmp_path / "rgb.json").read_text())
+    assert record["settings"]["thermal_range"] == [0.0, 255.0] and record["settings"]["align"] == str(out)
+    assert record["frames"] == 3
+    assert f"{out} exists" in error_of("align", tmp_path / "rgb", tmp_path / "heat", out)
+
+
+def test_align_by_points_and_what_it_refuses(tmp_path):
+    write_pair(tmp_path, 1, sixteen=True)
+    (tmp_path / "p.txt").write_text("10 10 0 0\n110 10 100 0\n10 110 0 100\n")
+    pair = ("align", tmp_path / "rgb" / "0000.png", tmp_path / "heat" / "0000.png")
+    result = call(*pair, tmp_path / "a.txt", "--points", tmp_path / "p.txt")
+    assert "the points lie 0.0 pixels" in result.stdout
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "a.txt"), [[1, 0, 10], [0, 1, 10], [0, 0, 1]], atol=1e-9)
+    cases = [
+        ((*pair, "b.txt", "--points", tmp_path / "none.txt"), "none.txt cannot be read"),
+        ((*pair, "b.txt", "--points", tmp_path / "p.txt", "--model", "homography"), "3 points are too few"),
+        ((*pair, "b.txt", "--modality", "infrared"), "expected thermal, depth or event"),
+        (("align", tmp_path / "rgb", pair[2], "b.txt"), "is a folder, but the other one is a file"),
+        (("align", tmp_path / "rgb", tmp_path / "nothing", "b.txt"), "nothing is not there|is a folder"),
+    ]
+    for arguments, message in cases:
+        assert re.search(message, error_of(*arguments))
+
+
+def test_thermal_alone_is_read_in_the_place_of_rgb(stub, tmp_path):
+    write_pair(tmp_path, sixteen=True)
+    result = call("track", tmp_path / "heat", "--box", "40,50,24,20", "--output", tmp_path / "out")
+    assert "heat has thermal pictures alone" in result.stderr
+    assert json.loads((tmp_path / "out" / "heat.json").read_text())["settings"]["modality"] == "thermal"
+    stub.config.streams, stub.config.modality = 2, "thermal"
+    assert "alone: give the RGB stream as SOURCE" in error_of("track", tmp_path / "heat", "--box", "40,50,24,20")
+
+
+def test_options_of_cameras_that_cannot_be_used(stub, tmp_path):
+    stub.config.streams, stub.config.modality = 2, "thermal"
+    write_pair(tmp_path)
+    (tmp_path / "flat.txt").write_text("1 0 0\n2 0 0\n0 0 1\n")
+    place = ("track", tmp_path / "rgb", "--thermal", tmp_path / "heat", "--box", "40,50,24,20")
+    cases = [
+        (("--align", tmp_path / "flat.txt"), r"flat\.txt: the alignment .*is singular"),
+        (("--align", tmp_path / "none.txt"), "cannot be read"),
+        (("--thermal-range", "5", "5"), "the thermal range is .*lower one first"),
+        (("--thermal-range", "5", "6", "--thermal-per-frame"), "choose one"),
+        (("--pair-by", "name"), "number, time, rank, not by 'name'"),
+        (("--fps", "0"), "positive"),
+    ]
+    for options, message in cases:
+        assert re.search(message, error_of(*place, *options))
+    assert "no second stream" in error_of("track", tmp_path / "rgb", "--box", "1,1,9,9", "--align", "scale")

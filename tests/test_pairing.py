@@ -33,7 +33,7 @@ def test_numbers_of_frames(names, numbers):
 
 def test_times_in_names_keep_their_digits():
     times = frame_times(["1305031102.175304.png", "1305031102.275310.png", "1305031103.000000.png"])
-    np.testing.assert_allclose(times, [0, 0.100006, 0.824696], atol=1e-9)
+    np.testing.assert_allclose(times - times[0], [0, 0.100006, 0.824696], atol=1e-6)
     assert frame_times(named(range(3))) is None
 
 

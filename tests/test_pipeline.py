@@ -11,7 +11,8 @@ from transformers import pipeline
 
 from mmtrackers import Tracker, TrackerImageProcessor, VisualObjectTrackingPipeline
 from mmtrackers.hub.publish import save_adapter
-from mmtrackers.tracking.video import VideoWriter, open_source
+from mmtrackers.tracking.sources import open_source
+from mmtrackers.tracking.video import VideoWriter
 
 TASK = "visual-object-tracking"
 BOX = [60.0, 40, 30, 20]

@@ -12,7 +12,8 @@ from model_rows import ROWS
 from mmtrackers import Prediction, Targets, Tracker, TrackerImageProcessor
 from mmtrackers.tracking.export import export, rows, to_pandas, to_supervision
 from mmtrackers.tracking.runs import RunResult
-from mmtrackers.tracking.video import FrameSource, VideoWriter, frames_of
+from mmtrackers.tracking.sources import FrameSource, frames_of
+from mmtrackers.tracking.video import VideoWriter
 
 BOX, OTHER = [60.0, 40, 30, 20], [20.0, 30, 25, 40]
 FRAMES = np.random.default_rng(0).integers(0, 255, (7, 120, 160, 3), dtype=np.uint8)

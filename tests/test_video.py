@@ -4,17 +4,19 @@ import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from tracking_stub import frame
 
 from mmtrackers import Prediction
 from mmtrackers.tracking.drawing import COLORS, annotate, plot_run, visible
-from mmtrackers.tracking.video import VideoWriter, open_source
+from mmtrackers.tracking.sources import open_source
+from mmtrackers.tracking.video import VideoWriter
 
 
 def write_video(path, count=12, size=(48, 64), fps=25.0):
     with VideoWriter(path, fps) as writer:
         for i in range(count):
-            writer.write(np.full((*size, 3), 10 * i, np.uint8))
+            writer.write(np.full((*size, 3), 10 * i % 251, np.uint8))
     return path
 
 
@@ -80,10 +82,10 @@ def test_a_video_is_paired_with_a_folder_or_a_video(tmp_path):
     assert list(next(iter(open_source(video, {"event": video})))) == ["rgb", "event"]
 
 
-@pytest.mark.parametrize(("rgb", "thermal"), [(3, 4), (4, 3)])
-def test_folders_of_different_length(tmp_path, rgb, thermal):
+@pytest.mark.parametrize(("rgb", "thermal", "lacks"), [(3, 4, "rgb"), (4, 3, "thermal")])
+def test_folders_of_different_length(tmp_path, rgb, thermal, lacks):
     folders = write_images(tmp_path / "a", rgb), write_images(tmp_path / "b", thermal)
-    with pytest.raises(ValueError, match=f"a has {rgb} rgb frames but b has {thermal} thermal frames"):
+    with pytest.raises(ValueError, match=rf"a and b: frame 4 \(4\.png\) has no {lacks} frame"):
         open_source(folders[0], {"thermal": folders[1]})
 
 
@@ -191,7 +193,7 @@ def test_both_streams_are_shown_side_by_side(modality):
 def test_boxes_far_outside_and_odd_pictures_can_be_drawn():
     annotate(frame(size=(33, 47)), [prediction((-1e9, 5, 1e9, 1e9))], 0)
     assert visible(np.zeros((4, 4), np.uint16), "depth").max() == 0
-    assert visible(np.arange(16, dtype=np.uint16).reshape(4, 4) + 7000, "thermal").max() == 255
+    assert visible(np.arange(16, dtype=np.uint16).reshape(4, 4) + 7000, "thermal").max() > 220
     assert visible(np.zeros((4, 4, 1), np.uint8), "thermal").shape == (4, 4, 3)
 
 
@@ -202,3 +204,90 @@ def test_the_plot_is_a_picture_of_reasonable_size(tmp_path, known):
     plot_run(tmp_path / "plot.png", overlaps, np.linspace(1, 0.2, 61), "name", absent_below=0.3)
     height, width = cv2.imread(str(tmp_path / "plot.png")).shape[:2]
     assert (width, height) == (1080, 552)
+
+
+# --------------------------------------------------------------------------------------------- pairs, what is alone
+
+
+def numbered(folder, numbers, **kwargs):
+    write_images(folder, 0, **kwargs)
+    for n in numbers:
+        cv2.imwrite(str(folder / f"{n:04d}.png"), np.full((20, 30, 3), n, np.uint8))
+    return folder
+
+
+def test_folders_with_gaps(tmp_path):
+    rgb = numbered(tmp_path / "rgb", [n for n in range(1, 13) if n != 9])
+    thermal = numbered(tmp_path / "thermal", [n for n in range(1, 13) if n != 5])
+    with pytest.raises(ValueError, match=r"rgb and thermal: frame 5 \(0005\.png\) has no thermal frame"):
+        open_source(rgb, {"thermal": thermal})
+    pairs = list(open_source(rgb, {"thermal": thermal}, pair_by="number"))
+    assert [int(f["rgb"][0, 0, 0]) for f in pairs] == [1, 2, 3, 4, 6, 7, 8, 10, 11, 12]
+    assert all(f["rgb"][0, 0, 0] == f["thermal"][0, 0, 0] for f in pairs)
+    with pytest.raises(ValueError, match=r"does not say when its frames were taken: give --fps"):
+        open_source(rgb, {"thermal": thermal}, pair_by="time")
+
+
+def test_folders_named_by_time_are_paired_by_time(tmp_path):
+    for name, times in (("rgb", (10.00, 10.10, 10.20, 10.30)), ("t", (9.96, 10.06, 10.12, 10.19, 10.29))):
+        (tmp_path / name).mkdir()
+        for i, time in enumerate(times):
+            cv2.imwrite(str(tmp_path / name / f"{time:.6f}.png"), np.full((8, 9, 3), i, np.uint8))
+    pairs = list(open_source(tmp_path / "rgb", {"thermal": tmp_path / "t"}))
+    assert [int(f["thermal"][0, 0, 0]) for f in pairs] == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rate", [12.5, 9, 50])
+def test_videos_of_two_rates_are_paired_by_time(tmp_path, rate):
+    fast, slow = write_video(tmp_path / "a.mp4", 25), tmp_path / "b.mp4"
+    with VideoWriter(slow, rate) as writer:
+        for i in range(round(1.1 * rate)):
+            writer.write(np.full((48, 64, 3), 200 * i / rate, np.uint8))  # as bright as the moment
+    pairs = list(open_source(fast, {"thermal": slow}))
+    assert len(pairs) == 25
+    moments = np.array([[f["rgb"].mean() / 250, f["thermal"].mean() / 200] for f in pairs])
+    assert np.abs(np.diff(moments)).max() <= 0.5 / min(25, rate) + 0.012  # and what the codec makes of grey
+
+
+def test_a_second_video_that_ends_early_or_goes_on(tmp_path):
+    video, short, long = (write_video(tmp_path / f"{n}.mp4", n) for n in (25, 20, 55))
+    with pytest.raises(ValueError, match=r"25 and 20: nothing within 0\.021 s of 0\.800 s"):
+        list(open_source(video, {"thermal": short}))
+    with pytest.warns(UserWarning, match="55 goes on for more than a second"):
+        assert len(list(open_source(video, {"thermal": long}))) == 25
+
+
+def test_folders_take_a_rate(tmp_path):
+    folder = write_images(tmp_path / "rgb", 10)
+    assert open_source(folder, fps=12.5).fps == 12.5
+    video = write_video(tmp_path / "heat.mp4", 20)
+    pairs = list(open_source(folder, {"thermal": video}, fps=12.5))
+    assert [round(f["thermal"].mean() / 10) for f in pairs] == list(range(0, 20, 2))
+    for rate in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=r"--fps .*positive"):
+            open_source(folder, fps=rate)
+    with pytest.raises(ValueError, match="not by 'name'"):
+        open_source(folder, pair_by="name")
+
+
+def test_pictures_of_16_bits_alone_are_thermal_or_depth(tmp_path):
+    folder = write_images(tmp_path / "heat", 3, sixteen=True)
+    for modality in (None, "thermal", "depth"):
+        source = open_source(folder, modality=modality)
+        assert (source.modality, source.alone) == (modality or "thermal", True)
+        assert [int(f[source.modality][0, 0]) for f in source] == [1000, 1001, 1002]
+    with pytest.raises(ValueError, match=r"1\.png has one channel of uint16, so it is no RGB picture"):
+        next(iter(open_source(folder, {"thermal": folder})))
+    (folder / "groundtruth.txt").write_text("1,2,10,8\n" * 3)
+    assert open_source(folder).boxes_xywh[0].tolist() == [1, 2, 10, 8]
+
+
+def test_a_tiff_of_many_pages_is_a_sequence(tmp_path):
+    pages = [Image.fromarray(np.full((20, 30), 7000 + k, np.uint16)) for k in range(4)]
+    pages[0].save(tmp_path / "heat.tiff", save_all=True, append_images=pages[1:])
+    source = open_source(tmp_path / "heat.tiff", fps=10)
+    assert (source.modality, source.alone, source.fps) == ("thermal", True, 10)
+    assert [int(f["thermal"][0, 0]) for f in source] == [7000, 7001, 7002, 7003]
+    folder = write_images(tmp_path / "rgb", 4)
+    paired = list(open_source(folder, {"thermal": tmp_path / "heat.tiff"}))
+    assert [int(f["thermal"][0, 0]) for f in paired] == [7000, 7001, 7002, 7003]

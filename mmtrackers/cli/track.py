@@ -11,8 +11,8 @@ from .ending import exit_code_of, fail
 
 if TYPE_CHECKING:
     from mmtrackers.tracking.runs import RunResult
+    from mmtrackers.tracking.sources import FrameSource
     from mmtrackers.tracking.tracker import Tracker
-    from mmtrackers.tracking.video import FrameSource
 
 
 def track(
@@ -32,9 +32,25 @@ def track(
             "without an annotation, a browser page asks for it."
         ),
     ] = None,
-    thermal: Annotated[Path | None, typer.Option(help="Folder or video of the thermal frames.")] = None,
-    depth: Annotated[Path | None, typer.Option(help="Folder of the 16-bit depth frames (millimetres).")] = None,
-    event: Annotated[Path | None, typer.Option(help="Folder or video of the event frames.")] = None,
+    thermal: Annotated[str | None, typer.Option(help="Folder, TIFF file or video of the thermal frames.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Folder or TIFF of the 16-bit depth frames (millimeters).")] = None,
+    event: Annotated[str | None, typer.Option(help="Folder or video of the event frames.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="What SOURCE itself shows, where it is not RGB: thermal, depth, event.")
+    ] = None,
+    align: Annotated[
+        str | None,
+        typer.Option(help="File of `mmtrackers align`: how the second stream lies on RGB; or scale: same view."),
+    ] = None,
+    pair_by: Annotated[str | None, typer.Option(help="Pair the streams by number (of files), time or rank.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of folders of images.")] = None,
+    thermal_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Counts or degrees that become black and white; default: found."),
+    ] = None,
+    thermal_per_frame: Annotated[
+        bool, typer.Option("--thermal-per-frame", help="Stretch each 16-bit thermal frame by itself.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("tracked"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
@@ -71,13 +87,17 @@ def track(
     from mmtrackers.tracking.export import check_kinds
     from mmtrackers.tracking.export import export as write_labels
     from mmtrackers.tracking.runs import run, write_results
+    from mmtrackers.tracking.sources import open_source, with_rig
     from mmtrackers.tracking.tracker import Tracker
-    from mmtrackers.tracking.video import open_source
 
+    if thermal_range is not None and thermal_per_frame:
+        raise ValueError("--thermal-range and --thermal-per-frame were given: choose one")
     kinds = [kind for kind in export.replace(" ", "").split(",") if kind]
     check_kinds(kinds)
-    opened = open_source(SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source, second)
-    repo = model or str(default_checkpoint(opened.modality))
+    place = SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source
+    opened = open_source(place, second, modality, fps, pair_by)
+    opened = with_rig(opened, align, "frame" if thermal_per_frame else thermal_range)
+    repo = model or str(default_checkpoint("rgb" if opened.alone else opened.modality))
     tracker = Tracker.from_pretrained(
         repo,
         dtype=dtype,
@@ -93,7 +113,10 @@ def track(
     settings = {
         "model": repo,
         "base_model": base_model,
-        "modality": tracker.modality,
+        "modality": opened.modality if opened.alone else tracker.modality,
+        "align": align,
+        "pair_by": pair_by,
+        "thermal_range": opened.thermal_range,
         "streams": tracker.streams,
         "device": device,
         "dtype": dtype,
@@ -108,7 +131,14 @@ def track(
 def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
     """Says before the first frame what does not fit between the model's streams and the source's."""
     wanted, there = tracker.modality, source.modality
-    if tracker.streams == 1 and there != "rgb":
+    if source.alone:
+        if tracker.streams == 2:
+            raise ValueError(
+                f"{repo} reads rgb and {wanted}, and {source.name} has {there} pictures alone: give the RGB stream as "
+                f"SOURCE and this one as --{there}, or choose an RGB tracker, which reads them in the place of RGB"
+            )
+        typer.echo(f"{source.name} has {there} pictures alone: {repo} reads them in the place of RGB", err=True)
+    elif tracker.streams == 1 and there != "rgb":
         typer.echo(f"{repo} reads RGB alone: the {there} frames are not used", err=True)
     elif tracker.streams == 2 and there != wanted and (wanted != "any" or there == "rgb"):
         kinds = ["thermal", "depth", "event"] if wanted == "any" else [wanted]

@@ -41,14 +41,12 @@ def frame_times(names: Sequence[str]) -> np.ndarray | None:
 
     Example:
         >>> frame_times(["10.25.png", "10.5.png"]).tolist()
-        [0.0, 0.25]
+        [10.25, 10.5]
     """
     stems = [name.rpartition(".")[0] for name in names]
     if not stems or not all(re.fullmatch(r"[0-9]+\.[0-9]+", stem) for stem in stems):
         return None
-    whole = int(stems[0].partition(".")[0])  # first, so that no digit of the fraction is lost
-    times = np.array([int(w) - whole + float(f"0.{f}") for w, _, f in (stem.partition(".") for stem in stems)])
-    return times - times[0]
+    return np.array([float(stem) for stem in stems])
 
 
 def paired(

@@ -237,7 +237,7 @@ def overlay(rgb: np.ndarray, other: np.ndarray, matrix: np.ndarray, modality: st
     """
     height, width = rgb.shape[:2]
     edges = gradients(rgb)
-    strength = edges**2
+    strength = edges**4
     halves = []
     for mapping in (frame_matrix("scale", other.shape[:2], (height, width), modality), matrix):
         ground = warp(other, mapping, (width, height), modality).astype(np.float32)

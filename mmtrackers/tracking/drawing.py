@@ -6,6 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mmtrackers.processing.alignment import Alignment, frame_matrix, warp
+from mmtrackers.processing.thermal import ThermalRange, thermal_to_grey
+
 from .session import Prediction
 
 # Distinct on dark and bright pictures and for most colour-blind people (after Okabe and Ito, 2008); RGB.
@@ -18,8 +21,8 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
     """A stream's picture in colours that a person can look at.
 
     Args:
-        picture (`np.ndarray`): `[H, W, 3]` or `[H, W]` uint8; depth and thermal also uint16.
-        modality (`str`): depth is coloured by distance (near warm, unknown black), 16-bit thermal is
+        picture (`np.ndarray`): `[H, W, 3]` or `[H, W]` uint8; depth and thermal also uint16, thermal also float.
+        modality (`str`): depth is coloured by distance (near warm, unknown black), thermal counts and degrees are
             stretched to grey.
 
     Returns:
@@ -38,7 +41,7 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
         colors[~known] = 0
         return colors
     if picture.dtype != np.uint8:
-        picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+        picture = thermal_to_grey(picture, ThermalRange()(picture))
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture.copy()
 
 
@@ -47,6 +50,7 @@ def annotate(
     predictions: Sequence[Prediction],
     index: int,
     ground_truth_xywh: np.ndarray | None = None,
+    alignment: Mapping[str, Alignment] | None = None,
 ) -> np.ndarray:
     """One frame with its boxes and a line of text below each picture; the streams side by side.
 
@@ -55,6 +59,7 @@ def annotate(
         predictions (list of `Prediction`): one per target; the box of an absent target is drawn dashed.
         index (`int`): number of the frame, shown.
         ground_truth_xywh (`np.ndarray` `[4]`, *optional*): drawn thin and white unless it holds NaN.
+        alignment (`dict`, *optional*): a session's; what it maps is shown as it lies on RGB.
 
     Returns:
         `np.ndarray` uint8 `[H', W', 3]` RGB.
@@ -70,6 +75,9 @@ def annotate(
     truth = ground_truth_xywh is not None and np.isfinite(ground_truth_xywh).all()
     for modality, picture in frame.items():
         canvas = visible(picture, modality)
+        if alignment is not None and modality in alignment:
+            matrix = frame_matrix(alignment[modality], canvas.shape[:2], (height, width), modality)
+            canvas = warp(canvas, matrix, (width, height), modality)
         if truth:
             _rectangle(canvas, ground_truth_xywh, GROUND_TRUTH, max(1, round(unit)))
         for k, prediction in enumerate(predictions):

@@ -22,7 +22,7 @@ def rows(result: "RunResult") -> Iterator[Row]:
 
     Example:
         >>> from mmtrackers.tracking.runs import RunResult
-        >>> from mmtrackers.tracking.video import FrameSource
+        >>> from mmtrackers.tracking.sources import FrameSource
         >>> found = [[Prediction(np.array([1.0, 2, 3, 4]), 0.5)]]
         >>> list(rows(RunResult(FrameSource("a", lambda: iter(())), 7, found)))[0]["frame"]
         7

@@ -13,9 +13,10 @@ import numpy as np
 from mmtrackers.processing.boxes import iou_xywh
 
 from .clock import StageClock
-from .session import Prediction
+from .session import Prediction, TrackingSession
+from .sources import Frame, FrameSource
 from .tracker import Tracker
-from .video import FrameSource, VideoWriter
+from .video import VideoWriter
 
 
 @dataclass
@@ -147,7 +148,7 @@ def run(
 
     Args:
         tracker (`Tracker`): see there.
-        source (`FrameSource`): from `mmtrackers.tracking.video.open_source`.
+        source (`FrameSource`): from `mmtrackers.tracking.sources.open_source`.
         boxes_xywh (list of 4 `float`, *optional*): one per target, in the first frame; by default the source's own
             first box.
         output (`str` or `Path`, *optional*): folder of the annotated video `<name>.mp4`; none without it.
@@ -203,7 +204,7 @@ def _loop(
         if max_frames is not None and index - result.first >= max_frames:
             break
         if session is None:
-            session = tracker.start(frame, given)
+            session = _started(tracker, result.source, frame, given)
             result.size = next(iter(frame.values())).shape[:2]
             found = session.initial_prediction()
         else:
@@ -218,11 +219,17 @@ def _loop(
         if writer is not None:
             truth = result.source.boxes_xywh
             known = truth is not None and index < len(truth) and result.source.present[index]
-            shown = {tracker.modality: frame[tracker.modality]} if tracker.streams == 1 else frame
-            writer.write(annotate(shown, found, index, truth[index] if known else None))
+            shown = {session.modality: frame[session.modality]} if tracker.streams == 1 else frame
+            writer.write(annotate(shown, found, index, truth[index] if known else None, session.alignment))
         bar.update()
         if clock is not None:
             clock.begin()
+
+
+def _started(tracker: Tracker, source: FrameSource, frame: Frame, given: np.ndarray) -> TrackingSession:
+    alone = source.modality if source.alone else None
+    alignment = source.alignment if tracker.streams == 2 else None
+    return tracker.start(frame, given, alone, alignment=alignment, thermal_range=source.thermal_range)
 
 
 def _bar(source: FrameSource, first: int, max_frames: int | None, progress: bool) -> Any:

@@ -227,7 +227,7 @@ class Tracker:
                 print(prediction.box, prediction.score)
             ```
         """
-        from .video import frames_of
+        from .sources import frames_of
 
         second = {"thermal": thermal, "depth": depth, "event": event}
         opened, known = frames_of(frames, second, annotated=box_xywh is None)

@@ -1,0 +1,440 @@
+"""Where frames come from (files, folders, datasets, cameras), and how the frames of two streams go together."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mmtrackers.data.datasets import open_sequence
+from mmtrackers.data.images import is_deep, read_image, read_pages
+from mmtrackers.data.pairing import PAIRINGS, frame_times, nearest_in_time, paired
+from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_order
+from mmtrackers.processing.alignment import SCALE, Alignment, read_alignment
+from mmtrackers.processing.thermal import ThermalRange
+
+from .video import decoded, video_facts
+
+Frame = dict[str, np.ndarray]
+
+_PAGED = (".tif", ".tiff")
+
+
+@dataclass
+class FrameSource:
+    """Frames to track in, and what is known about them beforehand.
+
+    Args:
+        name (`str`): for output files.
+        frames (callable): returns a fresh iterator over `{modality: image}`.
+        modality (`str`): the stream beside RGB, or "rgb" if there is none.
+        length (`int`, *optional*): number of frames, where it is known beforehand; of a video, what its header says.
+        fps (`float`): frames per second of the recording; 30 where nothing says.
+        boxes_xywh (`np.ndarray`, *optional*): `[N, 4]` ground truth in pixels, NaN where there is none.
+        present (`np.ndarray`, *optional*): `[N]` bool, the frames whose ground truth counts.
+        counted (`bool`): `length` was counted in files, so it is certain.
+        stamped (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
+        files (list of `Path`, *optional*): where each frame is a file of one stream.
+        alone (`bool`): the pictures of `modality` come without RGB.
+        alignment (`dict`, *optional*), thermal_range (2 `float` or `str`, *optional*): of this recording, for
+            `Tracker.start`.
+
+    Example:
+        >>> source = FrameSource("two", lambda: iter([{"rgb": np.zeros((4, 4, 3), np.uint8)}] * 2), length=2)
+        >>> len(list(source))
+        2
+    """
+
+    name: str
+    frames: Callable[[], Iterator[Frame]] = field(repr=False)
+    modality: str = "rgb"
+    length: int | None = None
+    fps: float = 30.0
+    boxes_xywh: np.ndarray | None = None
+    present: np.ndarray | None = None
+    counted: bool = False
+    stamped: Callable[[], Iterator[tuple[float, Frame]]] | None = field(default=None, repr=False)
+    files: Sequence[Path] | None = field(default=None, repr=False)
+    alone: bool = False
+    alignment: Mapping[str, Alignment] | None = None
+    thermal_range: Sequence[float] | str | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    @property
+    def first(self) -> int:
+        """Index of the first frame whose ground truth shows the target: tracking starts there (0 without any)."""
+        return int(np.argmax(self.present)) if self.present is not None and self.present.any() else 0
+
+
+def open_source(
+    source: str | Path,
+    second: Mapping[str, str | Path] | None = None,
+    modality: str | None = None,
+    fps: float | None = None,
+    pair_by: str | None = None,
+) -> FrameSource:
+    """Opens whatever holds frames.
+
+    Args:
+        source (`str` or `Path`): a video file, a folder of images, a TIFF file of many pages, a sequence folder of a
+            dataset (see `mmtrackers.data.open_sequence`), or a camera's index such as `"0"`.
+        second (`dict[str, path]`, *optional*): one modality -> the stream that goes with it: a folder, a TIFF file, or
+            (except for depth) a video.
+        modality (`str`, *optional*): what the source itself shows where it is not RGB; by default files of one channel
+            with 16 bits or more are thermal.
+        fps (`float`, *optional*): frames per second of folders of images and pages, which do not say it.
+        pair_by (`str`, *optional*): "number": the frames whose files have the same number; "time": the nearest in
+            time; "rank": by order alone. By default files by order, if their numbers agree; videos, and whatever has
+            times, by time.
+
+    Raises:
+        ValueError: there is no such source, it has no frames, it cannot be read, or the streams do not go together;
+            a video that ends too early is reported after its last good frame.
+
+    Example:
+        ```python
+        for frame in open_source("visible", {"thermal": "infrared"}):
+            print(frame["rgb"].shape, frame["thermal"].shape)
+        ```
+    """
+    if pair_by is not None and pair_by not in PAIRINGS:
+        raise ValueError(f"streams are paired by {', '.join(PAIRINGS)}, not by {pair_by!r}")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ValueError(f"--fps {fps:g}: expected a positive number of frames per second")
+    text, path = str(source), Path(source)
+    if text.isdecimal() and not path.exists():
+        opened = _camera(int(text))
+    elif path.is_dir():
+        opened = _folder(path, modality, bool(second), pair_by)
+    elif path.is_file():
+        opened = _file(path, modality)
+    else:
+        raise ValueError(
+            f"there is no {source}: give a video, a folder of images, a dataset's sequence folder or a camera index"
+        )
+    opened = _with_rate(opened, fps)
+    for stream, where in (second or {}).items():
+        opened = pair(opened, _with_rate(_second_stream(Path(where), stream), fps), stream, pair_by)
+    return opened
+
+
+def with_rig(
+    source: FrameSource, align: str | Path | None = None, thermal_range: Sequence[float] | str | None = None
+) -> FrameSource:
+    """The same source, with what is known of the cameras that made it.
+
+    Args:
+        source (`FrameSource`): with a second stream, if an alignment is given.
+        align (`str` or `Path`, *optional*): a file of `mmtrackers.processing.alignment.read_alignment`, or "scale".
+        thermal_range: as for `Tracker.start`.
+
+    Raises:
+        ValueError: the file cannot be used, or there is no second stream that it could be for.
+
+    Example:
+        ```python
+        source = with_rig(open_source("visible", {"thermal": "infrared"}), "rig.txt")
+        ```
+    """
+    ThermalRange(thermal_range)
+    if align is None:
+        return replace(source, thermal_range=thermal_range)
+    if source.modality == "rgb" or source.alone:
+        raise ValueError(f"--align {align}: {source.name} has no second stream beside RGB to be aligned")
+    found = SCALE if str(align) == SCALE else read_alignment(align)
+    return replace(source, alignment={source.modality: found}, thermal_range=thermal_range)
+
+
+def frames_of(
+    video: Any, second: Mapping[str, Any] | None = None, annotated: bool = False
+) -> tuple[Iterator[Frame], np.ndarray | None]:
+    """An iterator over the frames of whatever holds some.
+
+    Args:
+        video (`str`, `Path`, `FrameSource` or iterable): what `open_source` takes, an opened source, or frames.
+        second (`dict`, *optional*): one modality -> the second stream: a path, or frames beside frames.
+        annotated (`bool`): begin at the first frame whose ground truth shows the target, and return its box.
+
+    Returns:
+        The iterator, and `np.ndarray` `[4]` (x, y, width, height in pixels) or None.
+
+    Raises:
+        ValueError: more than one second stream, or as `open_source`; later, where the frames of one stream run out
+            before the other's.
+
+    Example:
+        >>> frames, box = frames_of([np.zeros((4, 4, 3), np.uint8)])
+        >>> len(list(frames)), box
+        (1, None)
+    """
+    streams = {name: stream for name, stream in (second or {}).items() if stream is not None}
+    if len(streams) > 1:
+        raise ValueError(f"{' and '.join(streams)} were given: a tracker reads one stream beside RGB, choose one")
+    if isinstance(video, (str, Path)):
+        video, streams = open_source(video, streams), {}
+    for modality, other in streams.items():
+        video = pair(_named(video, "rgb"), _named(other, modality), modality)
+    known = video.boxes_xywh if annotated and isinstance(video, FrameSource) else None
+    if known is not None:
+        return itertools.islice(video, video.first, None), known[video.first]
+    return iter(video), None
+
+
+def _named(frames: Any, modality: str) -> FrameSource:
+    if isinstance(frames, (str, Path)):
+        return _second_stream(Path(frames), modality)
+    if isinstance(frames, FrameSource):
+        return frames
+    return FrameSource("the video", lambda: ({modality: frame} for frame in frames), modality)
+
+
+def paired_files(rgb: Path, other: Path, modality: str) -> list[tuple[Path, Path]]:
+    """The pictures of two cameras that go together: two files, or two folders of them.
+
+    Raises:
+        ValueError: one is missing, one is a folder and the other is not, or they do not go together.
+
+    Example:
+        ```python
+        for a, b in paired_files(Path("visible"), Path("infrared"), "thermal"):
+            print(a.name, b.name)
+        ```
+    """
+    if rgb.is_dir() and other.is_dir():
+        sides = _image_folder(rgb, "rgb"), _image_folder(other, modality)
+        chosen = _pairs_of_files(*sides, modality, None)
+        return [(sides[0].files[i], sides[1].files[j]) for i, j in zip(*chosen, strict=True)]
+    for path in (rgb, other):
+        if not path.is_file():
+            what = "is a folder, but the other one is a file" if path.is_dir() else "is not there"
+            raise ValueError(f"{path} {what}: give two pictures, or two folders of pictures")
+    return [(rgb, other)]
+
+
+def _images_of(folder: Path) -> list[Path]:
+    return natural_order(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+
+
+def _of_files(files: Sequence[Path], modality: str, name: str) -> FrameSource:
+    return FrameSource(
+        name,
+        lambda: ({modality: read_image(file, modality)} for file in files),
+        modality,
+        len(files),
+        counted=True,
+        files=files,
+    )
+
+
+def _image_folder(folder: Path, modality: str) -> FrameSource:
+    files = _images_of(folder)
+    if not files:
+        raise ValueError(f"the folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return _of_files(files, modality, folder.resolve().name)
+
+
+def _folder(folder: Path, modality: str | None, has_second: bool, pair_by: str | None) -> FrameSource:
+    """A folder of images, or the folder of a sequence with whatever streams it has."""
+    images = _images_of(folder)
+    if modality is None and images and not has_second and is_deep(images[0]):
+        modality = "thermal"
+    if images and (has_second or modality not in (None, "rgb")):
+        opened = _image_folder(folder, modality or "rgb")
+        if modality in (None, "rgb"):
+            return opened
+        known = _sequence(folder, "rgb", None)
+        return replace(opened, alone=True, boxes_xywh=known.boxes_xywh, present=known.present)
+    return _sequence(folder, "rgb" if has_second else modality, pair_by)
+
+
+def _sequence(folder: Path, modality: str | None, pair_by: str | None) -> FrameSource:
+    sequence = open_sequence(folder, modality, None if pair_by == "time" else pair_by)
+    boxes = sequence.boxes_xywh if sequence.present.any() else None
+    return FrameSource(
+        sequence.name,
+        lambda: (sequence.read(i) for i in range(len(sequence))),
+        sequence.modality,
+        len(sequence),
+        boxes_xywh=boxes,
+        present=sequence.present if boxes is not None else None,
+        counted=True,
+        files=sequence.frames["rgb"] if sequence.modality == "rgb" else None,
+    )
+
+
+def _file(path: Path, modality: str | None) -> FrameSource:
+    """A video, or the pages of a TIFF file."""
+    shown = modality or "rgb"
+    if path.suffix.lower() in _PAGED:
+        if modality is None and is_deep(path):
+            shown = "thermal"
+        return FrameSource(
+            path.stem, lambda: ({shown: page} for page in read_pages(path, shown)), shown, alone=shown != "rgb"
+        )
+    if shown == "depth":
+        raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimetres), not as a video")
+    length, fps = video_facts(path)
+
+    def stamped() -> Iterator[tuple[float, Frame]]:
+        return ((time, {shown: image}) for time, image in decoded(path, length, fps))
+
+    return FrameSource(
+        path.stem,
+        lambda: (frame for _, frame in stamped()),
+        shown,
+        length,
+        fps,
+        stamped=stamped,
+        alone=shown != "rgb",
+    )
+
+
+def _second_stream(path: Path, modality: str) -> FrameSource:
+    if path.is_dir():
+        return _image_folder(path, modality)
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: --{modality} takes the folder of the {modality} frames")
+    return _file(path, modality)
+
+
+def _with_rate(source: FrameSource, fps: float | None) -> FrameSource:
+    """Gives a source times that has none, where somebody knows its rate."""
+    if fps is None or source.stamped is not None:
+        return source
+    return replace(source, fps=fps, stamped=lambda: ((k / fps, frame) for k, frame in enumerate(source.frames())))
+
+
+def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = None) -> FrameSource:
+    """Two streams as one source; `by` as in `open_source`.
+
+    Raises:
+        ValueError: they do not go together, at once where that is known beforehand.
+
+    Example:
+        ```python
+        pair(open_source("clip.mp4"), open_source("heat.mp4", modality="thermal"), "thermal")
+        ```
+    """
+    if rgb.files is not None and other.files is not None:
+        chosen = _pairs_of_files(rgb, other, modality, by)
+        if chosen is not None:
+            return _joined_files(rgb, other, modality, *chosen)
+    if by == "number":
+        raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
+    if by != "rank" and rgb.stamped is not None and other.stamped is not None:
+        frames = _joined_by_time(rgb, other, modality)
+    elif by == "time":
+        lacking = rgb.name if rgb.stamped is None else other.name
+        raise ValueError(f"{lacking} does not say when its frames were taken: give --fps to pair it by time")
+    else:
+        frames = _joined_by_rank(rgb, other, modality)
+    return replace(rgb, frames=frames, modality=modality, stamped=None, files=None)
+
+
+def _pairs_of_files(
+    rgb: FrameSource, other: FrameSource, modality: str, by: str | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    names = [[file.name for file in source.files] for source in (rgb, other)]
+    times = [frame_times(side) for side in names]
+    if by in (None, "time") and all(side is not None and len(side) > 1 for side in times):
+        tolerance = 0.5 * max(float(np.median(np.diff(side))) for side in times) + 1e-6
+        a, b = (list(zip(side.tolist(), itertools.count(), strict=False)) for side in times)
+        with _about(rgb, other):
+            return tuple(np.array(list(nearest_in_time(a, b, tolerance))).T)
+    if by == "time":
+        return None
+    with _about(rgb, other):
+        return paired(*names, modality, by)
+
+
+@contextmanager
+def _about(rgb: FrameSource, other: FrameSource) -> Iterator[None]:
+    """Puts the names of two sources before an error's words."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{rgb.name} and {other.name}: {error}") from None
+
+
+def _joined_files(
+    rgb: FrameSource, other: FrameSource, modality: str, left: np.ndarray, right: np.ndarray
+) -> FrameSource:
+    def frames() -> Iterator[Frame]:
+        for i, j in zip(left.tolist(), right.tolist(), strict=True):
+            yield {"rgb": read_image(rgb.files[i]), modality: read_image(other.files[j], modality)}
+
+    rate = rgb.fps
+    return replace(
+        rgb,
+        frames=frames,
+        modality=modality,
+        length=len(left),
+        boxes_xywh=None if rgb.boxes_xywh is None else rgb.boxes_xywh[left],
+        present=None if rgb.present is None else rgb.present[left],
+        stamped=rgb.stamped and (lambda: ((k / rate, frame) for k, frame in enumerate(frames()))),
+        files=None,
+    )
+
+
+def _joined_by_time(rgb: FrameSource, other: FrameSource, modality: str) -> Callable[[], Iterator[Frame]]:
+    tolerance = 0.5 / min(rgb.fps, other.fps) + 1e-3
+
+    def frames() -> Iterator[Frame]:
+        following = other.stamped()
+        with _about(rgb, other):
+            for a, b in nearest_in_time(rgb.stamped(), following, tolerance):
+                yield a | b
+        if next(itertools.islice(following, round(1 + other.fps), None), None) is not None:
+            warnings.warn(
+                f"{other.name} goes on for more than a second after the last rgb frame of {rgb.name}: do the two "
+                "begin at the same moment?",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    return frames
+
+
+def _joined_by_rank(rgb: FrameSource, other: FrameSource, modality: str) -> Callable[[], Iterator[Frame]]:
+    def differ(a: object, b: object) -> ValueError:
+        return ValueError(
+            f"{rgb.name} has {a} rgb frames but {other.name} has {b} {modality} frames: they are paired frame by "
+            "frame, so bring both to the same length, or give --fps to pair them by time"
+        )
+
+    def frames() -> Iterator[Frame]:
+        second, count = iter(other), 0
+        for frame in rgb:
+            x = next(second, None)
+            if x is None:
+                raise differ(f"more than {count}", count)
+            yield frame | x
+            count += 1
+        if next(second, None) is not None:
+            raise differ(count, f"more than {count}")
+
+    return frames
+
+
+def _camera(index: int) -> FrameSource:
+    def frames() -> Iterator[Frame]:
+        camera = cv2.VideoCapture(index)
+        try:
+            if not camera.isOpened():
+                raise ValueError(f"camera {index} cannot be opened: is it plugged in, and free?")
+            while True:
+                good, image = camera.read()
+                if not good:
+                    raise ValueError(f"camera {index} gives no more frames: was it unplugged?")
+                yield {"rgb": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
+        finally:
+            camera.release()
+
+    return FrameSource(f"camera{index}", frames)
