@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import _versions as _versions  # warns of versions that nobody tested
 from .register import SYSTEMS, TRUNKS, TUNERS, register_when_loaded
 
 if TYPE_CHECKING:

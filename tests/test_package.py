@@ -109,9 +109,9 @@ def test_package_holds_no_path_of_one_machine() -> None:
     "command",
     [
         "python3 -m venv .venv",
-        "pip install -e .",
+        "pip install -e . -c constraints.txt",
         "mmtrackers track sample --box",
-        "pip install -e '.[dev]'",
+        "pip install -e '.[dev]' -c constraints.txt",
         "python -m pytest",
     ],
 )
@@ -150,5 +150,5 @@ def test_readme_names_only_files_that_exist() -> None:
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert lines[-1] == "python -m pytest"
+    assert "python -m pytest" in lines
     assert any(re.search(r"^(?:.*&& )?python -m pytest$", line) for line in README.splitlines())

@@ -69,7 +69,7 @@ def test_source_distribution_holds_what_the_tests_need(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     wanted = [*ROOT.glob("*.md"), *ROOT.glob("tests/**/*"), *ROOT.glob("examples/**/*"), ROOT / ".ci" / "run"]
-    wanted += [ROOT / "pyproject.toml", ROOT / "setup.py"]
+    wanted += [ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "constraints.txt"]
     files = {str(p.relative_to(ROOT)) for p in wanted if p.is_file() and "__pycache__" not in p.parts}
     assert files - held == set()
 
