@@ -82,6 +82,7 @@ def test_start_from_a_dinov2_folder(swiglu: bool, form: str, tmp_path: Path, cap
     assert "model.embeddings.token_type" in said[0] and "layers" not in said[0]
     assert len(model.uninitialized_keys) == 13
     config, trunk = model.config, model.model
+    trunk.layers[-1].is_last = False  # all rows, as in DINOv2
     assert (config.hidden_size, config.num_hidden_layers, config.use_swiglu_ffn) == (32, 2, swiglu)
     assert model.name_or_path == str(folder)
     layout = trunk.layout(4)

@@ -6,16 +6,15 @@ that share its weights, and merging.
 """
 
 import copy
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
 from peft.functional import (
     cast_adapter_dtype,
@@ -33,24 +32,28 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
+from transformers import PreTrainedConfig
 
+from .fingerprints import check_fingerprint, fingerprint_difference
 from .folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     TRACKER_CONFIG,
+    TrackerFiles,
+    check_fields,
     check_tensors,
-    find_files,
-    read_json,
+    first_line,
+    one_line,
     read_safetensors,
+    sha256,
     shorten,
 )
 
 KEY_PREFIX = "base_model.model."
-FINGERPRINT_TENSORS = 8
-FINGERPRINT_VALUES = 8
-# bfloat16 rounds by at most 2**-9 of a value: a base re-saved in bfloat16 still is the same base
-FINGERPRINT_RTOL = 2.0**-8
-FINGERPRINT_ATOL = 1e-6
+# no rank, number of experts or seed is larger; one in a file is broken, or meant to fill the memory
+LARGEST_NUMBER = 16_384
+# of peft's own types those that folders may name: some of the others compile code, and no tracker uses them
+LOADED_TYPES = {"LORA"}
 
 
 def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:
@@ -58,38 +61,84 @@ def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:
     return PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
 
 
+def loaded_types() -> set[str]:
+    """Types of adapters that are loaded from folders: `LOADED_TYPES`, and those that packages entered into peft."""
+    others = {name for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items() if not kind.__module__.startswith("peft.")}
+    return LOADED_TYPES | {str(name) for name in others}
+
+
 @dataclass(frozen=True)
 class AdapterFolder:
     """An adapter as it lies in a folder, read but not yet on a model.
 
     Args:
-        source (`str`): Hub id or folder, as the caller named it.
-        folder (`Path`): where its files are.
+        files (`TrackerFiles`): where it lies.
         peft_config (`PeftConfig`): what `adapter_config.json` says.
         record (`dict`): what `tracker_config.json` says; empty where peft alone wrote the folder.
     """
 
-    source: str
-    folder: Path
+    files: TrackerFiles
     peft_config: PeftConfig
     record: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, source: str) -> "AdapterFolder":
+    def read(cls, files: TrackerFiles) -> "AdapterFolder":
         """Reads the two JSON files of a folder.
 
         Raises:
             OSError: one is missing or broken.
-            ValueError: peft has no tuner of that type.
+            ValueError: a field that cannot be meant, or a type of adapter that is not loaded from folders.
         """
-        peft_type = read_json(folder / ADAPTER_CONFIG, source).get("peft_type")
-        if adapter_config_class(peft_type) is None:
+        where, content = f"{files.name}/{ADAPTER_CONFIG}", files.json(ADAPTER_CONFIG)
+        check_fields(content, where, peft_type=str, base_model_name_or_path=str | None, revision=str | None)
+        if huge := sorted(name for name, value in content.items() if type(value) is int and value > LARGEST_NUMBER):
+            raise ValueError(f"{where}: {huge[0]!r} is {content[huge[0]]}, more than {LARGEST_NUMBER}.")
+        if content.get("peft_type") not in loaded_types():
             raise ValueError(
-                f"{source}/{ADAPTER_CONFIG} says peft_type {peft_type!r}, which neither peft nor mmtrackers knows. "
-                "Upgrade mmtrackers, or import the package that registers it."
+                f"{where} says peft_type {content.get('peft_type')!r}; loaded are {', '.join(sorted(loaded_types()))}, "
+                "as some of peft's types compile code. Upgrade mmtrackers, import the package that registers it, or "
+                "add a type of peft's own that you trust to mmtrackers.hub.adapters.LOADED_TYPES."
             )
-        record = read_json(folder / TRACKER_CONFIG, source) if (folder / TRACKER_CONFIG).is_file() else {}
-        return cls(source, folder, PeftConfig.from_pretrained(str(folder)), record)
+        try:
+            peft_config = PeftConfig.from_pretrained(str(files.folder))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{where} describes no {content['peft_type']} adapter: {first_line(error)}") from error
+        record = {}
+        if files.has(TRACKER_CONFIG):
+            record, where = files.json(TRACKER_CONFIG), f"{files.name}/{TRACKER_CONFIG}"
+            check_fields(record, where, model_type=str, config=dict, base_fingerprint=dict, adapter_sha256=str)
+            record = {"model_type": None, "config": {}, "base_fingerprint": {}} | record
+            check_fingerprint(record["base_fingerprint"], where)
+        return cls(files, peft_config, record)
+
+    def where(self, file: str) -> str:
+        """A file of it, as errors name it."""
+        return f"{self.files.name}/{file}"
+
+    def config(self, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+        """The tracker's config.
+
+        Raises:
+            ValueError: fields of it that cannot be meant.
+        """
+        try:
+            return config_class.from_dict(dict(self.record["config"]))
+        except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
+            where = f"{self.where(TRACKER_CONFIG)}: 'config'"
+            raise ValueError(f"{where} is no {config_class.__name__}: {one_line(error)}") from error
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the adapter's file holds; OSError where it is missing, truncated or no safetensors file."""
+        return read_safetensors(self.files.folder / ADAPTER_WEIGHTS, self.files.name)
+
+    def check_whole(self) -> None:
+        """Raises OSError where the file of tensors is another one than was saved."""
+        found = sha256(self.files.folder / ADAPTER_WEIGHTS)
+        if self.record.get("adapter_sha256", found) != found:
+            raise OSError(
+                f"{self.where(ADAPTER_WEIGHTS)} has changed since it was saved ({TRACKER_CONFIG} holds its SHA-256). "
+                "Download or copy it again, or save the adapter anew."
+            )
 
 
 class AdapterMixin:
@@ -101,6 +150,8 @@ class AdapterMixin:
     # the adapter that the system was published with, if it has one
     default_adapter: Callable[[], PeftConfig] | None = None
     is_packed = False
+    # crop settings that lay beside the weights, or beside the adapter
+    processor_config: dict[str, Any] | None = None
     # tensors that loading did not find in a plain backbone: random until they are trained or come with an adapter
     uninitialized_keys: frozenset[str] = frozenset()
 
@@ -165,36 +216,40 @@ class AdapterMixin:
             'depth'
         """
         self._refuse_packed("load_adapter")
-        adapter = AdapterFolder.read(find_files(os.fspath(source), revision, "", hub), os.fspath(source))
+        adapter = AdapterFolder.read(TrackerFiles.find(source, hub | {"revision": revision}))
         self._check_kind(adapter)
         self._put_on(adapter, adapter_name, is_trainable)
         return adapter.record.get("config", {}).get("modality", self.config.modality)
 
     def _check_kind(self, adapter: AdapterFolder) -> None:
-        """Raises ValueError unless an adapter belongs to this kind of tracker, this base and the adapters here."""
+        """Raises ValueError unless an adapter belongs to this kind of tracker and to the adapters on it."""
         model_type = adapter.record.get("model_type", self.config.model_type)
         mine = {config.peft_type for config in getattr(self, "peft_config", {}).values()}
         kind = adapter.peft_config.peft_type
         if model_type != self.config.model_type or mine - {kind}:
             raise ValueError(
-                f"{adapter.source} is a {kind.value} adapter for {model_type}; this tracker is a "
+                f"{adapter.files.name} is a {kind.value} adapter for {model_type}; this tracker is a "
                 f"{self.config.model_type}{' with ' + min(mine).value if mine else ''}. Load it as a tracker of its "
                 "own that shares the base: Tracker.from_pretrained(repo, base_model=base), with the loaded base."
             )
-        if different := fingerprint_difference(adapter.record.get("base_fingerprint", {}), self):
-            raise ValueError(
-                f"Adapter {adapter.source} was trained on another base than this tracker's: {different}."
-            )
 
     def _put_on(self, adapter: AdapterFolder, name: str, is_trainable: bool) -> None:
-        """Injects an adapter, compares names and shapes with its file, and only then copies the tensors in."""
-        tensors = read_safetensors(adapter.folder / ADAPTER_WEIGHTS, adapter.source)
+        """Injects an adapter, compares base, names and shapes with its files, and only then copies the tensors in."""
+        if different := fingerprint_difference(adapter.record.get("base_fingerprint", {}), base_state_dict(self)):
+            base = self.name_or_path or "the given model"
+            raise ValueError(
+                f"Adapter {adapter.files.name} was trained on another base than {base}: {different}. Pass the right "
+                "one with base_model= (or base_revision=)."
+            )
+        tensors = adapter.tensors()
         config = copy.copy(adapter.peft_config)
         config.inference_mode = not is_trainable
         active, enabled = self.active_adapters(), self._adapters_enabled()
         before = {id(parameter): parameter.requires_grad and bool(active) for parameter in self.parameters()}
         with self._injected(config, name):
-            fill_adapter(self, name, tensors, f"{adapter.source}/{ADAPTER_WEIGHTS}")
+            check_tensors(adapter_state_dict(self, name), tensors, adapter.where(ADAPTER_WEIGHTS))
+            adapter.check_whole()
+            fill_adapter(self, name, tensors, adapter.where(ADAPTER_WEIGHTS))
             check_uninitialized(self, self.name_or_path)
         config.base_model_name_or_path = self.name_or_path
         set_adapter(self, active or [name])
@@ -209,7 +264,8 @@ class AdapterMixin:
         if name in adapter_names(self):
             raise ValueError(f"The model has an adapter {name!r} already: choose another name.")
         check_adapter_name(self, name)
-        modes = {id(module): module.training for module in self.modules()}
+        active, modes = self.active_adapters(), {id(module): module.training for module in self.modules()}
+        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         try:
             with warnings.catch_warnings():
                 # two adapters on one model are what this call is for
@@ -221,7 +277,11 @@ class AdapterMixin:
                 module.training = modes.get(id(module), self.training)
             yield
         except BaseException:
+            if active:
+                set_adapter(self, active)
             self._take_off(name)
+            for parameter, flag in trained:
+                parameter.requires_grad_(flag)
             raise
 
     def _take_off(self, name: str) -> None:
@@ -450,42 +510,6 @@ def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         if key not in names and not key.startswith(prefixes):
             state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
     return state
-
-
-def _samples(tensor: torch.Tensor) -> list[float]:
-    step = max(1, tensor.numel() // FINGERPRINT_VALUES)
-    return tensor.detach().reshape(-1)[::step][:FINGERPRINT_VALUES].float().cpu().tolist()
-
-
-def base_fingerprint(model: nn.Module) -> dict[str, dict[str, list]]:
-    """A few numbers by which a base is recognised: shape and eight values of eight weights spread over the model.
-
-    Values instead of a hash, so that the same base in bfloat16, float16 or float32 is still the same base.
-    """
-    state, new = base_state_dict(model), getattr(inner_model(model), "uninitialized_keys", ())
-    names = sorted(
-        name for name, t in state.items()
-        if t.ndim >= 2 and t.is_floating_point() and not t.is_meta and name not in new
-    )  # fmt: skip
-    chosen = names[:: max(1, math.ceil(len(names) / FINGERPRINT_TENSORS))]
-    return {name: {"shape": list(state[name].shape), "values": _samples(state[name])} for name in chosen}
-
-
-def fingerprint_difference(recorded: dict[str, dict[str, list]], model: nn.Module) -> str | None:
-    """First way in which ``model``'s base differs from a recorded fingerprint, in words; None if it agrees."""
-    state = base_state_dict(model)
-    for name, facts in recorded.items():
-        tensor = state.get(name)
-        if tensor is None:
-            return f"it has no tensor {name!r}"
-        if list(tensor.shape) != list(facts["shape"]):
-            return f"its {name!r} has shape {list(tensor.shape)}, the adapter's base had {list(facts['shape'])}"
-        if tensor.is_meta:
-            continue
-        for mine, theirs in zip(_samples(tensor), facts["values"], strict=True):
-            if not abs(mine - theirs) <= FINGERPRINT_RTOL * abs(theirs) + FINGERPRINT_ATOL:
-                return f"its {name!r} holds {mine:.6g} where the adapter's base held {theirs:.6g}"
-    return None
 
 
 def check_adapter_name(model: nn.Module, adapter_name: str) -> None:

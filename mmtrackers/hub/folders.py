@@ -1,15 +1,20 @@
 """Files of a tracker's folder or repository: their names, how they are read and written, and what they must hold."""
 
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -18,7 +23,124 @@ MODEL_CONFIG = "config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 SMALL_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRACKER_CONFIG, MODEL_CONFIG, PREPROCESSOR_CONFIG)
 FLOATING = ("F64", "F32", "F16", "BF16")
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+# how a repository is found; further ones of `from_pretrained` say what is made of it
+HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
+
+
+@dataclass(frozen=True)
+class TrackerFiles:
+    """A folder here, or a repository at one state of the Hub, and the small files in it.
+
+    Args:
+        name (`str`): as the caller named it.
+        folder (`Path`): where the files lie.
+        options (`dict`): how it was found, with the commit as its revision: the same state again.
+    """
+
+    name: str
+    folder: Path
+    options: dict[str, Any]
+
+    @classmethod
+    def find(cls, name: str | os.PathLike[str], options: Mapping[str, Any]) -> "TrackerFiles":
+        """Looks for a folder, else on the Hub, else in the cache.
+
+        Args:
+            name (`str` or `PathLike`): folder or Hub id.
+            options (`Mapping`): `HUB_OPTIONS` of it count; others are left alone.
+
+        Raises:
+            OSError: there is none, or it cannot be reached.
+        """
+        name, options = os.fspath(name), {n: options[n] for n in HUB_OPTIONS if options.get(n) is not None}
+        subfolder = options.get("subfolder", "")
+        if os.path.isdir(name):
+            return cls(name, Path(name, subfolder), options)
+        root = download(name, options, SMALL_FILES)
+        return cls(name, root / subfolder, options | {"revision": root.name})
+
+    def has(self, file: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.folder / file).is_file()
+
+    def json(self, file: str) -> dict[str, Any]:
+        """What a JSON file holds; OSError where it is missing or broken."""
+        return read_json(self.folder / file, self.name)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is an adapter and no full model."""
+        return self.has(ADAPTER_CONFIG) and not self.has(MODEL_CONFIG)
+
+    def processor_config(self) -> dict[str, Any] | None:
+        """The saved crop settings; None only where there is no such file."""
+        return self.json(PREPROCESSOR_CONFIG) if os.path.lexists(self.folder / PREPROCESSOR_CONFIG) else None
+
+    def with_weights(self) -> Path:
+        """The folder, once a full model's weights lie in it.
+
+        Raises:
+            OSError: it has none in safetensors format, or they cannot be reached.
+        """
+        if not os.path.isdir(self.name):
+            download(self.name, self.options, WEIGHT_FILES)
+        if not any(self.folder.glob("model*.safetensors")):
+            raise OSError(
+                f"{self.name} holds no model.safetensors. Weights are read in that format only, as it cannot run "
+                "code; official files of other formats go through `mmtrackers convert`."
+            )
+        return self.folder
+
+
+def download(name: str, options: Mapping[str, Any], files: Iterable[str]) -> Path:
+    """A repository's snapshot folder with certain files in it: from the Hub, or from the cache where that has all.
+
+    Args:
+        name (`str`): Hub id.
+        options (`Mapping`): of `HUB_OPTIONS`.
+        files (`Iterable[str]`): patterns of names, below the subfolder.
+
+    Raises:
+        OSError: no such repository, revision or right to read it, or it cannot be reached and is not in the cache.
+    """
+    options = dict(options)
+    subfolder, revision = options.pop("subfolder", ""), options.pop("revision", None)
+    patterns = [f"{subfolder}/{file}" if subfolder else file for file in files]
+    where = f"{name!r}{f' at revision {revision!r}' if revision else ''}"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **options))
+    except HFValidationError as error:
+        raise OSError(f"{name!r} is neither an existing folder nor a Hub id of the form 'org/name'.") from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"Repository {name!r} has no revision {revision!r} (branch, tag or commit).") from error
+    except Exception as error:  # whatever a connection, a proxy or half an answer comes to
+        try:
+            cached = options | {"local_files_only": True, "force_download": False}
+            root = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **cached))
+        except Exception:
+            raise OSError(_why_not(where, error)) from error
+        logger.warning(f"The Hub did not answer for {where} ({first_line(error)}): loading the cached copy.")
+        return root
+
+
+def _why_not(where: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, GatedRepoError) or status in (401, 403):
+        unknown = ", or there is none of this name" if status == 401 else ""
+        return (
+            f"Repository {where} is gated or private{unknown} (the Hub answers {status}). Ask for access on its page, "
+            "then log in with `hf auth login`, or pass token=."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"No repository {where} on the Hub (and no such folder here). A private one needs token= or `hf auth "
+            "login`."
+        )
+    return (
+        f"Cannot reach {where} on the Hub and it is not in the local cache ({first_line(error)}). Connect once, or "
+        "pass a local folder."
+    )
 
 
 def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) -> None:
@@ -82,6 +204,21 @@ def check_floating(folder: Path, model: torch.nn.Module, source: str) -> None:
             )
 
 
+def check_fields(content: dict[str, Any], where: str, **types: Any) -> None:
+    """Raises ValueError, naming file and field, where a field of a JSON file has another type than it should."""
+    for name, expected in types.items():
+        if name in content and not isinstance(content[name], expected):
+            found = type(content[name]).__name__
+            wanted = getattr(expected, "__name__", str(expected))
+            raise ValueError(f"{where}: {name!r} is a {found}, expected {wanted}. Download or copy it again.")
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def shorten(names: list[str], limit: int = 6) -> str:
     """A list of names as text, cut after ``limit`` entries."""
     shown = ", ".join(names[:limit])
@@ -120,7 +257,7 @@ def read_json(path: Path, source: str | None = None) -> dict[str, Any]:
         raise OSError(f"{source}: {path.name} is missing.") from error
     except OSError as error:
         raise OSError(f"{source}: {path.name} cannot be read ({error.strerror or error}).") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise OSError(f"{source}: {path.name} is not valid JSON ({error}). Download or copy it again.") from error
     if not isinstance(content, dict):
         raise OSError(f"{source}: {path.name} holds a {type(content).__name__}, expected a JSON object.")
@@ -144,28 +281,9 @@ def is_relative_base(name: str) -> bool:
     return name in (".", "..") or name.startswith(("./", "../", ".\\", "..\\"))
 
 
-def find_files(source: str, revision: str | None, subfolder: str, hub: dict[str, Any]) -> Path:
-    """Folder with the config files and, for an adapter, its tensors; downloads them if ``source`` is a Hub id."""
-    if os.path.isdir(source):
-        return Path(source)
-    names = [str(Path(subfolder, name)) if subfolder else name for name in SMALL_FILES]
-    at = f" at revision {revision!r}" if revision else ""
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=names, **hub))
-    except HFValidationError as error:
-        raise OSError(f"{source!r} is neither an existing folder nor a Hub id of the form 'org/name'.") from error
-    except RevisionNotFoundError as error:
-        raise OSError(f"Repository {source!r} has no revision {revision!r} (branch, tag or commit).") from error
-    except RepositoryNotFoundError as error:
-        raise OSError(
-            f"No repository {source!r} on the Hub (and no such folder here). A private one needs token= or "
-            "`hf auth login`."
-        ) from error
-    except (OSError, HfHubHTTPError) as error:
-        raise OSError(
-            f"Cannot reach {source!r}{at} on the Hub and it is not in the local cache ({first_line(error)}). Connect "
-            "once, or pass a local folder."
-        ) from error
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())
 
 
 def first_line(error: BaseException) -> str:

@@ -11,12 +11,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
@@ -30,11 +29,12 @@ from .adapters import (
     active_adapter,
     adapter_names,
     adapter_state_dict,
-    base_fingerprint,
+    base_state_dict,
     check_adapter_name,
     inner_model,
 )
 from .card import CARD, TrainingFacts, is_own_text, write_card
+from .fingerprints import fingerprint
 from .folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -44,6 +44,7 @@ from .folders import (
     is_relative_base,
     read_json,
     read_safetensors,
+    sha256,
     shorten,
     strings_of,
 )
@@ -131,8 +132,9 @@ def save_adapter(
     config.base_model_name_or_path = base
     save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     write_json(folder / ADAPTER_CONFIG, config.to_dict() | {"auto_mapping": _auto_mapping(tracker)})
-    write_json(folder / TRACKER_CONFIG, _tracker_record(tracker, tensors))
-    _save_processor(image_processor, loaded_from, folder, getattr(tracker, "image_processor", None))
+    record = _tracker_record(tracker, tensors) | {"adapter_sha256": sha256(folder / ADAPTER_WEIGHTS)}
+    write_json(folder / TRACKER_CONFIG, record)
+    _save_processor(tracker, image_processor, folder)
     if card is not None or not is_own_text(folder):
         write_card(folder, card)
     return folder
@@ -149,8 +151,13 @@ def _tracker_record(tracker: nn.Module, tensors: dict[str, torch.Tensor]) -> dic
         "model_type": tracker.config.model_type,
         "config": config,
         "parameters": sum(value.numel() for key, value in tensors.items() if not key.endswith(NORM_STATISTICS)),
-        "base_fingerprint": base_fingerprint(tracker),
+        "base_fingerprint": _base_fingerprint(tracker),
     }
+
+
+def _base_fingerprint(tracker: nn.Module) -> dict[str, list[float]]:
+    known = {n: t for n, t in base_state_dict(tracker).items() if n not in tracker.uninitialized_keys}
+    return fingerprint(known)
 
 
 def _base_name(given: str | None, loaded_from: str | None, folder: Path) -> str:
@@ -183,30 +190,16 @@ def _checked_id(name: str, problem: str) -> str:
     return name
 
 
-def _save_processor(
-    processor: BaseImageProcessor | None,
-    base: str | None,
-    folder: Path,
-    maker: Callable[[], BaseImageProcessor] | None,
-) -> None:
-    """The given processor; else keep what lies there; else a copy of the one that lies beside the base; else, where
-    the base is a plain backbone, the one that the tracker was published with."""
+def _save_processor(tracker: nn.Module, processor: BaseImageProcessor | None, folder: Path) -> None:
+    """The given processor; else keep what lies there; else what lay beside the weights; else, where those were a plain
+    backbone's, the one that the tracker was published with."""
     if processor is not None:
         processor.save_pretrained(folder)
-    elif base and not (folder / PREPROCESSOR_CONFIG).exists():
-        if os.path.isdir(base):
-            source = Path(base, PREPROCESSOR_CONFIG)
-        else:
-            try:
-                cached = try_to_load_from_cache(base, PREPROCESSOR_CONFIG)
-            except HFValidationError:
-                cached = None
-            source = Path(cached) if isinstance(cached, str) else None
-        own = source is not None and source.is_file() and "crop_style" in read_json(source)
-        if own:
-            shutil.copyfile(source, folder / PREPROCESSOR_CONFIG)
-        elif maker is not None:
-            maker().save_pretrained(folder)
+    elif not (folder / PREPROCESSOR_CONFIG).exists():
+        if tracker.processor_config is not None:
+            write_json(folder / PREPROCESSOR_CONFIG, tracker.processor_config)
+        elif hasattr(tracker, "image_processor"):
+            tracker.image_processor().save_pretrained(folder)
 
 
 def check_folder(folder: str | Path, base_model: str | None = None) -> str | None:

@@ -1,16 +1,32 @@
 """What every tracker model shares: its output and its base class."""
 
+import copy
+import logging
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mmtrackers.hub.adapters import AdapterMixin, PeftConfig, check_uninitialized
+from mmtrackers.hub.folders import (
+    HUB_OPTIONS,
+    MODEL_CONFIG,
+    TrackerFiles,
+    check_fields,
+    check_floating,
+    first_line,
+    one_line,
+    shorten,
+)
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.tracking.memory import TemplatePolicy
 
@@ -47,6 +63,19 @@ class TrackingOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+def refuse_kernel(attn_implementation: Any) -> None:
+    """Raises ValueError where an attention implementation is a kernel from a Hub repository."""
+    if "/" in str(attn_implementation):
+        raise ValueError(
+            f"attn_implementation {attn_implementation!r} is a kernel from the Hub. mmtrackers never runs code from a "
+            "repository: take 'sdpa', 'eager' or another one that is installed."
+        )
+
+
+def _nothing(name: str) -> bool:
+    return False
+
+
 class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
 
@@ -60,8 +89,26 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # parts of a tracker's checkpoint that a class, a trunk, leaves out
+    parts_left_out: tuple[str, ...] = ()
     # whether embed_template reads which cells of a template show the target
     reads_template_mask = False
+
+    def __init__(self, config: PreTrainedConfig, *args, **kwargs):
+        refuse_kernel(config._attn_implementation)
+        super().__init__(config, *args, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in transformers, but for kernels of Hub repositories, which are code.
+
+        Args:
+            attn_implementation (`str` or `dict`): such as "sdpa", "eager" or "flash_attention_2".
+
+        Raises:
+            ValueError: a kernel, or an implementation that there is not.
+        """
+        refuse_kernel(attn_implementation)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
     def from_base(
@@ -95,37 +142,25 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         """
         if adapter_config is None and cls.default_adapter is None:
             raise ValueError(f"{cls.__name__} has no adapter of its own: say which, with adapter_config=.")
-        own = {field.name for field in fields(cls.config_class)}
-        loading = {name: kwargs.pop(name) for name in list(kwargs) if name not in own}
+        loading = {name: kwargs.pop(name) for name in set(kwargs) - own_fields(cls.config_class)}
         loading.setdefault("dtype", "float32")
-        config = cls._config_on(base, modality, kwargs, loading)
-        model, info = cls.from_pretrained(base, config=config, output_loading_info=True, **loading)
-        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        if missing or unexpected:
-            raise ValueError(
-                f"{base} is no complete base for {cls.__name__}: missing {missing[:5]}, unexpected {unexpected[:5]} "
-                f"({len(missing)} and {len(unexpected)} tensors)."
-            )
-        model.requires_grad_(False)
+        config = cls._config_on(TrackerFiles.find(base, loading), modality, kwargs)
+        model = cls.from_pretrained(base, config=config, **loading, output_loading_info=True)[0].requires_grad_(False)
         model.add_adapter(adapter_config or cls.default_adapter(), adapter_name=adapter_name)
         check_uninitialized(model, str(base))
         return model.train()
 
     @classmethod
-    def _config_on(
-        cls, base: str | Path, modality: str | None, overrides: dict[str, Any], loading: dict[str, Any]
-    ) -> PreTrainedConfig:
-        """The class's config with the fields of the base's, for a modality."""
-        hub_options = ("revision", "cache_dir", "token", "local_files_only")
-        base_config = AutoConfig.from_pretrained(base, **{n: loading[n] for n in hub_options if n in loading})
+    def _config_on(cls, base: TrackerFiles, modality: str | None, overrides: dict[str, Any]) -> PreTrainedConfig:
+        """The class's config with the fields of a base's, for a modality."""
+        base_config = read_config(base, PreTrainedConfig)
         if not issubclass(cls.config_class, type(base_config)):
-            raise ValueError(f"{base} is a {base_config.model_type}, no base for {cls.__name__}.")
-        taken = {field.name for field in fields(base_config)} - {field.name for field in fields(PreTrainedConfig)}
-        values = {name: getattr(base_config, name) for name in taken}
+            raise ValueError(f"{base.name} is a {base_config.model_type}, no base for {cls.__name__}.")
+        values = {name: getattr(base_config, name) for name in own_fields(base_config)}
         if overrides.get("search_size", base_config.search_size) != base_config.search_size:
             raise ValueError(
-                f"search_size is {overrides['search_size']}, but {base} was made for {base_config.search_size}, and "
-                "its positions with it: leave it out, or take a base of that size."
+                f"search_size is {overrides['search_size']}, but {base.name} was made for {base_config.search_size}, "
+                "and its positions with it: leave it out, or take a base of that size."
             )
         modality = modality or cls.config_class().modality
         values |= {"streams": 1 if modality == "rgb" else 2, "modality": modality}
@@ -208,13 +243,114 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "TrackerPreTrainedModel":
-        """As in transformers; a folder with an adapter goes through `AutoTracker`, which checks every tensor."""
-        folder = Path(pretrained_model_name_or_path) if pretrained_model_name_or_path is not None else None
-        if folder is None or not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        from mmtrackers.hub.auto import AutoTracker
+        """A model in evaluation mode, from a full checkpoint or an adapter, compared tensor by tensor.
 
-        model = AutoTracker.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if not isinstance(model, cls):
-            raise ValueError(f"{folder} holds an adapter for {type(model).__name__}, not for {cls.__name__}.")
-        return model
+        Args:
+            pretrained_model_name_or_path (`str` or `PathLike`): Hub id or folder; None with `state_dict=`.
+            kwargs: as for `AutoTracker.from_pretrained`; `config` (`PreTrainedConfig`) replaces the saved one.
+
+        Raises:
+            OSError: repository or files not found, unreachable, corrupt or truncated.
+            ValueError: a checkpoint of another class; tensors missing, unexpected or of another shape; an option by
+                which code of a repository would run.
+        """
+        refused = {"trust_remote_code", "use_kernels", "kernel_config", "allow_all_kernels"}
+        if given := sorted(name for name in refused if kwargs.pop(name, None)):
+            raise ValueError(f"mmtrackers never runs code from a repository: leave {', '.join(given)} out.")
+        if pretrained_model_name_or_path is None:
+            return cls._load(None, kwargs)
+        files = TrackerFiles.find(pretrained_model_name_or_path, kwargs)
+        if files.is_adapter:
+            from mmtrackers.hub.auto import AutoTracker
+
+            model = AutoTracker.from_pretrained(files.name, **kwargs)
+            if not isinstance(model, cls):
+                raise ValueError(f"{files.name} is an adapter for {type(model).__name__}, not for {cls.__name__}.")
+            return model
+        return cls._load(files, {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS})
+
+    @classmethod
+    def _load(cls, files: TrackerFiles | None, options: dict[str, Any]) -> Any:
+        """The model of a full checkpoint, or of `options["state_dict"]`."""
+        config = options.pop("config", None)
+        config = copy.deepcopy(config) if config is not None else read_config(files, cls.config_class)
+        if not isinstance(config, cls.config_class):
+            raise ValueError(
+                f"{files.name if files else 'The given config'} is a {config.model_type}, not for {cls.__name__}: "
+                "AutoTracker.from_pretrained finds the class, from_base makes another tracker of a base."
+            )
+        for name in own_fields(config) & set(options):
+            setattr(config, name, options.pop(name))
+        return cls._load_checked(files, config, options)
+
+    @classmethod
+    def _load_checked(
+        cls, files: TrackerFiles | None, config: PreTrainedConfig, options: dict[str, Any], new: Callable = _nothing
+    ) -> Any:
+        """transformers' loading, which reports at most, with errors; tensors may miss where `new` says so."""
+        with_info, name = options.pop("output_loading_info", False), files.name if files else "The given model"
+        options |= {"config": config, "output_loading_info": True, "use_safetensors": True}
+        options["ignore_mismatched_sizes"] = True  # all of them are named below, instead of the first
+        folder = files.with_weights() if files and "state_dict" not in options else None
+        try:
+            with quiet_loading():
+                model, info = super().from_pretrained(folder, **options)
+        except SafetensorError as error:
+            raise OSError(
+                f"{name}: a weight file is corrupt or truncated ({first_line(error)}). Download or copy it again."
+            ) from error
+        if files:
+            model.name_or_path = model.config.name_or_path = files.name
+            model.processor_config = files.processor_config()
+        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not key.startswith(cls.parts_left_out)}
+        model.uninitialized_keys = frozenset(key for key in info["missing_keys"] if new(key))
+        info["missing_keys"] = set(info["missing_keys"]) - model.uninitialized_keys
+        wrong = {f"{key} {list(found)} (expected {list(wanted)})" for key, found, wanted in info["mismatched_keys"]}
+        kinds = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": wrong}
+        problems = [f"{len(keys)} {kind}: {shorten(sorted(keys))}" for kind, keys in kinds.items() if keys]
+        if problems:
+            raise ValueError(
+                f"{name} does not fit {cls.__name__}: {'; '.join(problems)}. The file is incomplete or belongs to "
+                "another model."
+            )
+        if folder is not None:
+            check_floating(folder, model, name)
+        return (model, info) if with_info else model
+
+
+def read_config(files: TrackerFiles, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """The config of a full model, of its own class; of `config_class` where its `model_type` is that one's.
+
+    Raises:
+        OSError: there is none, or no JSON.
+        ValueError: its `model_type` is unknown, or a field of it cannot be meant.
+    """
+    content = files.json(MODEL_CONFIG)
+    check_fields(content, f"{files.name}/{MODEL_CONFIG}", model_type=str)
+    try:
+        if content.get("model_type") == config_class.model_type:
+            return config_class.from_dict(content)
+        return AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
+    except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
+        raise ValueError(f"{files.name}/{MODEL_CONFIG}: {one_line(error)}") from error
+
+
+def own_fields(config: PreTrainedConfig | type[PreTrainedConfig]) -> set[str]:
+    """Names of the fields that a config has beside those of every config."""
+    return {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' warnings on loading, such as its table of tensors that do not fit, which advises training:
+    what does not fit is an error here."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    log.addFilter(errors_only)
+    try:
+        yield
+    finally:
+        log.removeFilter(errors_only)

@@ -2,6 +2,16 @@
 
 from mmtrackers.processing.frames import ANY, MODALITIES
 
+# far beyond every published model; a file that names more is broken, or meant to fill the memory
+LARGEST = {
+    "hidden_size": 16_384,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 1_024,
+    "patch_size": 256,
+    "template_size": 4_096,
+    "search_size": 4_096,
+}
+
 
 class CropConfigMixin:
     """Grids of the crops and checks of the fields that every tracker's configuration has.
@@ -21,7 +31,10 @@ class CropConfigMixin:
         return self.search_size // self.patch_size
 
     def check_sizes(self) -> None:
-        """Raises ValueError where widths or crops do not divide."""
+        """Raises ValueError where a size is none that a model can have, or where widths or crops do not divide."""
+        for name, most in LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {most}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads.")
         for name in ("template_size", "search_size"):

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model, PreTrainedConfig
+from transformers import Dinov2Config, Dinov2Model
 
-from mmtrackers.hub.folders import shorten
+from mmtrackers.hub.folders import MODEL_CONFIG, TrackerFiles, shorten
 
+from .base import quiet_loading
 from .dinov2 import resample_positions
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _SHARED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "use_swiglu_ffn", "qkv_bias",
     "layer_norm_eps", "patch_size",
@@ -50,42 +50,41 @@ def dinov2_fields(config: Dinov2Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _SHARED}
 
 
-def find_dinov2_config(name: str | None, options: dict[str, Any]) -> Dinov2Config | None:
-    """The config of a plain DINOv2 repository or folder; None where `name` is something else or cannot be found.
+def find_dinov2_config(files: TrackerFiles) -> Dinov2Config | None:
+    """The config of a plain DINOv2 repository or folder; None where `files` are something else.
 
     Raises:
         ValueError: a DINOv2 with registers, whose positions and tokens are others.
     """
-    if name is None:
-        return None
-    try:
-        found, _ = PreTrainedConfig.get_config_dict(name, **{n: options[n] for n in HUB_OPTIONS if n in options})
-    except OSError:
-        return None  # whoever loads it will say what is missing
+    found = files.json(MODEL_CONFIG) if files.has(MODEL_CONFIG) else {}
     if found.get("model_type") == "dinov2_with_registers":
-        raise ValueError(f"{name} is a DINOv2 with registers; these trackers stand on the plain facebook/dinov2-*.")
+        raise ValueError(
+            f"{files.name} is a DINOv2 with registers; these trackers stand on the plain facebook/dinov2-*."
+        )
     return Dinov2Config.from_dict(found) if found.get("model_type") == "dinov2" else None
 
 
-def trunk_from_dinov2(name: str, side: int, options: dict[str, Any]) -> dict[str, Tensor]:
+def trunk_from_dinov2(files: TrackerFiles, side: int) -> dict[str, Tensor]:
     """The tensors of a plain DINOv2 under the names of a tracker's trunk, positions resampled to the search grid.
 
     Args:
-        name (`str`): Hub id or folder; both name forms in use, of transformers 4 and 5.
+        files (`TrackerFiles`): both name forms in use, of transformers 4 and 5.
         side (`int`): cells along a side of the search grid.
-        options (`dict`): `revision`, `cache_dir` and the like.
 
     Raises:
+        OSError: there are no weights in safetensors format.
         ValueError: tensors are missing or unknown; they are named.
     """
-    options = {option: options[option] for option in HUB_OPTIONS if option in options}
-    model, info = Dinov2Model.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    with quiet_loading():
+        model, info = Dinov2Model.from_pretrained(
+            files.with_weights(), dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     missing = sorted(info["missing_keys"] - set(_UNUSED[:2]))
     unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith("classifier."))
     if missing or unexpected:
         raise ValueError(
-            f"{name} is no complete DINOv2: {len(missing)} tensors missing ({shorten(missing)}), {len(unexpected)} "
-            f"unknown ({shorten(unexpected)})."
+            f"{files.name} is no complete DINOv2: {len(missing)} tensors missing ({shorten(missing)}), "
+            f"{len(unexpected)} unknown ({shorten(unexpected)})."
         )
     return rename_dinov2(model.state_dict(), side)
 

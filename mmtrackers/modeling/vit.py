@@ -330,7 +330,7 @@ class ViTTrunk(TrackerPreTrainedModel):
     embeddings_class: type[nn.Module] = Embeddings
     layer_class: type[ViTLayer] = ViTLayer
 
-    base_model_prefix = ""
+    parts_left_out = ("head.", "neck.")
     _no_split_modules = ["ViTLayer"]
     _can_record_outputs = {"hidden_states": ViTLayer, "attentions": OutputRecorder(ViTLayer, index=1)}
 

@@ -1,6 +1,5 @@
 """From frames to boxes: `Tracker`, a model and its image processor."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 
 from mmtrackers.hub.adapters import active_adapter, weight_sharing_copy
-from mmtrackers.hub.folders import HUB_OPTIONS, PREPROCESSOR_CONFIG, find_files, read_json
 from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
@@ -105,9 +103,15 @@ class Tracker:
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
         if device is not None:
             model = _to_device(model, device)
-        adapters = getattr(model, "peft_config", {})
-        base = next((adapter.base_model_name_or_path for adapter in adapters.values()), None)
-        processor = _load_processor(repo, base, kwargs)
+        if model.processor_config is None:
+            raise OSError(
+                f"{repo} holds no preprocessor_config.json, nor does its base; it says how crops are made: copy it "
+                "there, or write one with TrackerImageProcessor(...).save_pretrained(folder)"
+            )
+        try:
+            processor = TrackerImageProcessor.from_dict(model.processor_config)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{repo}: preprocessor_config.json cannot be used: {error}") from error
         tracker = cls(model, processor, modality=modality, absent_below=absent_below, allow_missing=allow_missing)
         if pack:
             tracker.model.pack()
@@ -291,24 +295,3 @@ def _to_device(model: Any, device: torch.device | str) -> Any:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"device {str(place)!r} cannot be used here ({why}): use cpu") from error
-
-
-def _load_processor(repo: str, base: str | None, options: dict[str, Any]) -> TrackerImageProcessor:
-    """The image processor that lies beside the adapter or the model; where there is none, that of its base."""
-    hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
-    places = [(repo, options.get("revision"), options.get("subfolder") or "")]
-    if base is not None and base != repo:
-        places.append((base, options.get("base_revision"), ""))
-    for source, revision, subfolder in places:
-        path = find_files(source, revision, subfolder, hub) / subfolder / PREPROCESSOR_CONFIG
-        if os.path.lexists(path):
-            read_json(path, source)  # its errors name the file
-            try:
-                return TrackerImageProcessor.from_pretrained(path.parent)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{source}: {PREPROCESSOR_CONFIG} cannot be used: {error}") from error
-    shown = " nor ".join(source for source, *_ in places)
-    raise OSError(
-        f"{shown} holds no {PREPROCESSOR_CONFIG}, which says how crops are made: copy it there, or write one with "
-        "TrackerImageProcessor(...).save_pretrained(folder)"
-    )

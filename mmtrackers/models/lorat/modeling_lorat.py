@@ -1,10 +1,5 @@
 """LoRAT: one-stream tracking with a frozen DINOv2 and low-rank adapters (Lin et al., arXiv 2403.05231)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
-from logging import LogRecord
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +9,11 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from mmtrackers.hub.adapters import PeftConfig
-from mmtrackers.hub.folders import shorten
-from mmtrackers.modeling.base import TrackerPreTrainedModel, TrackingOutput
+from mmtrackers.hub.folders import TrackerFiles, shorten
+from mmtrackers.modeling.base import TrackerPreTrainedModel, TrackingOutput, own_fields
 from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.modeling.dinov2 import Dinov2Trunk, init_dinov2_weights
-from mmtrackers.modeling.dinov2_weights import HUB_OPTIONS, dinov2_fields, find_dinov2_config, trunk_from_dinov2
+from mmtrackers.modeling.dinov2_weights import dinov2_fields, find_dinov2_config, trunk_from_dinov2
 from mmtrackers.modeling.losses import cell_loss
 from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
 from mmtrackers.modeling.seams import Neck, scale_by_token
@@ -29,7 +24,6 @@ from mmtrackers.tuners.lora import lora_config, start_lora, starts_as_lorat
 from .configuration_lorat import SEARCH_FACTORS, SIZES, TEMPLATE_SIZES, LoRATConfig
 
 logger = logging.get_logger(__name__)
-TRUNK = ("model.embeddings.", "model.layers.", "model.norm.")
 
 
 class LoRATPreTrainedModel(TrackerPreTrainedModel):
@@ -51,14 +45,14 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "LoRATPreTrainedModel":
-        """As in transformers; a plain DINOv2 (Hub id or folder) fills the trunk.
+        """As for every tracker; a plain DINOv2 (Hub id or folder) fills the trunk.
 
         Head and token types are new then: a warning names them, or, with `output_loading_info=True`, the model's
         `uninitialized_keys` does.
 
         Args:
-            pretrained_model_name_or_path: a tracker, an adapter of one, or DINOv2.
-            kwargs: as in transformers; with a DINOv2 also fields of the config, such as `search_size`. A published
+            pretrained_model_name_or_path (`str` or `PathLike`): a tracker, an adapter of one, or DINOv2.
+            kwargs: as for every tracker; with a DINOv2 also fields of the config, such as `search_size`. A published
                 one (224, 378) brings its `template_size`.
 
         Raises:
@@ -67,43 +61,29 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
         Example:
             >>> model = LoRATForTracking.from_pretrained("facebook/dinov2-base", search_size=378)  # doctest: +SKIP
         """
-        source = pretrained_model_name_or_path
-        found = None if source is None else find_dinov2_config(str(source), kwargs)
-        if found is None:
-            return super().from_pretrained(source, *args, **kwargs)
-        config = kwargs.pop("config", None)
-        if config is None:
-            own = {field.name for field in fields(cls.config_class)} - {f.name for f in fields(PreTrainedConfig)}
-            changes = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
-            config = cls._config_on(source, None, changes, kwargs)
-        with_info = kwargs.pop("output_loading_info", False)
-        trunk = trunk_from_dinov2(str(source), config.search_grid, kwargs)
-        options = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
-        with quiet_loading():
-            options |= {"config": config, "state_dict": trunk, "output_loading_info": True}
-            model, info = super().from_pretrained(None, *args, **options)
-        model.name_or_path = model.config.name_or_path = str(source)
-        new = {name for name in info["missing_keys"] if not name.startswith(TRUNK) or ".token_type." in name}
-        info["missing_keys"] = set(info["missing_keys"]) - new
-        if info["missing_keys"] or info["mismatched_keys"]:
-            raise ValueError(
-                f"{source} does not fit {cls.__name__}: missing {shorten(sorted(info['missing_keys']))}, of another "
-                f"shape {shorten(sorted(str(key) for key in info['mismatched_keys']))}."
-            )
-        model.uninitialized_keys = frozenset(new)
-        if with_info:
-            return model, info
-        names = shorten(sorted(new), 20)
-        logger.warning(f"{source} fills the trunk of {cls.__name__}; new and to be trained: {names}")
-        return model
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def _config_on(
-        cls, base: str | Path, modality: str | None, overrides: dict[str, Any], loading: dict[str, Any]
-    ) -> PreTrainedConfig:
-        found = find_dinov2_config(str(base), loading)
+    def _load(cls, files: TrackerFiles | None, options: dict[str, Any]) -> Any:
+        if files is None or find_dinov2_config(files) is None:
+            return super()._load(files, options)
+        config = options.pop("config", None)
+        if config is None:
+            own = own_fields(cls.config_class)
+            config = cls._config_on(files, None, {name: options.pop(name) for name in own & set(options)})
+        options["state_dict"] = trunk_from_dinov2(files, config.search_grid)
+        loaded = cls._load_checked(files, config, options, new=_no_part_of_dinov2)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).processor_config = None  # an image model's
+        if not isinstance(loaded, tuple):
+            names = shorten(sorted(loaded.uninitialized_keys), 20)
+            logger.warning(f"{files.name} fills the trunk of {cls.__name__}; new and to be trained: {names}")
+        return loaded
+
+    @classmethod
+    def _config_on(cls, base: TrackerFiles, modality: str | None, overrides: dict[str, Any]) -> PreTrainedConfig:
+        found = find_dinov2_config(base)
         if found is None:
-            return super()._config_on(base, modality, overrides, loading)
+            return super()._config_on(base, modality, overrides)
         values = dinov2_fields(found)
         published = {sizes[:2]: sizes[-1] for sizes in SIZES.values()}
         values["drop_path_rate"] = published.get((found.hidden_size, found.num_hidden_layers), 0.0)
@@ -114,19 +94,8 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
         return cls.config_class(**(values | overrides))
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without transformers' report of missing tensors, where the caller says what they mean."""
-    report = logging.get_logger("transformers.modeling_utils")
-
-    def unsaid(record: LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    report.addFilter(unsaid)
-    try:
-        yield
-    finally:
-        report.removeFilter(unsaid)
+def _no_part_of_dinov2(name: str) -> bool:
+    return not name.removeprefix("model.").startswith(("embeddings.", "layers.", "norm.")) or ".token_type." in name
 
 
 class LoRATModel(LoRATPreTrainedModel, Dinov2Trunk):
