@@ -93,16 +93,17 @@ class AdapterFolder:
         check_fields(content, where, peft_type=str, base_model_name_or_path=str | None, revision=str | None)
         if huge := sorted(name for name, value in content.items() if type(value) is int and value > LARGEST_NUMBER):
             raise ValueError(f"{where}: {huge[0]!r} is {content[huge[0]]}, more than {LARGEST_NUMBER}.")
-        if content.get("peft_type") not in loaded_types():
+        kind, known = content.get("peft_type"), loaded_types()
+        if kind not in known:
             raise ValueError(
-                f"{where} says peft_type {content.get('peft_type')!r}; loaded are {', '.join(sorted(loaded_types()))}, "
+                f"{where} says peft_type {kind!r}; loaded are {', '.join(sorted(known))}, "
                 "as some of peft's types compile code. Upgrade mmtrackers, import the package that registers it, or "
                 "add a type of peft's own that you trust to mmtrackers.hub.adapters.LOADED_TYPES."
             )
         try:
             peft_config = PeftConfig.from_pretrained(str(files.folder))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{where} describes no {content['peft_type']} adapter: {first_line(error)}") from error
+            raise ValueError(f"{where} describes no {kind} adapter: {first_line(error)}") from error
         record = {}
         if files.has(TRACKER_CONFIG):
             record, where = files.json(TRACKER_CONFIG), f"{files.name}/{TRACKER_CONFIG}"
