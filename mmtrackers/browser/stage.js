@@ -1,6 +1,7 @@
 // Boxes drawn over a picture with mouse, pen or finger; the page of a first frame and the app share it.
-// root holds an <img> and an element .boxes over it. read() gives {width, height, boxes, chosen}: pixels of the picture,
-// a list of {id, xywh}, and the id that the next box replaces (or null); write({boxes, chosen}) takes what changed.
+// root holds an <img> and an element .boxes over it. read() gives {width, height, boxes, chosen, locked}: pixels of the
+// picture, a list of {id, xywh}, the id that the next box replaces (or null), whether it is only to be looked at;
+// write({boxes, chosen}) takes what changed.
 function stage(root, read, write) {
   const COLORS = ['#ff9f00', '#56c8ff', '#00c882', '#ff6ebe', '#f0e442', '#d55e00'];
   const MOST = 8;
@@ -40,12 +41,12 @@ function stage(root, read, write) {
     const tag = document.createElement('span');
     tag.textContent = box.id;
     tag.title = 'the next box that you draw is this target';
-    tag.onclick = () => write({boxes: now.boxes, chosen: box.id === now.chosen ? null : box.id});
+    tag.onclick = () => now.locked || write({boxes: now.boxes, chosen: box.id === now.chosen ? null : box.id});
     const drop = document.createElement('button');
     drop.textContent = '×';
     drop.title = 'remove this target';
     drop.onclick = () => write({boxes: now.boxes.filter(other => other.id !== box.id), chosen: null});
-    drawn.append(tag, drop);
+    drawn.append(...(now.locked ? [tag] : [tag, drop]));
     return drawn;
   };
   const show = (boxes = read().boxes) => {
@@ -54,7 +55,7 @@ function stage(root, read, write) {
   };
 
   root.addEventListener('pointerdown', event => {
-    if (event.target !== part('img') || !read().width || event.button) return;
+    if (event.target !== part('img') || !read().width || read().locked || event.button) return;
     event.preventDefault();
     event.target.setPointerCapture(event.pointerId);
     from = point(event);

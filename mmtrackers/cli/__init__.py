@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import align, evaluate, share, track
+from . import align, browse, evaluate, share, track
 from .ending import Commands, interrupt_on_signals
 
 app = typer.Typer(
@@ -20,7 +20,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (track.track, align.align, evaluate.evaluate, share.info, share.push, share.convert):
+for command in (
+    track.track,
+    browse.app,
+    align.align,
+    evaluate.evaluate,
+    share.info,
+    share.push,
+    share.convert,
+):
     app.command()(command)
 
 

@@ -1,0 +1,147 @@
+"""A run that a person watches: it pauses, takes corrected boxes and targets that come and go, and leaves its files."""
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtrackers.processing.frames import Frame
+from mmtrackers.tracking.drawing import annotate
+from mmtrackers.tracking.runs import RunResult, write_results
+from mmtrackers.tracking.session import Prediction
+from mmtrackers.tracking.targets import Targets
+from mmtrackers.tracking.tracker import Tracker
+from mmtrackers.tracking.video import FrameSource, VideoWriter
+
+# of a target in a frame where it is not followed
+NOWHERE = Prediction(np.zeros(4), 0.0, False)
+
+
+class LiveRun:
+    """One run over a source, moved on by whoever iterates over it.
+
+    Args:
+        tracker (`Tracker`): see there.
+        source (`FrameSource`): from `open_source`.
+        folder (`Path`): of the results, made if need be.
+        first (`int`): index of the frame that the first boxes belong to.
+        most (`int`): frames to track at most.
+
+    Attributes:
+        index (`int`): of the last frame.
+        frame: the last frame itself.
+        found (`dict[int, Prediction]`): its targets by number.
+        pausing, stopping (`bool`): set by another thread to leave the loop; a run that pauses can be gone on with.
+        paused (`bool`): for whoever watches: it has left the loop and waits.
+        ended (`str`): why no frame is left, empty before.
+
+    Raises:
+        ValueError: the source has no such frame.
+
+    Example:
+        ```python
+        run = LiveRun(tracker, open_source("clip.mp4"), Path("out"))
+        run.place({1: [60, 40, 30, 20]})
+        for _ in run:
+            print(run.index, run.found)
+        files = run.finish({})
+        ```
+    """
+
+    def __init__(
+        self, tracker: Tracker, source: FrameSource, folder: Path, first: int = 0, most: int | None = None
+    ) -> None:
+        self.tracker, self.source, self.folder = tracker, source, folder
+        self.targets = Targets(tracker)
+        self._frames = iter(source)
+        self.first = self.index = first
+        frame = next(itertools.islice(self._frames, first, None), None)
+        if frame is None:
+            raise ValueError(f"{source.name} has no frame {first}")
+        self.frame: Frame = frame
+        self.found: dict[int, Prediction] = {}
+        self.predictions: list[dict[int, Prediction]] = [{}]
+        self.end = None if most is None else first + most
+        self.seconds, self.ended = 0.0, ""
+        self.pausing = self.paused = self.stopping = False
+        self._writer = VideoWriter(folder / "tracked.mp4", source.fps)
+        self._drawn = False
+
+    def place(self, boxes_xywh: Mapping[int, Sequence[float]]) -> None:
+        """Says where the targets are in the last frame: those left out are removed, new numbers are added, and a box
+        that a person has moved is corrected.
+
+        Raises:
+            ValueError: a box that cannot be used; the targets before it in the order are placed.
+        """
+        for number in set(self.targets.sessions) - set(boxes_xywh):
+            self.targets.remove(number)
+        for number, box in boxes_xywh.items():
+            session = self.targets.sessions.get(number)
+            if session is None:
+                self.targets.add(self.frame, box, number)
+            elif np.abs(session.boxes_xywh[0] - np.asarray(box, dtype=np.float64)).max() > 0.5:
+                self.targets.correct(number, box)
+            else:
+                continue
+            self.found[number] = Prediction(np.asarray(box, dtype=np.float64), 1.0)
+        self.found = {number: p for number, p in self.found.items() if number in self.targets.sessions}
+        self.predictions[-1] = dict(self.found)
+
+    def __iter__(self) -> Iterator[int]:
+        """Moves on frame by frame until the source ends, or `pausing` or `stopping` is set; yields the index.
+
+        The last frame before a pause is drawn when the run goes on, with the boxes as a person left them.
+        """
+        self.pausing = False
+        while True:
+            if self.stopping or self.pausing:
+                self.ended = "stopped" if self.stopping else ""
+                return
+            self._draw()
+            try:
+                frame = None if self.index + 1 == self.end else next(self._frames, None)
+            except ValueError as error:
+                frame, self.ended = None, str(error)
+            if frame is None:
+                self.ended = self.ended or ("the bound of this app" if self.index + 1 == self.end else "the end")
+                return
+            begin = time.perf_counter()
+            self.found = self.targets.update(frame)
+            self.seconds += time.perf_counter() - begin
+            self.frame, self.index, self._drawn = frame, self.index + 1, False
+            self.predictions.append(dict(self.found))
+            yield self.index
+
+    def _draw(self) -> None:
+        if not self._drawn:
+            seen = {k: v for k, v in self.frame.items() if k in ("rgb", self.tracker.modality)}
+            self._writer.write(annotate(seen, self._row(self.found), self.index))
+            self._drawn = True
+
+    @staticmethod
+    def _row(found: Mapping[int, Prediction], count: int = 0) -> list[Prediction]:
+        """By target number from 1, so that a target keeps its color and its file."""
+        return [found.get(number, NOWHERE) for number in range(1, max([count, *found]) + 1)]
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames that the tracker itself does in a second."""
+        return (len(self.predictions) - 1) / self.seconds if self.seconds else 0.0
+
+    def finish(self, settings: dict[str, Any]) -> list[Path]:
+        """Ends the run and writes boxes and scores; returns the files, the video first."""
+        self._draw()
+        self.close()
+        count = max(number for found in self.predictions for number in (0, *found))
+        rows = [self._row(found, count) for found in self.predictions]
+        result = RunResult(self.source, self.first, rows, self.seconds)
+        return [self._writer.path, *write_results(result, self.folder, settings)]
+
+    def close(self) -> None:
+        """Lets go of the source and the video file."""
+        getattr(self._frames, "close", lambda: None)()
+        self._writer.close()
