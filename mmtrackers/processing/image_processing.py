@@ -48,6 +48,9 @@ class TrackerImageProcessorKwargs(TypedDict, total=False):
     image_mean: list[float] | tuple[float, ...]
     image_std: list[float] | tuple[float, ...]
     depth_clip: bool
+    size_momentum: float
+    absent_below: float | None
+    calibration: list[float] | tuple[float, ...] | None
 
 
 @lru_cache(maxsize=16)
@@ -82,6 +85,11 @@ class TrackerImageProcessor(BaseImageProcessor):
         template_factor, search_factor (`float`): side of the square in units of the box's mean side.
         image_mean, image_std (3 `float`): normalisation of every stream, for values in 0..1.
         depth_clip (`bool`): whether far depth is clipped, see `mmtrackers.processing.frames.depth_to_colors`.
+        size_momentum (`float`): share of the last size that a new box keeps; 0 in all published trackers.
+        absent_below (`float`, *optional*): confidence below which a target counts as absent, where the tracker is
+            not told otherwise.
+        calibration (4 `float`, *optional*): weights that make a probability of a score, see
+            `mmtrackers.tracking.confidence`; without them the confidence is the model's score.
 
     Raises:
         ValueError: for a setting that no crop can be made with, or one that does not exist.
@@ -105,6 +113,9 @@ class TrackerImageProcessor(BaseImageProcessor):
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
     depth_clip = True
+    size_momentum = 0.0
+    absent_below = None
+    calibration = None
 
     def __init__(self, **kwargs: Any) -> None:
         names = tuple(self.valid_kwargs.__annotations__)
@@ -136,6 +147,15 @@ class TrackerImageProcessor(BaseImageProcessor):
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) != 3 or not all(math.isfinite(v) for v in value):
                 raise ValueError(f"{name} is {value!r}, expected 3 numbers, one for each channel of a stream")
+        if not isinstance(self.size_momentum, (int, float)) or not 0 <= self.size_momentum < 1:
+            raise ValueError(f"size_momentum is {self.size_momentum!r}, expected a number from 0 to below 1")
+        if self.absent_below is not None and not (
+            isinstance(self.absent_below, (int, float)) and 0 <= self.absent_below <= 1
+        ):
+            raise ValueError(f"absent_below is {self.absent_below!r}, expected a number from 0 to 1, or null")
+        weights = self.calibration
+        if weights is not None and not (len(weights) == 4 and all(math.isfinite(weight) for weight in weights)):
+            raise ValueError(f"calibration is {weights!r}, expected 4 finite numbers, or null")
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std is {self.image_std!r}, expected positive numbers")
 

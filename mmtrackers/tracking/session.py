@@ -17,7 +17,9 @@ from mmtrackers.processing.boxes import check_box_xywh
 from mmtrackers.processing.frames import ANY, Frame, second_stream
 from mmtrackers.processing.thermal import ThermalRange
 
+from .confidence import Trail, log_odds, log_size, probability
 from .memory import TemplateMemory
+from .recovery import Lost
 
 if TYPE_CHECKING:
     from .tracker import Tracker
@@ -33,10 +35,12 @@ class Prediction:
     Attributes:
         box (`np.ndarray` of shape `(4,)`, float64): x, y, width, height in pixels of the frame; where the target is
             reported as absent, the last box before it was lost.
-        score (`float`): the model's confidence in this box, 0 to 1; 1.0 for the given box of the first frame. Of
-            OSTrack's family the maximum of the windowed score map; of LoRAT and SPMTrack the score of the chosen
-            place before the window weighs it.
-        present (`bool`): `False` where the score is below the tracker's `absent_below`.
+        score (`float`): the confidence in this box, 0 to 1; 1.0 for the given box of the first frame. With a
+            calibration (the embedded trackers have one) the probability that it overlaps the target by 0.3 or more,
+            else the model's score: of OSTrack's family the maximum of the windowed score map; of LoRAT and SPMTrack
+            the score of the chosen place before the window weighs it.
+        present (`bool`): `False` where the score is below the tracker's `absent_below`, and while a target that was
+            lost has not proved itself.
     """
 
     box: np.ndarray
@@ -73,6 +77,8 @@ class _Move(NamedTuple):
     boxes: np.ndarray
     state: Any
     crops: _Crops | None
+    trail: Trail
+    lost: list[Lost | None]
 
 
 class TrackingSession:
@@ -132,6 +138,7 @@ class TrackingSession:
         self._size, self._boxes = (height, width), boxes
         self._tokens, self._template_frames, self._template = {0: first}, (0,), first
         self._state: Any = None
+        self._trail, self._lost = Trail.of(boxes), [None] * len(boxes)
         self.frame_index = 0
 
     def _views(self, frame: Frame, thermal: ThermalRange) -> list[View]:
@@ -219,18 +226,77 @@ class TrackingSession:
                 f"the model answered {rows.tolist()} for frame {self.frame_index + 1}: its weights or its precision "
                 "are broken; try dtype float32 or load the checkpoint again"
             )
-        absent_below, processor = self.tracker.absent_below, self.tracker.image_processor
-        boxes, predictions, moved = self._boxes.copy(), [], []
-        for target, (row, crop) in enumerate(zip(rows, crops, strict=True)):
-            score = float(row[4])
-            present = absent_below is None or score >= absent_below
-            box = processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size) if present else None
-            moved.append(box is not None)
-            if box is not None:
-                boxes[target] = box
-            predictions.append(Prediction(boxes[target].copy(), score, present))
+        tracker, boxes = self.tracker, self._boxes.copy()
+        found = [self._box_of(row, crop) for row, crop in zip(rows, crops, strict=True)]
+        answers = np.stack([last if box is None else box for last, box in zip(boxes, found, strict=True)])
+        scores, trail, lost = self._confidence(rows[:, 4], answers, self._trail), self._trail, self._lost
+        trail = trail.moved(rows[:, 4], answers)
+        if tracker.recover:
+            lost = self._look_for_lost(views, rows[:, 4], found, scores)
+            trail = trail.kept(self._trail, [was is not None for was in self._lost])
+        predictions, moved = [], []
+        for target, (box, score) in enumerate(zip(found, scores, strict=True)):
+            present = lost[target] is None and bool(score >= (tracker.absent_below or 0.0))
+            moved.append(present and box is not None)
+            if moved[-1]:
+                boxes[target] = box if self._lost[target] else self._smoothed(box, boxes[target])
+            predictions.append(Prediction(boxes[target].copy(), float(score), present))
         wanted = self._memory.wants(self.frame_index + 1)
-        return _Move(predictions, boxes, state, self._newer_crops(views, boxes, moved) if wanted else None)
+        crops = self._newer_crops(views, boxes, moved) if wanted else None
+        return _Move(predictions, boxes, state, crops, trail, lost)
+
+    def _box_of(self, row: np.ndarray, crop: Any) -> np.ndarray | None:
+        processor = self.tracker.image_processor
+        return processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size)
+
+    def _confidence(self, scores: np.ndarray, boxes: np.ndarray, trail: Trail) -> np.ndarray:
+        weights = self.tracker.image_processor.calibration
+        return scores.copy() if weights is None else probability(trail.evidence(scores, boxes), weights)
+
+    def _smoothed(self, box: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """A box whose size keeps a share of the last one."""
+        kept = self.tracker.size_momentum
+        if not kept:
+            return box
+        size = kept * last[2:] + (1 - kept) * box[2:]
+        smoothed = np.concatenate((box[:2] + (box[2:] - size) / 2, size))
+        clipped = self.tracker.image_processor.clip_box(smoothed, *self._size)
+        return box if clipped is None else clipped
+
+    def _look_for_lost(
+        self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray
+    ) -> list[Lost | None]:
+        """Targets that are lost after this frame; of those found again, `found` and `scores` take the new answer."""
+        tracker, lost = self.tracker, list(self._lost)
+        for target in np.flatnonzero([was is None for was in lost]):
+            if scores[target] < tracker.absent_below:
+                lost[target] = Lost(self._boxes[target], self._size, tracker.image_processor.search_factor)
+        targets = [target for target, was in enumerate(self._lost) if was is not None]
+        if not targets:
+            return lost
+        rows, crops = self._second_look(views, targets)
+        for target, row, crop in zip(targets, rows, crops, strict=True):
+            tried = [(found[target], raw[target]), (self._box_of(row, crop), row[4])]
+            box, score = max(((box, score) for box, score in tried if box is not None), key=lambda one: one[1],
+                             default=(None, 0.0))  # fmt: skip
+            one, fresh = np.array([score]), self._boxes[[target]] if box is None else box[None]
+            sure = self._confidence(one, fresh, Trail(log_odds(one), log_size(fresh)))[0]
+            seen = self._lost[target].seen(box, float(sure), tracker.absent_below)
+            lost[target], scores[target] = seen, sure
+            if seen.found:
+                lost[target], found[target] = None, box
+        return lost
+
+    def _second_look(self, views: list[View], targets: list[int]) -> tuple[np.ndarray, list[Any]]:
+        """Answers `[lost targets, 5]` for crops at their next places, and these crops."""
+        processor, count = self.tracker.image_processor, len(self._boxes)
+        cut = [processor.crop(views, self._lost[target].place(), "search", self._padding) for target in targets]
+        template, state = (
+            None if tokens is None else tokens.unflatten(0, (-1, count))[:, targets].flatten(0, 1)
+            for tokens in (self._template, self._state)
+        )
+        rows, _ = _answers(self.tracker, self.model, [picture for picture, _ in cut], template, state, _nobody)
+        return rows, [where for _, where in cut]
 
     def _newer_crops(self, views: list[View], boxes: np.ndarray, moved: list[bool]) -> _Crops:
         """This frame's template crops; a target that was not found keeps its newest ones."""
@@ -244,6 +310,7 @@ class TrackingSession:
     def _take(self, move: _Move) -> Prediction | list[Prediction]:
         self.frame_index += 1
         self._boxes, self._state = move.boxes, move.state
+        self._trail, self._lost = move.trail, move.lost
         if move.crops is not None:
             self._newest = move.crops
             self._memory.add(self.frame_index, move.crops)
@@ -311,25 +378,36 @@ def _one_pass(
     sessions: list[TrackingSession], views: list[list[View]], templates: list[torch.Tensor], on_stage: StageCallback
 ) -> list[_Move]:
     tracker, model = sessions[0].tracker, sessions[0].model
-    processor = tracker.image_processor
     crops = [
-        [processor.crop(seen, box, "search", session._padding) for box in session._boxes]
+        [tracker.image_processor.crop(seen, box, "search", session._padding) for box in session._boxes]
         for session, seen in zip(sessions, views, strict=True)
     ]
-    pixels = processor.to_tensor([picture for cut in crops for picture, _ in cut])
-    search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
-    on_stage("crop")
     sizes = [len(cut) for cut in crops]
-    output = model(search, _joined(templates, sizes), state=_joined([s._state for s in sessions], sizes))
-    on_stage("model")
-    boxes, scores = model.decode(output, tracker.window)
-    # The one copy from the device per frame: everything that the host needs, in one tensor.
-    found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1).cpu().numpy().astype(np.float64)
-    rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(output.state, sizes)
+    template, state = _joined(templates, sizes), _joined([s._state for s in sessions], sizes)
+    pictures = [picture for cut in crops for picture, _ in cut]
+    found, state = _answers(tracker, model, pictures, template, state, on_stage)
+    rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(state, sizes)
     places = [[crop for _, crop in cut] for cut in crops]
     moves = [s._move(*answer) for s, *answer in zip(sessions, views, rows, places, states, strict=True)]
     on_stage("decode")
     return moves
+
+
+def _answers(
+    tracker: "Tracker", model: Any, pictures: list[np.ndarray], template: torch.Tensor, state: Any,
+    on_stage: StageCallback,
+) -> tuple[np.ndarray, Any]:
+    """Boxes (fractions of the crops) and scores, float64 `[crops, 5]`, of search crops, and the new state."""
+    processor = tracker.image_processor
+    pixels = processor.to_tensor(pictures)
+    search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
+    on_stage("crop")
+    output = model(search, template, state=state)
+    on_stage("model")
+    boxes, scores = model.decode(output, tracker.window)
+    # The one copy from the device per pass: everything that the host needs, in one tensor.
+    found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1)
+    return found.cpu().numpy().astype(np.float64), output.state
 
 
 def _nobody(stage: str) -> None:

@@ -23,12 +23,17 @@ class Tracker:
         image_processor (`TrackerImageProcessor`): the crops and the normalisation that the model was trained with.
         modality (`str`, *optional*): the second stream's modality; the model's own by default. "any" takes what a
             video's first frame has beside RGB.
-        absent_below (`float`, *optional*): scores below it report the target as absent and leave the box where it
-            was. Off by default, as in the published trackers.
+        absent_below (`float`, *optional*): confidence below it reports the target as absent and leaves the box where
+            it was; 0 never does. By default what is saved with the tracker: nothing in the published ones.
         allow_missing (`bool`): frames without the second stream feed the RGB stream alone instead of an error.
+        size_momentum (`float`, *optional*): share of the last size that a new box keeps, against sizes that run away.
+            By default what is saved with the tracker: 0 in the published ones.
+        recover (`bool`): look for a target that is absent all over the frame, for a second forward pass in each such
+            frame; needs an `absent_below`.
 
     Raises:
-        ValueError: `absent_below` is no number in 0..1.
+        ValueError: `absent_below` is no number in 0..1, `size_momentum` none from 0 to below 1; `recover` without
+            `absent_below`.
 
     Example:
         >>> import numpy as np
@@ -48,15 +53,25 @@ class Tracker:
         modality: str | None = None,
         absent_below: float | None = None,
         allow_missing: bool = False,
+        size_momentum: float | None = None,
+        recover: bool = False,
     ) -> None:
+        absent_below = image_processor.absent_below if absent_below is None else absent_below
+        size_momentum = image_processor.size_momentum if size_momentum is None else size_momentum
         if absent_below is not None and not 0 <= absent_below <= 1:
-            raise ValueError(f"absent_below is a score from 0 to 1, not {absent_below}; None switches it off")
+            raise ValueError(f"absent_below is a score from 0 to 1, not {absent_below}; 0 switches it off")
+        if not 0 <= size_momentum < 1:
+            raise ValueError(f"size_momentum is a share from 0 to below 1, not {size_momentum}")
+        if recover and not absent_below:
+            raise ValueError("recover looks for absent targets: say which score is absent, such as absent_below=0.3")
         self.model = model
         self.image_processor = image_processor
         self.streams: int = model.config.streams
         self.modality: str = modality or model.config.modality
         self.absent_below = absent_below
         self.allow_missing = allow_missing
+        self.size_momentum = size_momentum
+        self.recover = recover
         self.device: torch.device = torch.device(model.device)
         self.dtype: torch.dtype = model.dtype
         self.window: torch.Tensor = model.window().to(self.device)
@@ -74,6 +89,8 @@ class Tracker:
         modality: str | None = None,
         absent_below: float | None = None,
         allow_missing: bool = False,
+        size_momentum: float | None = None,
+        recover: bool = False,
         **kwargs: Any,
     ) -> "Tracker":
         """Loads a full tracker, or an adapter and the base that it names, from a folder or a Hub repository.
@@ -85,7 +102,7 @@ class Tracker:
             device (`torch.device` or `str`, *optional*): such as `"cuda"`; the CPU by default.
             pack (`bool`): prepare the model for inference (merged and folded weights): faster, no training or saving.
             base_model (`str`, *optional*): the base to use instead of the one that the adapter names.
-            modality, absent_below, allow_missing: as in `Tracker`.
+            modality, absent_below, allow_missing, size_momentum, recover: as in `Tracker`.
             kwargs: what `AutoTracker.from_pretrained` takes besides (`revision`, `base_revision`, `cache_dir`, ...).
 
         Raises:
@@ -112,7 +129,7 @@ class Tracker:
             processor = TrackerImageProcessor.from_dict(model.processor_config)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{repo}: preprocessor_config.json cannot be used: {error}") from error
-        tracker = cls(model, processor, modality=modality, absent_below=absent_below, allow_missing=allow_missing)
+        tracker = cls(model, processor, modality, absent_below, allow_missing, size_momentum, recover)
         if pack:
             tracker.model.pack()
         return tracker

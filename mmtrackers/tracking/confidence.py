@@ -1,0 +1,98 @@
+"""How sure an answer is: a calibrated probability from the score, its recent past and a sudden change of size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SLOW = 0.8  # of the past that a frame's mean keeps
+EVIDENCE = ("1", "score", "mean score", "change of size")
+
+
+@dataclass(frozen=True, eq=False)
+class Trail:
+    """What a session remembers of its targets' past answers, one number per target.
+
+    Attributes:
+        score (`np.ndarray`): slow mean of the model's scores, in log odds.
+        size (`np.ndarray`): slow mean of the logarithm of the boxes' mean side.
+    """
+
+    score: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def of(cls, boxes_xywh: np.ndarray) -> "Trail":
+        """The trail of targets that have just been shown by their boxes `[targets, 4]`."""
+        return cls(np.full(len(boxes_xywh), 2.0), log_size(boxes_xywh))
+
+    def moved(self, scores: np.ndarray, boxes_xywh: np.ndarray) -> "Trail":
+        """The trail after an answer: scores `[targets]` and boxes `[targets, 4]`."""
+        return Trail(
+            SLOW * self.score + (1 - SLOW) * log_odds(scores),
+            SLOW * self.size + (1 - SLOW) * log_size(boxes_xywh),
+        )
+
+    def kept(self, old: "Trail", which: Sequence[bool]) -> "Trail":
+        """This trail, with what an older one says of some targets."""
+        return Trail(np.where(which, old.score, self.score), np.where(which, old.size, self.size))
+
+    def evidence(self, scores: np.ndarray, boxes_xywh: np.ndarray) -> np.ndarray:
+        """What speaks for an answer, `[targets, 4]` in the order of `EVIDENCE`.
+
+        Example:
+            >>> box = np.array([[0.0, 0, 20, 20]])
+            >>> Trail.of(box).evidence(np.array([0.5]), box)
+            array([[1., 0., 2., 0.]])
+        """
+        change = np.abs(log_size(boxes_xywh) - self.size)
+        return np.stack([np.ones(len(scores)), log_odds(scores), self.score, change], 1)
+
+
+def log_size(boxes_xywh: np.ndarray) -> np.ndarray:
+    """Logarithm of the mean side of boxes `[..., 4]`."""
+    return 0.5 * np.log(np.maximum(np.asarray(boxes_xywh)[..., 2:].prod(-1), 1e-6))
+
+
+def log_odds(scores: np.ndarray) -> np.ndarray:
+    """Logarithm of the odds of scores, kept finite."""
+    clipped = np.clip(np.asarray(scores, dtype=np.float64), 1e-3, 1 - 1e-3)
+    return np.log(clipped / (1 - clipped))
+
+
+def probability(evidence: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Probability that the boxes are right, `[targets]`: the logistic function of evidence `[targets, 4]`.
+
+    Example:
+        >>> probability(np.array([[1.0, 0.0, 2.0, 0.0]]), [0.0, 1.0, 0.0, 0.0])
+        array([0.5])
+    """
+    return 1 / (1 + np.exp(-evidence @ np.asarray(weights, dtype=np.float64)))
+
+
+def fit(evidence: np.ndarray, right: np.ndarray, steps: int = 30) -> np.ndarray:
+    """Weights for `probability`, by Newton's method on the likelihood with a weak ridge.
+
+    Args:
+        evidence (`np.ndarray` of shape `(frames, 4)`): what `Trail.evidence` gave.
+        right (`np.ndarray` of shape `(frames,)`, bool): whether the box was right.
+        steps (`int`): of Newton's method.
+
+    Raises:
+        ValueError: all answers are right, or all are wrong: nothing can be told apart.
+    """
+    if right.all() or not right.any():
+        raise ValueError("a calibration needs right and wrong answers: take harder or longer clips")
+    weights = np.zeros(evidence.shape[1])
+    for _ in range(steps):
+        found = probability(evidence, weights)
+        slope = evidence.T @ (right - found) - 1e-3 * weights
+        curve = (evidence * (found * (1 - found))[:, None]).T @ evidence + 1e-3 * np.eye(len(weights))
+        weights = weights + np.linalg.solve(curve, slope)
+    return weights
+
+
+def calibration_error(found: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean distance of probability and share of right answers over bins of equal count."""
+    parts = np.array_split(np.argsort(found), bins)
+    return float(sum(len(p) * abs(found[p].mean() - right[p].mean()) for p in parts if len(p)) / len(found))
