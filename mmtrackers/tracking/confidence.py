@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SLOW = 0.8  # of the past that a frame's mean keeps
+# shares of the past that a frame's means keep
+SLOW_SCORE = 0.9
+SLOW_SIZE = 0.98
 EVIDENCE = ("1", "score", "mean score", "change of size")
 
 
@@ -29,8 +31,8 @@ class Trail:
     def moved(self, scores: np.ndarray, boxes_xywh: np.ndarray) -> "Trail":
         """The trail after an answer: scores `[targets]` and boxes `[targets, 4]`."""
         return Trail(
-            SLOW * self.score + (1 - SLOW) * log_odds(scores),
-            SLOW * self.size + (1 - SLOW) * log_size(boxes_xywh),
+            SLOW_SCORE * self.score + (1 - SLOW_SCORE) * log_odds(scores),
+            SLOW_SIZE * self.size + (1 - SLOW_SIZE) * log_size(boxes_xywh),
         )
 
     def kept(self, old: "Trail", which: Sequence[bool]) -> "Trail":
@@ -43,10 +45,10 @@ class Trail:
         Example:
             >>> box = np.array([[0.0, 0, 20, 20]])
             >>> Trail.of(box).evidence(np.array([0.5]), box)
-            array([[1., 0., 2., 0.]])
+            array([[1. , 0. , 1.8, 0. ]])
         """
         change = np.abs(log_size(boxes_xywh) - self.size)
-        return np.stack([np.ones(len(scores)), log_odds(scores), self.score, change], 1)
+        return np.stack([np.ones(len(scores)), log_odds(scores), self.moved(scores, boxes_xywh).score, change], 1)
 
 
 def log_size(boxes_xywh: np.ndarray) -> np.ndarray:
