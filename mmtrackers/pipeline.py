@@ -11,7 +11,7 @@ from .processing.image_processing import TrackerImageProcessor
 from .tracking.tracker import Prediction, Tracker
 
 TASK = "visual-object-tracking"
-TRACKER_OPTIONS = ("modality", "absent_below", "allow_missing")
+TRACKER_OPTIONS = ("modality", "absent_below", "allow_missing", "size_momentum", "recover")
 
 
 class TrackerLoader:
@@ -40,7 +40,8 @@ class VisualObjectTrackingPipeline(Pipeline):
         model (`TrackerPreTrainedModel`): with or without an adapter.
         image_processor (`TrackerImageProcessor`, *optional*): the one that lies beside the model by default.
         pack (`bool`): prepare the model for inference: faster, no training or saving.
-        kwargs: `device`, `dtype`, `box`, `max_frames`; `modality`, `absent_below` and `allow_missing` as in `Tracker`.
+        kwargs: `device`, `dtype`, `box`, `max_frames`; `modality`, `absent_below`,
+            `allow_missing`, `size_momentum` and `recover` as in `Tracker`.
 
     Example:
         >>> import numpy as np

@@ -59,7 +59,14 @@ def track(
         bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
     ] = False,
     absent_below: Annotated[
-        float | None, typer.Option(help="Report the target as absent at scores below this (0 to 1).")
+        float | None,
+        typer.Option(help="Report the target as absent at scores below this (0 to 1); default: as saved."),
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Look for an absent target all over the frame: a second pass for each.")
+    ] = False,
+    size_momentum: Annotated[
+        float | None, typer.Option(help="Share of the last size that a new box keeps; default: as saved.")
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
@@ -106,6 +113,8 @@ def track(
         base_model=base_model,
         absent_below=absent_below,
         allow_missing=allow_missing,
+        size_momentum=size_momentum,
+        recover=recover,
     )
     _check_streams(tracker, opened, repo)
     boxes = boxes or drawn_boxes(opened, source)
@@ -121,7 +130,9 @@ def track(
         "device": device,
         "dtype": dtype,
         "pack": pack,
-        "absent_below": absent_below,
+        "absent_below": tracker.absent_below,
+        "size_momentum": tracker.size_momentum,
+        "recover": recover,
         "allow_missing": allow_missing,
     }
     labels = write_labels(result, output, kinds)

@@ -148,7 +148,8 @@ class Settings:
         dtype, device (`str`): precision of the weights, and where it ran.
         pack (`bool`): prepared for inference.
         batch (`int`): sequences that shared a forward pass.
-        absent_below (`float`, *optional*), allow_missing (`bool`): as in `Tracker`.
+        absent_below (`float`, *optional*), size_momentum (`float`), recover (`bool`), allow_missing (`bool`): as in
+            `Tracker`.
         version (`str`): of this package.
 
     Example:
@@ -173,6 +174,8 @@ class Settings:
     pack: bool = False
     batch: int = 1
     absent_below: float | None = None
+    size_momentum: float = 0.0
+    recover: bool = False
     allow_missing: bool = False
     version: str = ""
 

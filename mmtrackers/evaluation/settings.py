@@ -46,6 +46,8 @@ def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Setting
         device=tracker.device.type,
         pack=pack,
         absent_below=tracker.absent_below,
+        size_momentum=tracker.size_momentum,
+        recover=tracker.recover,
         allow_missing=tracker.allow_missing,
         version=mmtrackers.__version__,
     )

@@ -228,6 +228,9 @@ class TrackingSession:
             )
         tracker, boxes = self.tracker, self._boxes.copy()
         found = [self._box_of(row, crop) for row, crop in zip(rows, crops, strict=True)]
+        for target, box in enumerate(found):
+            if box is not None and self._lost[target] is None:
+                found[target] = self._smoothed(box, boxes[target])
         answers = np.stack([last if box is None else box for last, box in zip(boxes, found, strict=True)])
         scores, trail, lost = self._confidence(rows[:, 4], answers, self._trail), self._trail, self._lost
         trail = trail.moved(rows[:, 4], answers)
@@ -239,7 +242,7 @@ class TrackingSession:
             present = lost[target] is None and bool(score >= (tracker.absent_below or 0.0))
             moved.append(present and box is not None)
             if moved[-1]:
-                boxes[target] = box if self._lost[target] else self._smoothed(box, boxes[target])
+                boxes[target] = box
             predictions.append(Prediction(boxes[target].copy(), float(score), present))
         wanted = self._memory.wants(self.frame_index + 1)
         crops = self._newer_crops(views, boxes, moved) if wanted else None

@@ -1,0 +1,124 @@
+"""
+How sure a tracker may be: fits the probability that a box is right, and says what it is worth.
+
+    python examples/calibrate.py mmtrackers/pretrained/ostrack-tiny --synthetic pictures           # prints
+    python examples/calibrate.py mmtrackers/pretrained/ostrack-tiny --synthetic pictures --write   # and saves
+
+On composed clips of held-out pictures, half of which the target leaves and comes back to: weights and the limit
+`absent_below` are fitted on one half of the clips and judged on the other. A box is right where it overlaps a visible
+target by 0.3. With `--write` both go to the folder's `preprocessor_config.json`. Then `recover` is tried with them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from mmtrackers import Tracker
+from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.synthetic.exits import exiting_sequence
+from mmtrackers.synthetic.pairs import PictureLibrary, synthetic_sequence
+from mmtrackers.tracking.confidence import Trail, calibration_error, fit, probability
+
+RIGHT = 0.3  # overlap from which on a box is right
+FLAGGED = 0.04  # share of right boxes that the limit may call absent
+SOON = 30  # frames within which a return should be found
+
+
+@dataclass
+class Trace:
+    """What a tracker answered in a clip, frame by frame from the second on."""
+
+    evidence: np.ndarray
+    overlaps: np.ndarray
+    visible: np.ndarray
+    present: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.visible & (self.overlaps >= RIGHT)
+
+
+def trace(tracker: Tracker, clip) -> Trace:
+    """Tracks a clip from its first box."""
+    session = tracker.start(clip.read(0), clip.boxes_xywh[0])
+    trail, rows = Trail.of(clip.boxes_xywh[:1]), []
+    for index in range(1, len(clip)):
+        found = session.update(clip.read(index))
+        score, box = np.array([found.score]), found.box[None]
+        overlap = float(iou_xywh(found.box, clip.boxes_xywh[index])) if clip.present[index] else 0.0
+        rows.append((trail.evidence(score, box)[0], overlap, clip.present[index], found.present))
+        trail = trail.moved(score, box)
+    evidence, overlaps, visible, present = zip(*rows, strict=True)
+    return Trace(np.array(evidence), np.array(overlaps), np.array(visible), np.array(present))
+
+
+def clips_of(pictures: Path, modality: str, count: int) -> list:
+    """Composed clips of held-out pictures, with and without an exit in turn."""
+    library = PictureLibrary(pictures, split="heldout")
+    return [
+        exiting_sequence(library, 30_000 + seed, modality)
+        if seed % 2
+        else synthetic_sequence(library, 20_000 + seed, modality, 60, blind="none")
+        for seed in range(count)
+    ]
+
+
+def joined(traces: list[Trace]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([t.evidence for t in traces]), np.concatenate([t.right for t in traces])
+
+
+def returns_found(traces: list[Trace]) -> tuple[int, int, float]:
+    """Returns found in time, all returns, and the share of absent frames in which a target was reported."""
+    found, returns, absent, false = 0, 0, 0, 0
+    for one in traces:
+        gone = np.flatnonzero(~one.visible)
+        absent, false = absent + len(gone), false + int(one.present[gone].sum())
+        if len(gone) and gone[-1] + 1 < len(one.visible):
+            after = slice(gone[-1] + 1, gone[-1] + 1 + SOON)
+            returns += 1
+            found += bool((one.present & one.right)[after].any())
+    return found, returns, false / max(absent, 1)
+
+
+def main(
+    tracker: Annotated[str, typer.Argument(help="Folder of a tracker or an adapter.")],
+    synthetic: Annotated[Path, typer.Option(help="Pictures to compose held-out clips from.")] = ...,
+    count: Annotated[int, typer.Option(help="Number of clips.", min=8)] = 80,
+    write: Annotated[bool, typer.Option("--write", help="Save weights and limit with the tracker.")] = False,
+) -> None:
+    """Prints what weights and limit are worth on clips that they were not fitted on, and what `recover` is."""
+    cv2.setNumThreads(1)
+    loaded = Tracker.from_pretrained(tracker, absent_below=0.0, pack=True)
+    processor = loaded.image_processor
+    processor.calibration = None
+    clips = clips_of(synthetic, loaded.modality, count)
+    traces = [trace(loaded, clip) for clip in tqdm(clips, desc="clips")]
+    fitted, judged = (joined([t for i, t in enumerate(traces) if i // 2 % 2 == half]) for half in (0, 1))
+    weights = np.round(fit(*fitted), 4)
+    limit = round(float(np.quantile(probability(fitted[0], weights)[fitted[1]], FLAGGED)), 3)
+    sure, right = probability(judged[0], weights), judged[1]
+    print(f"weights {weights.tolist()}, absent_below {limit}")
+    print(f"calibration error {calibration_error(sure, right):.3f}; of {(~right).sum()} bad frames "
+          f"{(sure[~right] < limit).mean():.2f} caught, of {right.sum()} good ones {(sure[right] < limit).mean():.3f} "
+          "flagged")  # fmt: skip
+    processor.calibration, processor.absent_below = weights.tolist(), limit
+    if write:
+        processor.save_pretrained(tracker)
+    judged_clips = [i for i in range(count) if i // 2 % 2 == 1]
+    for recover in (False, True):
+        looking = Tracker(loaded.model, processor, recover=recover)
+        again = {i: trace(looking, clips[i]) for i in tqdm(judged_clips, desc=f"recover {recover}")}
+        found, returns, false = returns_found([t for i, t in again.items() if i % 2])
+        kept = np.mean([t.overlaps[t.visible].mean() for i, t in again.items() if i % 2 == 0])
+        before = np.mean([traces[i].overlaps[traces[i].visible].mean() for i in again if i % 2 == 0])
+        print(f"recover {recover}: {found} of {returns} returns found within {SOON} frames; {false:.3f} of the absent "
+              f"frames show a target; clips without exits {kept:.3f} (never absent: {before:.3f})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)
