@@ -34,7 +34,7 @@ def track(
     ] = None,
     thermal: Annotated[str | None, typer.Option(help="Folder, TIFF file or video of the thermal frames.")] = None,
     depth: Annotated[str | None, typer.Option(help="Folder or TIFF of the 16-bit depth frames (millimeters).")] = None,
-    event: Annotated[str | None, typer.Option(help="Folder or video of the event frames.")] = None,
+    event: Annotated[str | None, typer.Option(help="Folder or video of event frames, or a recording.")] = None,
     modality: Annotated[
         str | None, typer.Option(help="What SOURCE itself shows, where it is not RGB: thermal, depth, event.")
     ] = None,
@@ -44,6 +44,12 @@ def track(
     ] = None,
     pair_by: Annotated[str | None, typer.Option(help="Pair the streams by number (of files), time or rank.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of folders of images.")] = None,
+    event_window: Annotated[
+        str | None, typer.Option(help="Of a recording: events of each RGB frame's exposure, or of its whole interval.")
+    ] = None,
+    event_start: Annotated[
+        int | None, typer.Option(help="Time stamp of the events, in microseconds, at the first RGB frame.")
+    ] = None,
     thermal_range: Annotated[
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Counts or degrees that become black and white; default: found."),
@@ -102,8 +108,10 @@ def track(
     kinds = [kind for kind in export.replace(" ", "").split(",") if kind]
     check_kinds(kinds)
     place = SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source
-    opened = open_source(place, second, modality, fps, pair_by)
+    opened = open_source(place, second, modality, fps, pair_by, event_window, event_start)
     opened = with_rig(opened, align, "frame" if thermal_per_frame else thermal_range)
+    for note in opened.notes:
+        typer.echo(note, err=True)
     repo = model or str(default_checkpoint("rgb" if opened.alone else opened.modality))
     tracker = Tracker.from_pretrained(
         repo,

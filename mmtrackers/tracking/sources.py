@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from mmtrackers.data.datasets import open_sequence
+from mmtrackers.data.events import EVENT_SUFFIXES
 from mmtrackers.data.images import is_deep, read_image, read_pages
 from mmtrackers.data.pairing import PAIRINGS, frame_times, nearest_in_time, paired
 from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_order
@@ -41,6 +42,7 @@ class FrameSource:
         stamped (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
         files (list of `Path`, *optional*): where each frame is a file of one stream.
         alone (`bool`): the pictures of `modality` come without RGB.
+        notes (`tuple[str, ...]`): what a person should know of how the frames were made.
         alignment (`dict`, *optional*), thermal_range (2 `float` or `str`, *optional*): of this recording, for
             `Tracker.start`.
 
@@ -61,6 +63,7 @@ class FrameSource:
     stamped: Callable[[], Iterator[tuple[float, Frame]]] | None = field(default=None, repr=False)
     files: Sequence[Path] | None = field(default=None, repr=False)
     alone: bool = False
+    notes: tuple[str, ...] = ()
     alignment: Mapping[str, Alignment] | None = None
     thermal_range: Sequence[float] | str | None = None
 
@@ -79,20 +82,24 @@ def open_source(
     modality: str | None = None,
     fps: float | None = None,
     pair_by: str | None = None,
+    event_window: str | None = None,
+    event_start: int | None = None,
 ) -> FrameSource:
     """Opens whatever holds frames.
 
     Args:
         source (`str` or `Path`): a video file, a folder of images, a TIFF file of many pages, a sequence folder of a
             dataset (see `mmtrackers.data.open_sequence`), or a camera's index such as `"0"`.
-        second (`dict[str, path]`, *optional*): one modality -> the stream that goes with it: a folder, a TIFF file, or
-            (except for depth) a video.
+        second (`dict[str, path]`, *optional*): one modality -> the stream that goes with it: a folder, a TIFF file, an
+            event recording, or (except for depth) a video.
         modality (`str`, *optional*): what the source itself shows where it is not RGB; by default files of one channel
             with 16 bits or more are thermal.
         fps (`float`, *optional*): frames per second of folders of images and pages, which do not say it.
         pair_by (`str`, *optional*): "number": the frames whose files have the same number; "time": the nearest in
             time; "rank": by order alone. By default files by order, if their numbers agree; videos, and whatever has
             times, by time.
+        event_window, event_start (*optional*): of an event recording as second stream, see
+            `mmtrackers.tracking.event_source.with_events`.
 
     Raises:
         ValueError: there is no such source, it has no frames, it cannot be read, or the streams do not go together;
@@ -121,6 +128,10 @@ def open_source(
         )
     opened = _with_rate(opened, fps)
     for stream, where in (second or {}).items():
+        if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
+            from .event_source import with_events
+
+            return with_events(opened, where, event_window, event_start)
         opened = pair(opened, _with_rate(_second_stream(Path(where), stream), fps), stream, pair_by)
     return opened
 
@@ -272,6 +283,10 @@ def _sequence(folder: Path, modality: str | None, pair_by: str | None) -> FrameS
 def _file(path: Path, modality: str | None) -> FrameSource:
     """A video, or the pages of a TIFF file."""
     shown = modality or "rgb"
+    if path.suffix.lower() == ".aedat4":
+        from .event_source import davis_frames
+
+        return davis_frames(path)
     if path.suffix.lower() in _PAGED:
         if modality is None and is_deep(path):
             shown = "thermal"

@@ -1,0 +1,130 @@
+"""Event recordings as the second stream of frames: which events belong to which frame."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise, tee
+from pathlib import Path
+
+import numpy as np
+
+from mmtrackers.data.events import EventFile, Events, aedat4_frames, event_picture, in_windows, open_events
+
+from .sources import Frame, FrameSource
+
+WINDOWS = ("exposure", "interval")
+_SILENT = 50  # frames without a single event after which something must be wrong
+
+
+def with_events(
+    rgb: FrameSource, path: str | Path, window: str | None = None, start: int | None = None
+) -> FrameSource:
+    """A source of RGB frames with the picture of the events of each beside it.
+
+    Args:
+        rgb (`FrameSource`): with times (a video, a folder with `fps`), or the frames of the same camera.
+        path (`str` or `Path`): what `mmtrackers.data.events.open_events` reads.
+        window (`str`, *optional*): "exposure" takes the events within a frame's exposure, as the scripts of VisEvent
+            and COESOT do; "interval" those from a frame to the next. By default the exposure, where the file has one
+            for each frame.
+        start (`int`, *optional*): time stamp of the events, in microseconds, at the first frame; by default that of
+            the first event.
+
+    Raises:
+        ValueError: frames and events cannot be brought together; says what is missing.
+
+    Example:
+        ```python
+        source = with_events(open_source("clip.mp4"), "events.npz")
+        ```
+    """
+    file = open_events(path)
+    if window is not None and window not in WINDOWS:
+        raise ValueError(f"--event-window {window!r}: expected {' or '.join(WINDOWS)}")
+    exposures = file.exposures
+    # the scripts of VisEvent and COESOT leave the last frame out
+    fits = exposures is not None and rgb.length in (len(exposures), len(exposures) - 1)
+    if window == "exposure" and not fits:
+        what = "no exposures" if exposures is None else f"the exposures of {len(exposures)} frames"
+        raise ValueError(f"{path} has {what} and {rgb.name} {rgb.length} frames: use --event-window interval")
+    if fits and window is None and start is None:
+        window = "exposure"
+    if window != "exposure" and rgb.stamped is None:
+        raise ValueError(f"{rgb.name} does not say when its frames were taken: give --fps to lay events beside them")
+    own = exposures[:, 0] if fits and start is None else None
+
+    def frames() -> Iterator[Frame]:
+        if window == "exposure":
+            return _beside(rgb, rgb.frames(), file, iter(exposures.tolist()))
+        origin = file.start() if start is None else start
+        shown, windows = _intervals(rgb, origin, own)
+        return _beside(rgb, shown, file, windows)
+
+    seen = "within the exposure of each frame" if window == "exposure" else "from each frame to the next"
+    note = f"{Path(path).name}: the events {seen}, red brighter, blue darker, on white"
+    return replace(rgb, frames=frames, modality="event", stamped=None, files=None, notes=(*rgb.notes, note))
+
+
+def _intervals(
+    rgb: FrameSource, origin: int, own: np.ndarray | None
+) -> tuple[Iterator[Frame], Iterator[tuple[int, int]]]:
+    """The frames, and from when to when each is the newest; `own`: when each was taken, on the events' clock."""
+    stamped = rgb.stamped() if own is None else zip((own - own[0]) / 1e6, rgb.frames(), strict=False)
+    base = origin if own is None else int(own[0])
+    first, second = tee(stamped)
+    times = (base + round(time * 1e6) for time, _ in second)
+    return (frame for _, frame in first), pairwise(_and_one_more(times, round(1e6 / rgb.fps)))
+
+
+def _and_one_more(times: Iterator[int], step: int) -> Iterator[int]:
+    last = 0
+    for time in times:
+        yield time
+        last = time
+    yield last + step
+
+
+def _beside(
+    rgb: FrameSource, frames: Iterator[Frame], file: EventFile, windows: Iterator[tuple[int, int]]
+) -> Iterator[Frame]:
+    heard = False
+    beside = zip(frames, in_windows(file.chunks(), windows), strict=False)
+    for count, (frame, events) in enumerate(beside, start=1):
+        heard = heard or len(events.t) > 0
+        if count == _SILENT and not heard:
+            warnings.warn(
+                f"{file.path.name} has no event in the first {_SILENT} frames of {rgb.name}: do the two begin at the "
+                "same moment (--event-start)?",
+                UserWarning,
+                stacklevel=2,
+            )
+        yield frame | {"event": _picture(events, file, frame)}
+
+
+def _picture(events: Events, file: EventFile, frame: Frame) -> np.ndarray:
+    return event_picture(events, file.size or next(iter(frame.values())).shape[:2])
+
+
+def davis_frames(path: Path) -> FrameSource:
+    """The RGB frames of an AEDAT4 recording.
+
+    Raises:
+        ValueError: it has none.
+
+    Example:
+        ```python
+        source = davis_frames(Path("recording.aedat4"))
+        ```
+    """
+    exposures = open_events(path).exposures
+    if exposures is None:
+        raise ValueError(f"{path} has events but no frames: give the RGB video or folder, and this as --event")
+    times = (exposures[:, 0] - exposures[0, 0]) / 1e6
+    fps = 1 / float(np.median(np.diff(times))) if len(times) > 1 else 30.0
+
+    def stamped() -> Iterator[tuple[float, Frame]]:
+        return ((time, {"rgb": picture}) for time, picture in zip(times.tolist(), aedat4_frames(path), strict=True))
+
+    return FrameSource(
+        path.stem, lambda: (frame for _, frame in stamped()), length=len(times), fps=fps, stamped=stamped
+    )
