@@ -12,7 +12,7 @@ from model_rows import ROWS, TINY, Row, difference, inputs, labels, maps, scramb
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import Tensor, nn
 
-from mmtrackers import AutoTracker, OSTrackConfig, OSTrackModel, SEATrackConfig
+from mmtrackers import AutoTracker, OSTrackConfig, OSTrackModel, SEATrackConfig, Tracker
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.name)
@@ -269,3 +269,21 @@ def test_position_tables(row: Row) -> None:
     embeddings.search_position.add_(1.0)
     assert torch.allclose(embeddings.search(feed["search"]) - before[1], torch.ones(()), atol=1e-5)
     assert maps(model, feed).isfinite().all()  # two templates
+
+
+def test_gradients_after_tracking(row: Row) -> None:
+    """Nothing that tracking leaves behind stands in the way of a training step, also with gradients in the pixels."""
+    model = row.build()
+    processor = model.image_processor()
+    frame = {"rgb": torch.randint(0, 255, (96, 96, 3), dtype=torch.uint8).numpy()}
+    if model.config.streams == 2:
+        frame["depth" if model.config.modality in ("any", "depth") else model.config.modality] = frame["rgb"][..., 0]
+    if "depth" in frame:
+        frame["depth"] = frame["depth"].astype("uint16") * 20
+    session = Tracker(model, processor).start(frame, (30, 30, 24, 24))
+    session.update(frame)
+    feed = inputs(model.config)
+    pixels = torch.randint(0, 255, feed["search"].shape).float().requires_grad_()
+    feed["search"] = processor.normalize(pixels)
+    model.train()(**feed, labels=labels()).loss.backward()
+    assert pixels.grad.abs().sum() > 0

@@ -42,6 +42,7 @@ class TrackingOutput(ModelOutput):
             decoded without a window.
         score_map (`Tensor`, shape `[B, 1, g, g]`): a cell's score, 0 to 1: centre heads, whether it holds the target's
             centre; MLP heads, how well its box fits.
+        score_logits (`Tensor`, shape `[B, 1, g, g]`): MLP heads: the scores before the sigmoid.
         size_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: width and height as fractions of the search crop.
         offset_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: x and y offset of the centre in its cell, in cells.
         box_map (`Tensor`, shape `[B, 4, g, g]`): MLP heads: every cell's box, x1, y1, x2, y2 as fractions of the crop.
@@ -54,6 +55,7 @@ class TrackingOutput(ModelOutput):
     loss_parts: dict[str, Tensor] | None = None
     boxes: Tensor | None = None
     score_map: Tensor | None = None
+    score_logits: Tensor | None = None
     size_map: Tensor | None = None
     offset_map: Tensor | None = None
     box_map: Tensor | None = None

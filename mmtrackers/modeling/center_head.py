@@ -1,14 +1,15 @@
-"""Centre head of the OSTrack family: three convolutional branches, and the decoding of their maps."""
+"""Center head of the OSTrack family: three convolutional branches, and the decoding of their maps."""
 
-import functools
 import itertools
+import math
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmtrackers.hub.adapters import merged
 
+from .losses import center_loss
 from .packing import PackedConv
 
 
@@ -43,9 +44,9 @@ class CenterHead(nn.Module):
         channels (`int`): width of a branch's first convolution; halved three times.
 
     Example:
-        >>> maps = CenterHead(64, 32)(torch.zeros(1, 64, 16, 16))
-        >>> [tuple(m.shape) for m in maps]
-        [(1, 1, 16, 16), (1, 2, 16, 16), (1, 2, 16, 16)]
+        >>> maps = CenterHead(64, 32)(torch.zeros(1, 256, 64))
+        >>> {name: tuple(found.shape) for name, found in maps.items()}
+        {'score_map': (1, 1, 16, 16), 'size_map': (1, 2, 16, 16), 'offset_map': (1, 2, 16, 16)}
     """
 
     def __init__(self, in_channels: int, channels: int):
@@ -54,11 +55,22 @@ class CenterHead(nn.Module):
         self.size = _branch(in_channels, channels, 2)
         self.offset = _branch(in_channels, channels, 2)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `[B, C, g, g]` to score `[B, 1, g, g]`, size `[B, 2, g, g]` (both probabilities) and offset."""
-        score, size, offset = self._maps(features)
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Features `[B, g * g, C]` to the maps of `TrackingOutput`; scores and sizes are probabilities."""
+        grid = math.isqrt(features.shape[1])
+        score, size, offset = self._maps(features.transpose(1, 2).unflatten(2, (grid, grid)))
         score, size = torch.cat([score, size], 1).float().sigmoid().clamp(1e-4, 1 - 1e-4).split([1, 2], 1)
-        return score, size, offset.float()
+        return {"score_map": score, "size_map": size, "offset_map": offset.float()}
+
+    def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `decode_center`."""
+        return decode_center(maps["score_map"], maps["size_map"], maps["offset_map"], window)
+
+    def loss(
+        self, maps: Mapping[str, Tensor], boxes_cxcywh: Tensor, labels_xywh: Tensor, box_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `center_loss`."""
+        return center_loss(maps["score_map"], boxes_cxcywh, labels_xywh, 2.0 * box_weight, 5.0 * box_weight)
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.score(features), self.size(features), self.offset(features)
@@ -83,21 +95,6 @@ class PackedCenterHead(CenterHead):
         return self.score(score), self.size(size), self.offset(offset)
 
 
-def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What turns `[offset, size]` into boxes: cells' corners `[4, g, g]` (0 for sizes), factors `[4, 1, 1]`."""
-    corners = np.zeros((4, grid, grid), np.float32)
-    corners[1], corners[0] = np.indices((grid, grid)) / grid
-    factors = np.array([1 / grid, 1 / grid, 1, 1], np.float32).reshape(4, 1, 1)
-    return torch.from_numpy(corners).to(device), torch.from_numpy(factors).to(device)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # tensors made in inference mode could not serve a later training step
-    with torch.inference_mode(False):
-        return _cells(grid, device)
-
-
 def decode_center(
     score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -117,10 +114,10 @@ def decode_center(
         >>> decode_center(*maps)[0].shape
         torch.Size([2, 4])
     """
-    # while a program is traced, tensors are stand-ins that must not be kept
-    make = _cells if torch.compiler.is_compiling() else _kept_cells
-    corners, factors = make(score_map.shape[-1], score_map.device)
+    grid = score_map.shape[-1]
     response = score_map if window is None else score_map * window
     scores, cell = response.flatten(1).max(1)
-    boxes = torch.addcmul(corners, torch.cat([offset_map, size_map], 1), factors)
-    return boxes.flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2), scores
+    found = torch.cat([offset_map, size_map], 1).flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2)
+    offset, size = found.chunk(2, 1)
+    corner = torch.stack([cell % grid, cell // grid], 1)
+    return torch.cat([(corner + offset) / grid, size], 1), scores

@@ -36,7 +36,7 @@ def forward_clip(
     """
     _check_clip_labels(labels, search)
     if template.ndim > 3:
-        template = model.embed_template(template, *(() if template_mask is None else (template_mask,)))
+        template = model.embed_template(template, template_mask)
     frames: list[TrackingOutput] = []
     for index in range(search.shape[1]):
         labels_now = None if labels is None else labels[:, index]

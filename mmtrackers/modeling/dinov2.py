@@ -5,12 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.output_capturing import capture_outputs
 
 from .seams import ResidualJunction, TokenLayout
-from .vit import Attention, Mlp, TrunkOutput, ViTLayer, ViTTrunk, check_pixels
+from .vit import Attention, Mlp, ViTLayer, ViTTrunk, check_pixels
 
 # above this rate stochastic depth draws samples before the sub-layer, which then costs less, as in DINOv2
 SUBSET_RATE = 0.1
@@ -192,26 +189,6 @@ class Dinov2Trunk(ViTTrunk):
                 "TrackerImageProcessor.template_mask makes it."
             )
         return self.embeddings.template(template, template_mask)
-
-    @capture_outputs
-    def forward(
-        self,
-        search: Tensor,
-        template: Tensor,
-        template_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TrunkOutput:
-        """Search crops `[B, S, 3, H, W]`, templates `[B, T, S, 3, h, w]` with their masks or embedded, and what the
-        frame before returned as `state`, where the model carries one, to `TrunkOutput`."""
-        check_pixels("search", search, 5, self.config.streams, self.config.search_size)
-        template_tokens = template if template.ndim == 3 else self.embed_template(template, template_mask)
-        self.check_tokens(template_tokens, search)
-        parts = [template_tokens, self.embeddings.search(search)]
-        prefix = self.prefix_tokens(state, len(template_tokens))
-        x = torch.cat(parts if prefix is None else [prefix.to(parts[0].dtype), *parts], 1)
-        layout = self.layout(template_tokens.shape[1], 0 if prefix is None else prefix.shape[1])
-        return self.encode(x, layout, **kwargs)
 
 
 @torch.no_grad()

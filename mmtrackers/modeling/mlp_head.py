@@ -1,10 +1,11 @@
 """MLP head of the LoRAT family: a score and a box for every search token, and their decoding."""
 
-import functools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from .losses import cell_loss
 from .packing import LinearMap, packed_map
 
 
@@ -12,20 +13,6 @@ def _mlp(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
     )
-
-
-def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cell centres as `x, y, x, y` `[g * g, 4]`, and the signs of left, top, right and bottom."""
-    centers = (torch.arange(grid, device=device) + 0.5) / grid
-    y, x = torch.meshgrid(centers, centers, indexing="ij")
-    return torch.stack([x, y, x, y], -1).flatten(0, 1), torch.tensor([-1.0, -1.0, 1.0, 1.0], device=device)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # tensors made in inference mode could not serve a later training step
-    with torch.inference_mode(False):
-        return _cells(grid, device)
 
 
 class MlpHead(nn.Module):
@@ -36,33 +23,45 @@ class MlpHead(nn.Module):
     Args:
         width (`int`): width C of the tokens and inside the MLPs.
         grid (`int`): search tokens along a side of the crop.
+        window_penalty (`float`): weight of the window where boxes are found under one.
 
     Example:
-        >>> logits, boxes = MlpHead(64, 16)(torch.zeros(1, 256, 64))
-        >>> tuple(logits.shape), tuple(boxes.shape)
-        ((1, 1, 16, 16), (1, 4, 16, 16))
+        >>> maps = MlpHead(64, 16)(torch.zeros(1, 256, 64))
+        >>> {name: tuple(found.shape) for name, found in maps.items()}
+        {'score_map': (1, 1, 16, 16), 'score_logits': (1, 1, 16, 16), 'box_map': (1, 4, 16, 16)}
     """
 
     takes_any_dtype = True
 
-    def __init__(self, width: int, grid: int):
+    def __init__(self, width: int, grid: int, window_penalty: float = 0.45):
         super().__init__()
-        self.grid = grid
+        self.grid, self.window_penalty = grid, window_penalty
         self.score = _mlp(width, 1)
         self.box = _mlp(width, 4)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[B, g * g, C]` to score logits `[B, 1, g, g]` and boxes x1, y1, x2, y2 `[B, 4, g, g]` as fractions
-        of the crop, not clipped; both float32."""
-        # while a program is traced, tensors are stand-ins that must not be kept
-        make = _cells if torch.compiler.is_compiling() else _kept_cells
-        centers, signs = make(self.grid, features.device)
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Features `[B, g * g, C]` to the maps of `TrackingOutput`, float32; boxes are not clipped to the crop."""
         # trained with an adapter it may be in float32 behind a trunk that is not
         features = features.to(next(self.score.parameters(), features).dtype)
-        logits = self.score(features).float()
-        boxes = torch.addcmul(centers, self.box(features).float().sigmoid(), signs)
-        shape = (self.grid, self.grid)
-        return logits.transpose(1, 2).unflatten(2, shape), boxes.transpose(1, 2).unflatten(2, shape)
+        logits, sides = (
+            branch(features).float().transpose(1, 2).unflatten(2, (self.grid, self.grid))
+            for branch in (self.score, self.box)
+        )
+        left, top, right, bottom = sides.sigmoid().unbind(1)
+        centers = (torch.arange(self.grid, device=features.device) + 0.5) / self.grid
+        x, y = centers, centers[:, None]
+        boxes = torch.stack([x - left, y - top, x + right, y + bottom], 1)
+        return {"score_map": logits.sigmoid(), "score_logits": logits, "box_map": boxes}
+
+    def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `decode_cells`."""
+        return decode_cells(maps["score_map"], maps["box_map"], window, self.window_penalty)
+
+    def loss(
+        self, maps: Mapping[str, Tensor], boxes_cxcywh: Tensor, labels_xywh: Tensor, box_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `cell_loss`, which reads every cell's box and not the best ones'."""
+        return cell_loss(maps["score_logits"], maps["box_map"], labels_xywh, box_weight)
 
     def packed(self, dtype: torch.dtype) -> "MlpHead":
         """This head with its maps for inference, each with the GELU behind it."""

@@ -348,8 +348,8 @@ class ViTTrunk(TrackerPreTrainedModel):
         z, x = config.template_grid, config.search_grid
         return TokenLayout(config.streams, prefix, template_tokens, x * x, (z, z), (x, x))
 
-    def embed_template(self, template: Tensor) -> Tensor:
-        """Template pixels `[B, T, S, 3, h, w]` to tokens `[S*B, T*Nz, C]`, once per template."""
+    def embed_template(self, template: Tensor, template_mask: Tensor | None = None) -> Tensor:
+        """Template pixels `[B, T, S, 3, h, w]` to tokens `[S*B, T*Nz, C]`, once per template; no mask is read."""
         check_pixels("template", template, 6, self.config.streams, self.config.template_size)
         return self.embeddings.template(template)
 
@@ -358,20 +358,22 @@ class ViTTrunk(TrackerPreTrainedModel):
         self,
         search: Tensor,
         template: Tensor,
+        template_mask: Tensor | None = None,
         state: Tensor | None = None,
         elimination_keep_rate: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TrunkOutput:
-        """See `OSTrackForTracking.forward`."""
+        """See `ModelForTracking.forward`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
-        template_tokens = template if template.ndim == 3 else self.embed_template(template)
+        template_tokens = template if template.ndim == 3 else self.embed_template(template, template_mask)
         self.check_tokens(template_tokens, search)
         parts = [template_tokens, self.embeddings.search(search)]
         prefix = self.prefix_tokens(state, len(template_tokens))
-        x = torch.cat(parts if prefix is None else [prefix, *parts], 1)
-        keep_rate = self.config.elimination_keep_rate if elimination_keep_rate is None else elimination_keep_rate
+        x = torch.cat(parts if prefix is None else [prefix.to(parts[0].dtype), *parts], 1)
         layout = self.layout(template_tokens.shape[1], 0 if prefix is None else prefix.shape[1])
-        return self.encode(x, layout, keep_rate, **kwargs)
+        if elimination_keep_rate is None:
+            elimination_keep_rate = getattr(self.config, "elimination_keep_rate", 1.0)
+        return self.encode(x, layout, elimination_keep_rate, **kwargs)
 
     def prefix_tokens(self, state: Tensor | None, rows: int) -> Tensor | None:
         """What stands before the template, `[rows, P, C]` with `rows` = S*B: nothing, where no model says more."""

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal, TypedDict
 
 import cv2
@@ -51,17 +50,6 @@ class TrackerImageProcessorKwargs(TypedDict, total=False):
     size_momentum: float
     absent_below: float | None
     calibration: list[float] | tuple[float, ...] | None
-
-
-@lru_cache(maxsize=16)
-def _normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (3, 1, 1)
-    return (
-        torch.tensor([255 * m for m in mean], device=device).reshape(shape),
-        torch.tensor([1 / (255 * s) for s in std], device=device).reshape(shape),
-    )
 
 
 def _as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
@@ -408,7 +396,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         """
         if pixels.ndim < 3 or pixels.shape[-3] != 3:
             raise ValueError(f"pixels need the shape [..., 3, height, width], got {tuple(pixels.shape)}")
-        mean, scale = _normalisation(self.image_mean, self.image_std, pixels.device)
+        mean = torch.tensor([255 * m for m in self.image_mean], device=pixels.device).view(3, 1, 1)
+        scale = torch.tensor([1 / (255 * s) for s in self.image_std], device=pixels.device).view(3, 1, 1)
         return (pixels - mean).mul_(scale)
 
     def _crops(

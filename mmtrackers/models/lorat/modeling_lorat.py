@@ -6,17 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
-from transformers.utils.generic import can_return_tuple
 
 from mmtrackers.hub.adapters import PeftConfig
 from mmtrackers.hub.folders import TrackerFiles, shorten
-from mmtrackers.modeling.base import TrackerPreTrainedModel, TrackingOutput, own_fields
-from mmtrackers.modeling.clips import forward_clip
+from mmtrackers.modeling.base import TrackerPreTrainedModel, own_fields
 from mmtrackers.modeling.dinov2 import Dinov2Trunk, init_dinov2_weights
 from mmtrackers.modeling.dinov2_weights import dinov2_fields, find_dinov2_config, trunk_from_dinov2
-from mmtrackers.modeling.losses import cell_loss
-from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
-from mmtrackers.modeling.seams import Neck, scale_by_token
+from mmtrackers.modeling.for_tracking import ModelForTracking
+from mmtrackers.modeling.mlp_head import MlpHead
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.tuners.lora import lora_config, start_lora, starts_as_lorat
@@ -102,11 +99,8 @@ class LoRATModel(LoRATPreTrainedModel, Dinov2Trunk):
     """LoRAT's trunk: template and search pixels to fused search features."""
 
 
-class LoRATForTracking(LoRATPreTrainedModel):
+class LoRATForTracking(LoRATPreTrainedModel, ModelForTracking):
     """LoRAT with its MLP head.
-
-    With `config.streams == 2` both streams run through the same weights, stacked on the batch axis, and their final
-    features are fused by their mean or sum; without an adapter that is the plain two-stream baseline.
 
     Example:
         >>> config = LoRATConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -118,77 +112,11 @@ class LoRATForTracking(LoRATPreTrainedModel):
     """
 
     reads_template_mask = True
-    trunk_class: type[Dinov2Trunk] = LoRATModel
+    trunk_class = LoRATModel
 
-    def __init__(self, config: LoRATConfig):
-        super().__init__(config)
-        self.model = self.trunk_class(config)
-        self.neck = Neck()
-        self.head = MlpHead(config.hidden_size, config.search_grid)
-        self.post_init()
-
-    def embed_template(self, template: Tensor, template_mask: Tensor | None = None) -> Tensor:
-        """Template pixels `[B, T, S, 3, h, w]` and their foreground `[B, T, g, g]` (nonzero: the target) to the tokens
-        that `forward` takes as `template`."""
-        return self.model.embed_template(template, template_mask)
-
-    @can_return_tuple
-    def forward(
-        self,
-        search: Tensor,
-        template: Tensor,
-        template_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        labels: Tensor | None = None,
-        box_weight: float = 1.0,
-        **kwargs,
-    ) -> TrackingOutput:
-        """Search crops to boxes.
-
-        Args:
-            search (`Tensor`, shape `[B, S, 3, H, W]`): normalised search crops of the S streams; or clips
-                `[B, F, S, 3, H, W]`, see `forward_clip`.
-            template (`Tensor`): normalised template crops `[B, T, S, 3, h, w]`, or the result of `embed_template`.
-            template_mask (`Tensor`, shape `[B, T, g, g]`): which cells of a template show the target (nonzero); needed
-                with template crops.
-            state (`Tensor`): what the frame before returned as `state`, where the model carries one; else unused.
-            labels (`Tensor`, shape `[B, 4]`): true boxes xywh as fractions of the search crop; makes the loss. For
-                clips `[B, F, 4]`.
-            box_weight (`float`): weight of the loss's GIoU term, for schedules.
-
-        Returns:
-            `TrackingOutput` with a `box_map`.
-
-        Raises:
-            ValueError: shapes that do not fit the config.
-        """
-        if search.ndim == 6:
-            kwargs |= {"template_mask": template_mask, "box_weight": box_weight}
-            return forward_clip(self, search, template, state, labels, **kwargs)
-        trunk = self.model(search, template, template_mask, state, **kwargs)
-        features = self.neck(trunk.last_hidden_state, self.model.layout(0).search_only())
-        if trunk.token is not None:
-            features = scale_by_token(features, trunk.token)
-        logits, box_map = self.head(features)
-        score_map = logits.sigmoid()
-        boxes, _ = decode_cells(score_map, box_map)
-        loss = parts = None
-        if labels is not None:
-            if labels.shape != boxes.shape:
-                raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(boxes.shape)}: xywh each.")
-            loss, parts = cell_loss(logits, box_map, labels, box_weight)
-            loss = loss if trunk.auxiliary_loss is None else loss + trunk.auxiliary_loss
-        return TrackingOutput(
-            loss=loss,
-            loss_parts=parts,
-            boxes=boxes,
-            score_map=score_map,
-            box_map=box_map,
-            state=None if trunk.state is None else trunk.state.detach(),
-            auxiliary_loss=trunk.auxiliary_loss,
-            hidden_states=trunk.hidden_states,
-            attentions=trunk.attentions,
-        )
+    def new_head(self) -> MlpHead:
+        """The MLP head."""
+        return MlpHead(self.config.hidden_size, self.config.search_grid, self.config.window_penalty)
 
     def image_processor(self) -> TrackerImageProcessor:
         """The crops that the published trackers of these sizes were trained with."""
@@ -203,7 +131,3 @@ class LoRATForTracking(LoRATPreTrainedModel):
     def window(self) -> Tensor:
         """Weights of places `[g, g]` for `decode`: 0 at the border."""
         return torch.from_numpy(hann_window(self.config.search_grid, zeros=True))
-
-    def decode(self, output: TrackingOutput, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Boxes cxcywh `[B, 4]` (fractions of the crop) and scores `[B]` of an output, under a window `[g, g]`."""
-        return decode_cells(output.score_map, output.box_map, window, self.config.window_penalty)
