@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,10 @@ def test_changed_byte_in_the_archive_is_noticed(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
-    torch.save({"model": {"w": torch.ones(1)}, "epoch": 1}, other)
-    with pytest.raises(ValueError, match=r"no entry 'net' with the weights; there are: model, epoch"):
+    torch.save({"weights": {"w": torch.ones(1)}, "epoch": 1}, other)
+    with pytest.raises(ValueError, match=r"no entry 'net' or 'model' or 'state_dict' .*; there are: weights, epoch"):
         load_official(other)
-    assert load_official(other, entry="model")["w"].item() == 1
+    assert load_official(other, ("weights",))["w"].item() == 1
     torch.save([1], other)
     with pytest.raises(ValueError, match="holds a list, not a dictionary"):
         load_official(other)
@@ -132,3 +133,86 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         load_official(page)
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.pth"):
         load_official(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("entry", ["net", "model", "state_dict", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_takes_what_people_have(tmp_path: Path, entry: str | None, prefix: str) -> None:
+    net = {f"{prefix}a.weight": torch.ones(2), f"{prefix}module.b": torch.zeros(1)}
+    torch.save({entry: net, "epoch": 3} if entry else net, tmp_path / "a.pth")
+    facts: list[str] = []
+    assert list(load_official(tmp_path / "a.pth", facts=facts)) == ["a.weight", "module.b"]
+    assert len(facts) == (entry != "net") + prefix.count(".")
+
+
+class Tensor:
+    """Pickles as a tensor of a given form over a storage of four numbers."""
+
+    def __init__(self, size: tuple, stride: tuple, offset: int = 0) -> None:
+        self.form = torch.arange(4.0).untyped_storage(), offset, size, stride
+
+    def __reduce__(self) -> tuple:
+        storage, *form = self.form
+        return torch._utils._rebuild_tensor_v2, (torch.TypedStorage(wrap_storage=storage, dtype=torch.float32), *form)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Tensor((1000, 1000), (0, 0)),  # sixteen bytes that claim four million
+        Tensor((2, 4), (0, 1)),
+        Tensor((3, 3), (1, 1)),  # overlapping rows: more numbers than there are
+        Tensor((2, 2), (2, 2)),  # the last number would lie behind the end
+        Tensor((4,), (1,), 1),
+        Tensor((2, -2), (1, 1)),
+        Tensor((4,), (1, 1)),
+        Tensor((2.0,), (1,)),
+        Tensor((((2,),),), (1,)),
+    ],
+    ids=lambda tensor: str(tensor.form[2:]),
+)
+def test_forms_that_do_not_fit_are_refused(tmp_path: Path, tensor: Tensor) -> None:
+    torch.save({"net": {"w": tensor}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"entry 'w' of shape .* does not fit its 4 numbers"):
+        load_official(tmp_path / "a.pth")
+
+
+def test_no_numbers_under_a_shape(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"net": {"w": torch.empty(0)}}, path)
+    pickled = zipfile.ZipFile(path).read("a/data.pkl")
+    changed = tmp_path / "b.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            assert pickled.count(b"K\x00\x85") == 1  # the shape (0,)
+            data = old.read(name)
+            new.writestr(name, data.replace(b"K\x00\x85", b"K\x64\x85") if name.endswith(".pkl") else data)
+    with pytest.raises(ValueError, match=r"entry 'w' of shape \[100\] does not fit its 0 numbers"):
+        load_official(changed)
+
+
+@pytest.mark.parametrize("key", [1, None, (1, 2), 1.5], ids=str)
+def test_names_that_are_no_text_are_refused(tmp_path: Path, key: object) -> None:
+    torch.save({"net": {"1": torch.ones(1), key: torch.zeros(1)}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="for a name, expected text"):
+        load_official(tmp_path / "a.pth")
+
+
+def test_small_files_do_not_grow(tmp_path: Path) -> None:
+    """Compressed members, thousands of views, claims of length and keys that take forever to hash."""
+    path = tmp_path / "a.pth"
+    storage = torch.zeros(10_000)
+    torch.save({"net": {f"view{i}": storage[:] for i in range(100)}}, path)
+    with pytest.raises(ValueError, match="claim more than 4 times the numbers in the file"):
+        load_official(path)
+    torch.save({"net": {"w": storage}}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match="is a compressed archive"):
+        load_official(tmp_path / "b.pth")
+    # bytes of which there are fewer than said; a tuple of tuples, each twice in the next, as a key
+    for pickled in (b"\x96" + b"\xff" * 7 + b"\x00.", b"})" + b"2\x86" * 200 + b"K\x01s."):
+        (tmp_path / "c.pth").write_bytes(b"\x80\x05" + pickled)
+        with pytest.raises(ValueError, match=r"cut off or damaged|is a bare pickle"):
+            load_official(tmp_path / "c.pth")

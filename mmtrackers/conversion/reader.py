@@ -1,11 +1,13 @@
 """Reading of the files that official training code writes (`.pth`, `.pth.tar`), without running anything in them.
 
-Such a file is a pickle of a dictionary with, beside the weights, optimiser state and objects of classes that only the
+Such a file is a pickle of a dictionary with, beside the weights, optimizer state and objects of classes that only the
 official repository has. A pickle may name any function and have it called. The reader below resolves no name to what
 it means: the few that make up tensors become descriptions, and every other one an inert placeholder. The numbers are
-read afterwards, for the wanted entry only.
+read afterwards, for the wanted entry only. Nothing may be larger than the file itself accounts for.
 """
 
+import io
+import math
 import pickle
 import struct
 import zipfile
@@ -33,6 +35,12 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# where training code puts the weights, and what wrappers of a model put before every name
+ENTRIES = ("net", "model", "state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+# tensors may share numbers, but all of them together not be so many times the file
+_LARGEST = 4
+_MOST_NAMES = 10_000
 # what readers of archives and pickles raise on bytes that are not what they should be
 _FAULTS = (
     ArithmeticError,
@@ -93,36 +101,50 @@ class Placeholder:
     def _ignore(self, *args: Any) -> None:
         pass
 
-    __setstate__ = __setitem__ = append = extend = add = _ignore
+    __setstate__ = __setitem__ = append = extend = _ignore
 
     def __repr__(self) -> str:
         return f"<{self.origin}, not loaded>"
 
 
+class _Limited:
+    """A stream that does not reserve memory for bytes which it does not have."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.file, self.size, self.readline = file, size, file.readline
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, max(self.size - self.file.tell(), 0)))
+
+
 class _InertUnpickler(pickle._Unpickler):
     """Builds containers, numbers and text; resolves no global name to the thing it names.
 
-    The Python form of the unpickler: the C one reserves gigabytes when a damaged byte asks for a far memo place.
+    The Python form of the unpickler: the C one reserves gigabytes when a damaged byte asks for a far memo place. Keys
+    that are neither text nor numbers are not hashed, since tuples of tuples take forever; sets become lists.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(_Limited(file, size))
         self.storages: dict[str, _StorageRef] = {}
+        self.named: dict[str, type[Placeholder]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.cuda") and name in _DTYPES:
             return _DTYPES[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
         # bound methods, because a pickle can set attributes on what it is given, and a method takes none
         known = {
+            ("collections", "OrderedDict"): self._ordered,
             ("torch._utils", "_rebuild_tensor"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
         }
         if (module, name) in known:
             return known[module, name]
-        return type("Placeholder", (Placeholder,), {"origin": f"{module}.{name}"})
+        origin = f"{module}.{name}"[:100]
+        if origin not in self.named and len(self.named) >= _MOST_NAMES:
+            raise pickle.UnpicklingError(f"more than {_MOST_NAMES} functions and classes are named")
+        return self.named.setdefault(origin, type("Placeholder", (Placeholder,), {"origin": origin}))
 
     def _tensor(self, storage: _StorageRef, offset: int, size: tuple, stride: tuple, *rest: Any) -> _TensorRef:
         return _TensorRef(storage, offset, tuple(size), tuple(stride))
@@ -130,29 +152,79 @@ class _InertUnpickler(pickle._Unpickler):
     def _parameter(self, data: _TensorRef, *rest: Any) -> _TensorRef:
         return data
 
+    def _ordered(self, pairs: Any = ()) -> OrderedDict:
+        return self._put(OrderedDict(), [part for pair in pairs for part in pair])
+
     def persistent_load(self, pid: Any) -> _StorageRef:
         kind, dtype, key, _, length = pid[:5]
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or int(length) < 0:
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str | int) or length < 0:
             raise pickle.UnpicklingError(
-                f"a reference to {kind!r} of {dtype!r}, where only storages of numbers may stand"
+                f"a reference to a {type(kind).__name__} of a {type(dtype).__name__}, where only storages of numbers "
+                "may stand"
             )
         return self.storages.setdefault(str(key), _StorageRef(dtype, str(key), int(length)))
 
+    @staticmethod
+    def _put(target: Any, items: list) -> Any:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            plain = key is None or isinstance(key, str | bytes | int | float)
+            target[key if plain else Placeholder()] = value
+        return target
 
-def load_official(path: str | Path, entry: str | None = "net") -> dict[str, Tensor]:
+    def load_dict(self) -> None:
+        self.append(self._put({}, self.pop_mark()))
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put(self.stack[-1], [key, value])
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._put(self.stack[-1], items)
+
+    def load_empty_set(self) -> None:
+        self.append([])
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].extend(items)
+
+    def load_frozenset(self) -> None:
+        self.append(self.pop_mark())
+
+    def load_bytearray8(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.EMPTY_SET[0]: load_empty_set,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
+
+
+def load_official(
+    path: str | Path, entries: tuple[str, ...] = ENTRIES, facts: list[str] | None = None
+) -> dict[str, Tensor]:
     """The weights of an official checkpoint file; nothing in the file is executed.
 
     Args:
         path: `.pth` or `.pth.tar` as `torch.save` writes it (archive or the older single stream), or `.safetensors`.
-        entry: which entry of the file holds the weights; `None` for a file that is nothing but weights. A safetensors
-            file is always that.
+        entries: where the weights may be, the first that is there; a file that is nothing but weights is taken too.
+        facts: takes up what was found and changed, in sentences.
 
     Returns:
-        Tensors by official name, on the CPU, each with its own memory.
+        Tensors by official name, on the CPU, each with its own memory. A prefix that all names have because the model
+        was wrapped (`module.`, `_orig_mod.`) is left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError (a ValueError): the file is not such a checkpoint, is cut off or damaged, or has no such entry.
+        CheckpointError (a ValueError): the file is not such a checkpoint, is cut off or damaged, has no such entry, or
+            claims more than it can hold.
 
     Example:
         >>> import tempfile, torch
@@ -161,7 +233,7 @@ def load_official(path: str | Path, entry: str | None = "net") -> dict[str, Tens
         >>> load_official(path)
         {'w': tensor([1., 1.])}
     """
-    path = Path(path)
+    path, facts = Path(path), [] if facts is None else facts
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: give the checkpoint that the official code wrote (.pth, .pth.tar)")
     with path.open("rb") as file:
@@ -169,11 +241,11 @@ def load_official(path: str | Path, entry: str | None = "net") -> dict[str, Tens
         file.seek(0)
         try:
             if path.suffix == ".safetensors" or head[8:] == b"{":
-                return load_file(path)
+                return _without_prefix(load_file(path), facts)
             if head[:2] == b"PK":
-                return _load_archive(path, entry)
+                return _without_prefix(_load_archive(path, entries, facts), facts)
             if head[:1] == b"\x80":
-                return _load_legacy(path, file, entry)
+                return _without_prefix(_load_legacy(path, file, entries, facts), facts)
         except CheckpointError:
             raise
         except _FAULTS as error:
@@ -186,15 +258,25 @@ def load_official(path: str | Path, entry: str | None = "net") -> dict[str, Tens
     )
 
 
-def _load_archive(path: Path, entry: str | None) -> dict[str, Tensor]:
+def _without_prefix(net: dict[str, Tensor], facts: list[str]) -> dict[str, Tensor]:
+    for prefix in (p for _ in PREFIXES for p in PREFIXES):
+        if net and all(name.startswith(prefix) for name in net):
+            facts.append(f"all names began with {prefix!r}, which was left out")
+            net = {name.removeprefix(prefix): tensor for name, tensor in net.items()}
+    return net
+
+
+def _load_archive(path: Path, entries: tuple[str, ...], facts: list[str]) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         members = {name.partition("/")[2]: name for name in archive.namelist()}
         if "data.pkl" not in members:
             raise CheckpointError(f"{path} is an archive without data.pkl, so torch.save did not write it")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise CheckpointError(f"{path} is a compressed archive, which torch.save does not write: unpack it first")
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise CheckpointError(f"{path} was written on a big-endian machine: save it again on another")
-        with archive.open(members["data.pkl"]) as stream:
-            content = _InertUnpickler(stream).load()
+        pickled = archive.read(members["data.pkl"])
+        content = _InertUnpickler(io.BytesIO(pickled), len(pickled)).load()
 
         def storage(ref: _StorageRef) -> bytes:
             member = members.get(f"data/{ref.key}")
@@ -203,20 +285,20 @@ def _load_archive(path: Path, entry: str | None) -> dict[str, Tensor]:
                 raise CheckpointError(f"{path} is damaged: it should have {what}, and has not. Fetch it again")
             return archive.read(member)
 
-        return _weights(path, content, entry, storage)
+        return _weights(path, content, entries, facts, storage)
 
 
-def _load_legacy(path: Path, file: IO[bytes], entry: str | None) -> dict[str, Tensor]:
+def _load_legacy(path: Path, file: IO[bytes], entries: tuple[str, ...], facts: list[str]) -> dict[str, Tensor]:
     """The form of `torch.save` before 1.6: five pickles in a row, then the storages, each after its length."""
-    if _InertUnpickler(file).load() != _LEGACY_MAGIC:
+    end = path.stat().st_size
+    if _InertUnpickler(file, end).load() != _LEGACY_MAGIC:
         raise CheckpointError(f"{path} is a bare pickle, not a checkpoint that torch.save wrote")
-    _InertUnpickler(file).load()
-    _InertUnpickler(file).load()
-    unpickler = _InertUnpickler(file)
+    _InertUnpickler(file, end).load()
+    _InertUnpickler(file, end).load()
+    unpickler = _InertUnpickler(file, end)
     content = unpickler.load()
     places: dict[str, int] = {}
-    end = path.stat().st_size
-    for key in _InertUnpickler(file).load():
+    for key in _InertUnpickler(file, end).load():
         places[key] = file.tell() + 8
         file.seek(8 + unpickler.storages[key].length * unpickler.storages[key].dtype.itemsize, 1)
 
@@ -229,43 +311,69 @@ def _load_legacy(path: Path, file: IO[bytes], entry: str | None) -> dict[str, Te
         file.seek(places[ref.key])
         return file.read(count)
 
-    return _weights(path, content, entry, storage)
+    return _weights(path, content, entries, facts, storage)
 
 
 def _weights(
-    path: Path, content: Any, entry: str | None, storage: Callable[[_StorageRef], bytes]
+    path: Path, content: Any, entries: tuple[str, ...], facts: list[str], storage: Callable[[_StorageRef], bytes]
 ) -> dict[str, Tensor]:
     """The tensors of the wanted entry; only here are numbers read."""
+    expected = " or ".join(map(repr, entries))
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {_told(content)}, not a dictionary with an entry {entry!r}")
+        raise CheckpointError(f"{path} holds {_told(content)}, not a dictionary with an entry {expected}")
+    entry = next((name for name in entries if name in content), None)
     if entry is not None:
-        if entry not in content:
-            raise CheckpointError(
-                f"{path} has no entry {entry!r} with the weights; there are: {_listed(content)}. "
-                "Is it the checkpoint of another tracker, or weights alone?"
-            )
         content = content[entry]
+        if entry != entries[0]:
+            facts.append(f"the weights were in the entry {entry!r}")
+    elif content and all(isinstance(value, _TensorRef) for value in content.values()):
+        facts.append("the file is nothing but weights")
+    else:
+        raise CheckpointError(
+            f"{path} has no entry {expected} with the weights; there are: {_listed(content)}. "
+            "Is it the checkpoint of another tracker? Save its weights alone as safetensors"
+        )
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: where the weights should be ({entry!r}) there is {_told(content)}")
-    weights = {}
+    weights, left = {}, _LARGEST * path.stat().st_size
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: one of the weights has {_told(name)} for a name, expected text")
         if not isinstance(value, _TensorRef):
             raise CheckpointError(
                 f"{path}: the weights' entry {name!r} is {_told(value)}, not a plain tensor, and nothing else "
                 "is read. Take the file from its authors' page, or save its weights alone as safetensors"
             )
-        weights[str(name)] = _tensor(path, str(name), value, storage)
+        _check_form(path, name, value)
+        left -= math.prod(value.size) * value.storage.dtype.itemsize
+        if left < 0:
+            raise CheckpointError(f"{path}: its tensors claim more than {_LARGEST} times the numbers in the file")
+        weights[name] = _tensor(path, name, value, storage)
     return weights
 
 
-def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageRef], bytes]) -> Tensor:
+def _check_form(path: Path, name: str, ref: _TensorRef) -> None:
+    """Raises CheckpointError where a tensor's shape cannot lie in its numbers without some counting twice."""
     if not isinstance(ref.storage, _StorageRef):
         raise CheckpointError(f"{path}: the weights' entry {name!r} has {_told(ref.storage)} for its numbers")
-    data = storage(ref.storage)
-    if not data:
+    sizes = (ref.offset, *ref.size, *ref.stride)
+    sound = len(ref.size) == len(ref.stride) and all(type(n) is int and n >= 0 for n in sizes)
+    if sound and all(ref.size):
+        steps = list(zip(ref.size, ref.stride, strict=True))
+        last = ref.offset + sum((size - 1) * stride for size, stride in steps)
+        sound = last < ref.storage.length and all(stride or size == 1 for size, stride in steps)
+        sound = sound and math.prod(ref.size) <= ref.storage.length
+    if not sound:
+        raise CheckpointError(
+            f"{path}: the entry {name!r} of shape {_told(ref.size)} does not fit its {ref.storage.length} numbers"
+        )
+
+
+def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageRef], bytes]) -> Tensor:
+    if not all(ref.size):
         return torch.empty(ref.size, dtype=ref.storage.dtype)
     try:
-        flat = torch.frombuffer(bytearray(data), dtype=ref.storage.dtype)
+        flat = torch.frombuffer(bytearray(storage(ref.storage)), dtype=ref.storage.dtype)
         return flat.as_strided(ref.size, ref.stride, ref.offset).contiguous().clone()
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(
@@ -274,9 +382,11 @@ def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageR
 
 
 def _listed(content: dict) -> str:
-    names = [str(name) for name in content]
+    names = [str(name)[:60] for name in content]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, tuple) and all(type(part) is int for part in value):
+        return str(list(value))
     return repr(value) if isinstance(value, Placeholder) else f"a {type(value).__name__}"

@@ -95,10 +95,13 @@ def convert_checkpoint(
         )
     if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
         raise FileExistsError(f"{out} exists and is not an empty folder: choose another one")
-    net = load_official(file)
+    facts: list[str] = []
+    net = load_official(file, facts=facts)
     if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
         raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
     if system == "ostrack" and (adapter := split_official(net)[1]):
         raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
     with all_or_nothing(out):
-        return converter.run(ConversionJob(net, Path(file), out, base, modality, overrides))
+        report = converter.run(ConversionJob(net, Path(file), out, base, modality, overrides))
+    report.facts[:0] = facts
+    return report

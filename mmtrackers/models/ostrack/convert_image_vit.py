@@ -20,7 +20,7 @@ def ostrack_from_image_vit(
     """An untrained tracker whose trunk is an image ViT; only the head is new.
 
     Args:
-        weights: a checkpoint file with entry `model` (as MAE publishes it), or the tensors by timm's names
+        weights: a checkpoint file (as MAE publishes it), or the tensors by timm's names
             (`patch_embed.proj.weight`, `blocks.0.attn.qkv.weight`, ..., `norm.weight`).
         config (`OSTrackConfig`): sizes; ViT-B at 256 pixels by default.
 
@@ -33,7 +33,7 @@ def ostrack_from_image_vit(
     Example:
         >>> model = ostrack_from_image_vit("mae_pretrain_vit_base.pth")  # doctest: +SKIP
     """
-    net = load_official(weights, entry="model") if isinstance(weights, str | Path) else weights
+    net = load_official(weights, ("model", "state_dict")) if isinstance(weights, str | Path) else weights
     config = config or OSTrackConfig()
     if "pos_embed" not in net:
         raise ValueError(f"No position table 'pos_embed' in the image model; it holds {sorted(net)[:4]} ...")
