@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from huggingface_hub import HfApi
@@ -60,7 +61,12 @@ def online(folder: Path) -> dict[str, object]:
     found["bad revision"] = message_of(ADAPTER, revision="no-such-tag")
     found["bad base revision"] = message_of(ADAPTER, base_revision="no-such-tag")
     found["missing repository"] = message_of("org/no-such-model")
-    push(folder / "adapter", "org/orphan", base_model="org/base-that-is-gone")
+    try:
+        push(folder / "adapter", "org/orphan", base_model="org/base-that-is-gone")
+    except ValueError as error:
+        found["refused"] = str(error)
+    with patch.object(HfApi, "repo_exists", return_value=True):  # it goes later
+        push(folder / "adapter", "org/orphan", base_model="org/base-that-is-gone")
     found["missing base"] = message_of("org/orphan")
     found["orphan with base_model="] = torch.equal(
         maps(AutoTracker.from_pretrained("org/orphan", base_model=BASE), feed), second

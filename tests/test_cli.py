@@ -258,6 +258,18 @@ def test_track_end_to_end_on_a_video_file(tiny, tmp_path):
     assert again.exit_code == 0, again.output
 
 
+def test_info_lists_what_there_is():
+    shown = call("info").stdout
+    assert "SEATrack    presets: seatrack-rgbt, seatrack-rgbd, seatrack-rgbe" in shown
+    assert "AMG_LORA" in shown and "seatrack-tiny-event" in shown
+
+
+def test_info_of_an_embedded_adapter():
+    shown = call("info", "seatrack-tiny-thermal").stdout
+    assert "G per frame and target" in shown and "license" in shown and "figures" in shown
+    assert 1e9 < float(re.search(r"MACs +([\d.]+) G", shown)[1]) * 1e9 < 2e9
+
+
 def test_info_of_a_full_tracker(tiny):
     result = call("info", tiny)
     assert "OSTrackForTracking (mmt_ostrack)" in result.stdout

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mmtrackers"
 
 # from the top down; a wing may import those below it that are named here, inside functions too
 BELOW = {
-    "cli": {"browser", "evaluation", "conversion", "models", "tracking", "data", "hub", "pretrained", "processing"},
+    "cli": {"browser", "evaluation", "conversion", "models", "training", "tracking", "data", "hub", "pretrained",
+            "processing"},
     "browser": {"tracking", "processing", "pretrained"},
     "pipeline": {"tracking", "processing"},
     "evaluation": {"tracking", "data", "hub", "processing"},

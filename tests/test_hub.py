@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from peft_rows import ROWS, TINY, inputs, maps, plain_tracker, tiny_ostrack, with_adapter
 
 from mmtrackers import AutoTracker, OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
+from mmtrackers.hub.card import write_results
 from mmtrackers.hub.publish import TrainingFacts, check_folder, push, save_adapter, write_card
 
 AMG = next(row for row in ROWS if row.peft_type == "AMG_LORA")
@@ -24,10 +26,11 @@ FACTS = TrainingFacts(
     hardware="1 H100",
     recipe={"learning rate": 1e-4, "batch": 32},
     figures=[
-        {"dataset": "LasHeR", "split": "test", "metric": "AUC", "value": 0.5551},
+        {"dataset": "LasHeR", "split": "test", "metric": "AUC", "value": 0.5551, "dataset_id": "org/lasher"},
         {"dataset": "RGBT234", "metric": "MPR", "value": 0.85, "note": "one run"},
     ],
     limits="It was never shown rain.",
+    license="apache-2.0",
 )
 
 
@@ -72,6 +75,7 @@ def test_push_and_pull(round_trip: dict[str, Any]) -> None:
     assert found["class"] == "SEATrackForTracking"
     for what in ("base is the same", "adapter is the same", "pinned is the first", "both pinned"):
         assert found[what] is True, what
+    assert "'org/base-that-is-gone' is not on the Hub" in found["refused"]
     assert found["orphan with base_model="] is True
     assert found["processor"] == [64, 32]
     assert found["base of the saved again"] == "org/ostrack-tiny"
@@ -227,7 +231,7 @@ def test_card_says_what_a_reader_wants_to_know(folders: Path) -> None:
     data = card.data.to_dict()
     assert (data["license"], data["library_name"], data["datasets"]) == ("apache-2.0", "mmtrackers", ["org/lasher"])
     assert data["tags"] == ["visual-object-tracking", "rgbt", "seatrack", "peft"]
-    assert "pipeline_tag" not in data
+    assert data["pipeline_tag"] == "visual-object-tracking"
     assert "base_model" not in data  # "../base" is no Hub id
     results = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert results == {("LasHeR", "auc"): 0.5551, ("RGBT234", "mpr"): 0.85}
@@ -246,7 +250,7 @@ def test_card_says_what_a_reader_wants_to_know(folders: Path) -> None:
     assert "{{" not in card.text and "nofficial" not in card.text
     assert "\n\n\n" not in card.text
     table = card.text.split("| system |")[1].split("\n\n")[0]
-    assert "| licence | apache-2.0 |" in table
+    assert "| license | apache-2.0 |" in table
 
 
 def test_card_names_a_hub_base_and_invents_nothing(copies: Path) -> None:
@@ -332,3 +336,14 @@ def test_what_push_refuses(copies: Path, case: str) -> None:
 def test_check_folder_answers_with_the_base(copies: Path) -> None:
     assert check_folder(copies / "base") is None
     assert check_folder(copies / "adapter", base_model="org/base") == "org/base"
+
+
+def test_results_for_the_hub_and_no_license_unless_somebody_chose_one(tmp_path: Path) -> None:
+    (file,) = write_results(tmp_path, FACTS)
+    assert file == tmp_path / ".eval_results/lasher.yaml"
+    known = {"dataset": {"id": "org/lasher", "task_id": "test_auc"}, "value": 0.5551}
+    assert yaml.safe_load(file.read_text()) == [known]
+    tiny_ostrack().save_pretrained(tmp_path)
+    card = ModelCard.load(write_card(tmp_path, TrainingFacts(data="mine")))
+    assert card.data.license is None and card.data.pipeline_tag == "visual-object-tracking"
+    assert "pip install mmtrackers" in card.text and "none stated" in card.text

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import align, browse, evaluate, share, track
+from . import align, browse, evaluate, info, share, track
 from .ending import Commands, interrupt_on_signals
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ for command in (
     browse.app,
     align.align,
     evaluate.evaluate,
-    share.info,
+    info.info,
     share.push,
     share.convert,
 ):

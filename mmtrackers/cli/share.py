@@ -1,67 +1,9 @@
-"""`mmtrackers info | push | convert`: what a tracker is made of, the Hub, official checkpoints."""
+"""`mmtrackers push | convert`: the Hub, official checkpoints."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-
-def info(
-    repo: Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")],
-    base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
-) -> None:
-    """Show what a tracker is made of: base, tuner, modality, sizes, parameters."""
-    from mmtrackers.hub.auto import AutoTracker
-
-    model = AutoTracker.from_pretrained(repo, **({"base_model": base_model} if base_model else {}))
-    for name, value in describe(model, repo).items():
-        typer.echo(f"{name:<12}{value}")
-
-
-def describe(model: Any, repo: str) -> dict[str, str]:
-    """What `mmtrackers info` shows of a loaded model.
-
-    Args:
-        model (`TrackerPreTrainedModel`): with or without an adapter.
-        repo (`str`): where it came from.
-
-    Example:
-        ```python
-        describe(AutoTracker.from_pretrained(folder), folder)["modality"]
-        ```
-    """
-    from mmtrackers.hub.adapters import adapter_state_dict
-
-    config = model.config
-    adapters = getattr(model, "peft_config", None) or {}
-    own = sum(tensor.numel() for name in adapters for tensor in adapter_state_dict(model, name).values())
-    total = sum(p.numel() for p in model.parameters())
-    described = {
-        "tracker": f"{type(model).__name__} ({config.model_type})",
-        "modality": "rgb" if config.streams == 1 else f"rgb + {config.modality}",
-    }
-    for adapter in adapters.values():
-        described["base"] = str(adapter.base_model_name_or_path)
-        described["tuner"] = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-    described |= {
-        "sizes": f"template {config.template_size}, search {config.search_size}, patch {config.patch_size} pixels",
-        "layers": f"{config.num_hidden_layers} of width {config.hidden_size}, {config.num_attention_heads} heads",
-        "parameters": f"{total:,}" + (f", of them {own:,} in the adapter" if adapters else ""),
-    }
-    path = _adapter_file(repo)
-    if adapters and path is not None:
-        described["adapter"] = f"{path.stat().st_size:,} bytes ({path.name})"
-    return described
-
-
-def _adapter_file(repo: str) -> Path | None:
-    name = "adapter_model.safetensors"
-    if Path(repo).is_dir():
-        return Path(repo) / name if (Path(repo) / name).is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, name)
-    return Path(found) if isinstance(found, str) else None
 
 
 def push(
@@ -71,18 +13,26 @@ def push(
     base_model: Annotated[
         str | None, typer.Option(help="Hub id of the base, where the adapter names a local folder.")
     ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="License of the weights for the card, such as apache-2.0; none by default.")
+    ] = None,
 ) -> None:
     """Upload a saved tracker or adapter to the Hub."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give one that save_pretrained wrote")
     from mmtrackers.hub import publish
 
-    typer.echo(f"pushed to {publish.push(folder, repo, private=private, base_model=base_model)}")
+    typer.echo(f"pushed to {publish.push(folder, repo, private=private, base_model=base_model, license=license)}")
 
 
 def convert(
     system: Annotated[str, typer.Argument(help="Whose file: lorat, ostrack, odtrack, patrack, seatrack, spmtrack.")],
-    file: Annotated[Path, typer.Argument(help="Official checkpoint, as published (.pth.tar, .pth), or .safetensors.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Official checkpoint, as published (.pth.tar, .pth) or .safetensors; org/name:FILE is one of the Hub."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
     modality: Annotated[str | None, typer.Option(help="thermal, depth or event.")] = None,
@@ -94,7 +44,21 @@ def convert(
 
     told = {} if search_size is None else {"search_size": search_size}
     try:
-        report = convert_checkpoint(system, file, out, base=base, modality=modality, overwrite=force, **told)
+        report = convert_checkpoint(system, _local(file), out, base=base, modality=modality, overwrite=force, **told)
     except FileExistsError as error:
         raise ValueError(f"{error}, or --force to write into it") from error
     typer.echo(str(report))
+
+
+def _local(file: str) -> Path:
+    """The file itself, or the one of a Hub repository that `org/name:path` means, downloaded."""
+    repo, colon, path = file.partition(":")
+    if Path(file).exists() or not (colon and path and repo.count("/") == 1):
+        return Path(file)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repo, path))
+    except HfHubHTTPError as error:
+        raise ValueError(f"cannot get {path} of {repo} from the Hub: {str(error).splitlines()[0]}") from error

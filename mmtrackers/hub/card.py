@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from mmtrackers.processing.files import write_json
 
@@ -44,9 +45,10 @@ class TrainingFacts:
         hardware (`str`, *optional*): such as "1 H100" or "2 CPU cores".
         recipe (`dict`): hyper-parameters by name (numbers, strings).
         figures (`list[dict]`): results, each with "dataset" and "value" and optionally "metric" (default "AUC"),
-            "split", "note" and "settings" (a dict: what they were measured with).
+            "split", "note", "settings" (a dict: what they were measured with) and "dataset_id" (the data set's id on
+            the Hub).
         limits (`str`, *optional*): what it is not good at.
-        license (`str`): licence of the weights.
+        license (`str`): license of the weights, such as "apache-2.0"; by default none is claimed.
 
     Example:
         >>> TrainingFacts(data="LasHeR train", samples=60_000, figures=[{"dataset": "LasHeR", "value": 0.55}]).samples
@@ -62,7 +64,7 @@ class TrainingFacts:
     recipe: dict[str, Any] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
     limits: str | None = None
-    license: str = "apache-2.0"
+    license: str = ""
 
     def __post_init__(self) -> None:
         for figure in self.figures:
@@ -180,7 +182,10 @@ def _inferred(tuner: str | None) -> tuple[str, ...]:
 
 def _card_data(about: dict[str, Any], facts: TrainingFacts, name: str) -> ModelCardData:
     tags = ["visual-object-tracking", MODALITY_TAGS.get(about["modality"], about["modality"]), about["system"]]
-    data: dict[str, Any] = {"license": facts.license, "library_name": LIBRARY, "model_name": name}
+    # transformers' `pipeline(model=...)` finds the task by this tag
+    data: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "visual-object-tracking", "model_name": name}
+    if facts.license:
+        data["license"] = facts.license
     if about["is_adapter"]:
         tags.append("peft")
         base = about["base_model"]
@@ -192,6 +197,34 @@ def _card_data(about: dict[str, Any], facts: TrainingFacts, name: str) -> ModelC
     if facts.figures:
         data["eval_results"] = [_eval_result(figure) for figure in facts.figures]
     return ModelCardData(**data, tags=tags)
+
+
+def write_results(folder: str | Path, facts: TrainingFacts) -> list[Path]:
+    """Writes the figures on data sets of the Hub as the Hub reads them, `.eval_results/<data set>.yaml`.
+
+    Args:
+        folder: of the model; figures without a Hub id of their data set stand in the card alone.
+        facts: with the figures.
+
+    Returns:
+        The files.
+
+    Example:
+        >>> write_results("out", TrainingFacts(figures=[{"dataset": "LasHeR", "value": 0.55}]))
+        []
+    """
+    sets: dict[str, list[EvalResultEntry]] = {}
+    for figure in facts.figures:
+        if dataset := figure.get("dataset_id"):
+            task = "_".join(str(part) for part in (figure.get("split"), figure.get("metric", "AUC")) if part)
+            entry = EvalResultEntry(dataset, task.lower(), figure["value"], notes=figure.get("note"))
+            sets.setdefault(dataset, []).append(entry)
+    files = []
+    for dataset, entries in sets.items():
+        files.append(Path(folder, ".eval_results", f"{dataset.rsplit('/', 1)[-1].lower()}.yaml"))
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        files[-1].write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+    return files
 
 
 def _eval_result(figure: dict[str, Any]) -> EvalResult:

@@ -7,6 +7,7 @@ make it look like a full model) and no absolute path in any file.
 """
 
 import copy
+import dataclasses
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ from .adapters import (
     check_adapter_name,
     inner_model,
 )
-from .card import CARD, TrainingFacts, is_own_text, write_card
+from .card import CARD, TrainingFacts, is_own_text, read_facts, write_card, write_results
 from .fingerprints import fingerprint
 from .folders import (
     ADAPTER_CONFIG,
@@ -283,6 +284,7 @@ def push(
     card: TrainingFacts | None = None,
     token: str | None = None,
     message: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Publish an adapter or a full model as a Hub repository, with a model card.
 
@@ -297,12 +299,14 @@ def push(
         card: what is known of the training (default: what was saved with the model).
         token: of the Hub (default: the stored login).
         message: of the commit.
+        license: of the weights, for the card, such as "apache-2.0"; none is claimed unless somebody says one.
 
     Returns:
         The repository's address.
 
     Raises:
-        OSError, ValueError: as ``check_folder``.
+        OSError, ValueError: as ``check_folder``; or an adapter's base that is not on the Hub, where nobody could load
+            the adapter.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
 
     Example:
@@ -311,6 +315,13 @@ def push(
     folder = Path(folder)
     base = check_folder(folder, base_model)
     api = HfApi(token=token, library_name="mmtrackers")
+    if base is not None and not api.repo_exists(base):
+        raise ValueError(
+            f"the adapter's base {base!r} is not on the Hub (or you cannot see it), so nobody could load the adapter: "
+            'push the base first, or name the repository that holds it with base_model="org/name"'
+        )
+    if license is not None:
+        card = dataclasses.replace(card or read_facts(folder) or TrainingFacts(), license=license)
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary, repo_id.rsplit("/", 1)[-1])
         stage.mkdir()
@@ -322,6 +333,7 @@ def push(
             write_json(stage / ADAPTER_CONFIG, config)
         if card is not None or not is_own_text(stage):
             write_card(stage, card, repo_id=repo_id)
+        write_results(stage, card or read_facts(folder) or TrainingFacts())
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         what = f"Upload {'adapter' if base is not None else 'model'} with mmtrackers"
         api.upload_folder(repo_id=url.repo_id, folder_path=stage, commit_message=message or what)

@@ -183,9 +183,9 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
     model = PATrackForTracking.from_base(str(base), modality=job.modality, adapter_config=adapter_config)
     tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
     fill_adapter(model, "default", tensors, str(job.file))
-    # the official repository states no licence
     data = f"as its authors trained it; converted from the official file `{job.file.name}`"
-    facts = TrainingFacts(data=data, license="unknown")
+    limits = "The authors' repository states no license for code or weights: ask them before you use or share these."
+    facts = TrainingFacts(data=data, license="unknown", limits=limits)
     model.eval().save_pretrained(job.out, card=facts)
     if job.base is None:
         model.image_processor().save_pretrained(job.out)
