@@ -23,7 +23,8 @@ import pytest
 from test_browser import drag
 
 from mmtrackers.pretrained import SAMPLE_CLIP as CLIP
-from mmtrackers.tracking.video import VideoWriter, open_source
+from mmtrackers.tracking.sources import open_source
+from mmtrackers.tracking.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get("MMTRACKERS_APP") or (sys.executable if importlib.util.find_spec("gradio") else None)

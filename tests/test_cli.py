@@ -72,15 +72,15 @@ def test_a_sequence_with_its_own_box(stub, sequence, tmp_path):
     assert result.exit_code == 0, result.output
     mean = float(re.search(r"mean overlap ([\d.]+) over the frames where the target is present", result.stdout)[1])
     assert 0.85 < mean <= 1
-    lines = (tmp_path / "out" / "walk.txt").read_text().splitlines()
+    lines = (tmp_path / "out" / "walk_tracked.txt").read_text().splitlines()
     assert len(lines) == 8 and lines[0] == "40.0000,50.0000,24.0000,20.0000"
-    record = json.loads((tmp_path / "out" / "walk.json").read_text())
+    record = json.loads((tmp_path / "out" / "walk_tracked.json").read_text())
     (target,) = record["targets"]
     assert len(target["boxes_xywh"]) == len(target["scores"]) == len(target["present"]) == 8
     assert target["scores"][:2] == [1.0, 0.8] and record["settings"]["model"] == "any"
     assert record["mean_overlap"] == pytest.approx(mean, abs=6e-4) and record["stopped"] is None
-    assert cv2.imread(str(tmp_path / "out" / "walk.png")) is not None
-    with av.open(str(tmp_path / "out" / "walk.mp4")) as container:
+    assert cv2.imread(str(tmp_path / "out" / "walk_tracked.png")) is not None
+    with av.open(str(tmp_path / "out" / "walk_tracked.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 8
 
 
@@ -91,9 +91,9 @@ def test_several_targets_write_a_file_each(stub, tmp_path):
     result = call("track", folder, "--model", "m", *boxes, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert stub.batches == [(2, 1, 3, 64, 64)] * 2
-    assert (tmp_path / "two_2.txt").read_text().splitlines()[0] == "50.0000,60.0000,20.0000,20.0000"
-    assert len(json.loads((tmp_path / "two.json").read_text())["targets"]) == 2
-    assert not (tmp_path / "two.png").exists(), "no ground truth, no plot"
+    assert (tmp_path / "two_tracked_2.txt").read_text().splitlines()[0] == "50.0000,60.0000,20.0000,20.0000"
+    assert len(json.loads((tmp_path / "two_tracked.json").read_text())["targets"]) == 2
+    assert not (tmp_path / "two_tracked.png").exists(), "no ground truth, no plot"
 
 
 def test_a_sequence_begins_where_its_target_is_first_seen(stub, tmp_path):
@@ -101,22 +101,23 @@ def test_a_sequence_begins_where_its_target_is_first_seen(stub, tmp_path):
     boxes[:2] = np.nan
     folder = write_folder(tmp_path / "late", frames, boxes)
     assert call("track", folder, "--model", "m", "--output", tmp_path).exit_code == 0
-    lines = (tmp_path / "late.txt").read_text().splitlines()
+    assert (tmp_path / "late_tracked_scores.txt").read_text().split() == ["nan"] * 2 + ["1.000000"] + ["0.800000"] * 3
+    lines = (tmp_path / "late_tracked.txt").read_text().splitlines()
     assert len(lines) == 6 and lines[1] == "0.0000,0.0000,0.0000,0.0000" and lines[2].startswith("44.0000,52.0000")
-    assert json.loads((tmp_path / "late.json").read_text())["first_frame"] == 2
+    assert json.loads((tmp_path / "late_tracked.json").read_text())["first_frame"] == 2
 
 
 def test_two_folders_and_what_is_asked_of_the_loader(stub, tmp_path):
     stub.config.streams, stub.config.modality = 2, "thermal"
     frames = [tracking_stub.frame((40, 50, 24, 20), modality="thermal")] * 3
-    rgb, thermal = (write_folder(tmp_path / m, frames, modality=m) for m in ("rgb", "thermal"))
+    rgb, thermal = (write_folder(tmp_path / "walk" / m, frames, modality=m) for m in ("rgb", "thermal"))
     options = ["--box", "40,50,24,20", "--model", "m", "--dtype", "bf16", "--pack"]
     options += ["--base-model", "b", "--max-frames", "2"]
     result = call("track", rgb, "--thermal", thermal, "--output", tmp_path, *options)
     assert result.exit_code == 0, result.output
     assert stub.asked == {"repo": "m", "dtype": "bf16", "device": "cpu", "pack": True, "base_model": "b"}
-    assert len((tmp_path / "rgb.txt").read_text().splitlines()) == 2
-    with av.open(str(tmp_path / "rgb.mp4")) as container:
+    assert len((tmp_path / "walk_tracked.txt").read_text().splitlines()) == 2
+    with av.open(str(tmp_path / "walk_tracked.mp4")) as container:
         assert container.streams.video[0].width == 324
 
 
@@ -148,7 +149,7 @@ def test_absent_targets_are_counted(stub, tmp_path):
     arguments = ("--model", "m", "--box", "40,50,24,20", "--absent-below", "0.9", "--output", tmp_path)
     result = call("track", folder, *arguments)
     assert "reported as absent: 2 of 3 boxes" in result.stdout
-    assert json.loads((tmp_path / "v.json").read_text())["targets"][0]["present"] == [True, False, False]
+    assert json.loads((tmp_path / "v_tracked.json").read_text())["targets"][0]["present"] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -186,10 +187,12 @@ def test_what_was_done_is_kept_when_a_source_breaks_off(stub, tmp_path):
     message = error_of("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
     assert "frame 3 is 60x60 pixels" in message and "3 frames, is kept" in message
     (folder / "0002.png").write_bytes(b"no image")
-    message = error_of("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    arguments = ("track", folder, "--model", "m", "--box", "40,50,24,20", "--output", tmp_path)
+    assert "v_tracked.txt): choose another --output, or --overwrite" in error_of(*arguments)
+    message = error_of(*arguments, "--overwrite")
     assert "0002.png is not a readable image" in message
-    assert len((tmp_path / "v.txt").read_text().splitlines()) == 2
-    assert "0002.png" in json.loads((tmp_path / "v.json").read_text())["stopped"]
+    assert len((tmp_path / "v_tracked.txt").read_text().splitlines()) == 2
+    assert "0002.png" in json.loads((tmp_path / "v_tracked.json").read_text())["stopped"]
 
 
 def test_interrupting_keeps_what_is_done(stub, sequence, tmp_path, monkeypatch):
@@ -203,8 +206,10 @@ def test_interrupting_keeps_what_is_done(stub, sequence, tmp_path, monkeypatch):
     monkeypatch.setattr(stub, "decode", interrupted)
     result = call("track", sequence, "--model", "m", "--output", tmp_path)
     assert result.exit_code == 130 and "interrupted after 4 frames; what was done is kept" in result.stderr
-    assert len((tmp_path / "walk.txt").read_text().splitlines()) == 4
-    with av.open(str(tmp_path / "walk.mp4")) as container:
+    scores = (tmp_path / "walk_tracked_scores.txt").read_text().splitlines()
+    assert scores == ["1.000000", "0.800000", "0.800000", "0.800000"]
+    assert len((tmp_path / "walk_tracked.txt").read_text().splitlines()) == 4
+    with av.open(str(tmp_path / "walk_tracked.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 4
 
 
@@ -214,7 +219,7 @@ def test_the_default_model_follows_the_streams(stub, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "v", frames, boxes)
     call("track", folder, "--output", tmp_path)
     assert stub.asked["repo"].endswith("ostrack-tiny")
-    call("track", folder, "--thermal", folder, "--box", "40,50,24,20", "--output", tmp_path)
+    call("track", folder, "--thermal", folder, "--box", "40,50,24,20", "--output", tmp_path, "--overwrite")
     assert stub.asked["repo"].endswith("seatrack-tiny-thermal")
     with pytest.raises(ValueError, match=r"no checkpoint for 'sonar' .* only for rgb, depth, event"):
         default_checkpoint("sonar")
@@ -223,10 +228,10 @@ def test_the_default_model_follows_the_streams(stub, tmp_path, monkeypatch):
 def test_the_sample_is_the_clip_of_the_package_unless_a_file_has_its_name(stub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("track", "sample", "--box", "353,396,53,148", "--max-frames", "2", "--output", tmp_path / "out")
-    assert result.exit_code == 0 and (tmp_path / "out" / "pedestrians.txt").read_text().startswith("353")
+    assert result.exit_code == 0 and (tmp_path / "out" / "pedestrians_tracked.txt").read_text().startswith("353")
     write_folder(tmp_path / "sample", *moving(2))
     call("track", "sample", "--output", tmp_path / "out")
-    assert len((tmp_path / "out" / "sample.txt").read_text().splitlines()) == 2
+    assert len((tmp_path / "out" / "sample_tracked.txt").read_text().splitlines()) == 2
 
 
 # --------------------------------------------------------------------------------------------------------- for real
@@ -250,9 +255,10 @@ def test_track_end_to_end_on_a_video_file(tiny, tmp_path):
     arguments = ("--model", tiny, "--box", "40,50,24,20", "--output", tmp_path / "out")
     result = call("track", tmp_path / "clip.mp4", *arguments)
     assert result.exit_code == 0, result.output
-    found = [[float(v) for v in line.split(",")] for line in (tmp_path / "out" / "clip.txt").read_text().splitlines()]
+    lines = (tmp_path / "out" / "clip_tracked.txt").read_text().splitlines()
+    found = [[float(v) for v in line.split(",")] for line in lines]
     assert len(found) == 6 and found[0] == [40, 50, 24, 20] and np.isfinite(found).all()
-    with av.open(str(tmp_path / "out" / "clip.mp4")) as container:
+    with av.open(str(tmp_path / "out" / "clip_tracked.mp4")) as container:
         assert float(container.streams.video[0].average_rate) == 20
     again = call("track", tmp_path / "clip.mp4", *arguments[:-1], tmp_path / "bf16", "--dtype", "bfloat16")
     assert again.exit_code == 0, again.output
@@ -403,7 +409,7 @@ def test_align_finds_a_matrix_and_track_uses_it(stub, tmp_path):
     place = ("track", tmp_path / "rgb", "--thermal", tmp_path / "heat", "--box", "40,50,24,20", "--output", tmp_path)
     assert "streams differ in size" in error_of(*place)
     call(*place, "--align", out, "--thermal-range", "0", "255")
-    record = json.loads((tmp_path / "rgb.json").read_text())
+    record = json.loads((tmp_path / f"{tmp_path.name}_tracked.json").read_text())
     assert record["settings"]["thermal_range"] == [0.0, 255.0] and record["settings"]["align"] == str(out)
     assert record["frames"] == 3
     assert f"{out} exists" in error_of("align", tmp_path / "rgb", tmp_path / "heat", out)
@@ -431,7 +437,7 @@ def test_thermal_alone_is_read_in_the_place_of_rgb(stub, tmp_path):
     write_pair(tmp_path, sixteen=True)
     result = call("track", tmp_path / "heat", "--box", "40,50,24,20", "--output", tmp_path / "out")
     assert "heat has thermal pictures alone" in result.stderr
-    assert json.loads((tmp_path / "out" / "heat.json").read_text())["settings"]["modality"] == "thermal"
+    assert json.loads((tmp_path / "out" / "heat_tracked.json").read_text())["settings"]["modality"] == "thermal"
     stub.config.streams, stub.config.modality = 2, "thermal"
     assert "alone: give the RGB stream as SOURCE" in error_of("track", tmp_path / "heat", "--box", "40,50,24,20")
 

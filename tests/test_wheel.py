@@ -96,7 +96,7 @@ def test_the_main_job_from_another_folder_without_a_network(wheel: Path, tmp_pat
     clean = {"PYTHONPATH": str(site), "HF_HOME": str(tmp_path / "hf")}
     assert "my: 20 frames" in ended(sys.executable, *command, "--output", "out", cwd=work, **clean)
     assert (site / "blocked").exists()
-    model = Path(json.loads((work / "out" / "my.json").read_text())["settings"]["model"])
+    model = Path(json.loads((work / "out" / "my_tracked.json").read_text())["settings"]["model"])
     assert model == site / "mmtrackers" / "pretrained" / "ostrack-tiny"
-    x, y, width, height = map(float, (work / "out" / "my.txt").read_text().split()[-1].split(","))
+    x, y, width, height = map(float, (work / "out" / "my_tracked.txt").read_text().split()[-1].split(","))
     assert 200 < x < 400 and 250 < y < 420 and 20 < width < 70 and 80 < height < 170

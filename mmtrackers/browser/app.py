@@ -24,8 +24,8 @@ import pandas as pd
 from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
 from mmtrackers.processing.boxes import check_box_xywh
 from mmtrackers.tracking.drawing import COLORS, visible
+from mmtrackers.tracking.sources import FrameSource, open_source
 from mmtrackers.tracking.tracker import Tracker
-from mmtrackers.tracking.video import FrameSource, open_source
 
 from .live import LiveRun
 from .pictures import data_url, unpack_pictures

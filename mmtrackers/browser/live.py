@@ -12,9 +12,10 @@ from mmtrackers.processing.frames import Frame
 from mmtrackers.tracking.drawing import annotate
 from mmtrackers.tracking.runs import RunResult, write_results
 from mmtrackers.tracking.session import Prediction
+from mmtrackers.tracking.sources import FrameSource
 from mmtrackers.tracking.targets import Targets
 from mmtrackers.tracking.tracker import Tracker
-from mmtrackers.tracking.video import FrameSource, VideoWriter
+from mmtrackers.tracking.video import VideoWriter
 
 # of a target in a frame where it is not followed
 NOWHERE = Prediction(np.zeros(4), 0.0, False)

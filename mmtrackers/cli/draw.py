@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from mmtrackers.tracking.video import FrameSource
+    from mmtrackers.tracking.sources import FrameSource
 
 
 def drawn_boxes(source: "FrameSource", argument: str) -> list[list[float]]:

@@ -60,7 +60,13 @@ def track(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("tracked"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
-    pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference: faster.")] = False,
+    pack: Annotated[
+        bool | None,
+        typer.Option(help="Prepare the model for inference: faster, the same boxes. Default: for float32 on a CPU."),
+    ] = None,
+    threads: Annotated[
+        str, typer.Option(help="CPU threads: a number, or auto: all cores or one, whichever the run finds faster.")
+    ] = "auto",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
     ] = False,
@@ -81,14 +87,18 @@ def track(
     export: Annotated[
         str, typer.Option(help="Label files for other tools, with commas: coco, mot, cvat.")
     ] = "",
+    video: Annotated[bool, typer.Option("--video/--no-video", help="Write a video with the boxes drawn in.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of an earlier run on this source in --output.")
+    ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, decoding.")
+        bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, drawing, encoding, ...")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no report, only errors.")] = False,
 ) -> None:
     """Follow targets through a video; leaves boxes, scores and an annotated video.
 
-    Ctrl-C ends the run and keeps what is done.
+    Ctrl-C, SIGTERM and SIGHUP end the run and keep what is done.
     """
     boxes = [parse_box(text) for text in box or []]
     given = {"thermal": thermal, "depth": depth, "event": event}
@@ -97,16 +107,16 @@ def track(
         raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
 
     from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
-    from mmtrackers.tracking.export import check_kinds
-    from mmtrackers.tracking.export import export as write_labels
-    from mmtrackers.tracking.runs import run, write_results
+    from mmtrackers.tracking.export import label_files
+    from mmtrackers.tracking.runs import run
     from mmtrackers.tracking.sources import open_source, with_rig
-    from mmtrackers.tracking.tracker import Tracker
+    from mmtrackers.tracking.tracker import Tracker, as_dtype
 
     if thermal_range is not None and thermal_per_frame:
         raise ValueError("--thermal-range and --thermal-per-frame were given: choose one")
     kinds = [kind for kind in export.replace(" ", "").split(",") if kind]
-    check_kinds(kinds)
+    label_files(output, "", kinds)  # a kind that is not known is said before anything is loaded
+    exact = device == "cpu" and as_dtype(dtype) == as_dtype("float32")
     place = SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source
     opened = open_source(place, second, modality, fps, pair_by, event_window, event_start)
     opened = with_rig(opened, align, "frame" if thermal_per_frame else thermal_range)
@@ -117,7 +127,7 @@ def track(
         repo,
         dtype=dtype,
         device=device,
-        pack=pack,
+        pack=exact if pack is None else pack,
         base_model=base_model,
         absent_below=absent_below,
         allow_missing=allow_missing,
@@ -126,7 +136,8 @@ def track(
     )
     _check_streams(tracker, opened, repo)
     boxes = boxes or drawn_boxes(opened, source)
-    result = run(tracker, opened, boxes or None, output, max_frames, progress=not quiet, profile=profile)
+    if pack is None and exact and not quiet:
+        typer.echo("the model is packed for inference, which changes no box (--no-pack leaves it as it is)", err=True)
     settings = {
         "model": repo,
         "base_model": base_model,
@@ -137,14 +148,27 @@ def track(
         "streams": tracker.streams,
         "device": device,
         "dtype": dtype,
-        "pack": pack,
+        "pack": exact if pack is None else pack,
         "absent_below": tracker.absent_below,
         "size_momentum": tracker.size_momentum,
         "recover": recover,
         "allow_missing": allow_missing,
     }
-    labels = write_labels(result, output, kinds)
-    _report(result, [*write_results(result, output, settings), *labels, output / f"{opened.name}.mp4"], quiet)
+    result = run(
+        tracker,
+        opened,
+        boxes or None,
+        output,
+        max_frames,
+        progress=not quiet,
+        profile=profile,
+        video=video,
+        overwrite=overwrite,
+        threads=threads,
+        labels=kinds,
+        settings=settings,
+    )
+    _report(result, quiet)
 
 
 def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
@@ -171,11 +195,11 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
         typer.echo(f"no {' or '.join(kinds)} stream: the RGB stream alone is fed (--allow-missing)", err=True)
 
 
-def _report(result: "RunResult", files: list[Path], quiet: bool = False) -> None:
+def _report(result: "RunResult", quiet: bool = False) -> None:
     count = len(result.predictions)
     done = "1 frame" if count == 1 else f"{count} frames"
     if not quiet:
-        for line in _lines(result, done, files):
+        for line in _lines(result, done):
             typer.echo(line)
     if result.stopped == "interrupted":
         typer.echo(f"interrupted after {done}; what was done is kept", err=True)
@@ -184,15 +208,19 @@ def _report(result: "RunResult", files: list[Path], quiet: bool = False) -> None
         fail(f"{result.stopped} (what was done until then, {done}, is kept)")
 
 
-def _lines(result: "RunResult", done: str, files: list[Path]) -> Iterator[str]:
-    # the given frame is not tracked: alone it has no speed
-    rate = f", {result.frames_per_second:.1f} per second in the tracker" if result.frames_per_second else ""
+def _lines(result: "RunResult", done: str) -> Iterator[str]:
+    rate = ""
+    if result.frames_per_second:  # the given frame is not tracked: alone it has no speed
+        rate = f", {result.whole_frames_per_second:.1f} per second ({result.frames_per_second:.1f} in the tracker)"
     yield f"{result.source.name}: {done}{rate}"
     if result.clock is not None:
         from mmtrackers.evaluation.speed import speed_of, speed_table
 
         speed = speed_of(result.clock.rows, result.clock.device)
         yield speed_table(speed) if speed is not None else "no frame was timed: there is only the given one"
+        spent = {what: 1000 * seconds / len(result.predictions) for what, seconds in result.recording.items()}
+        yield "beside it, in a thread of its own (ms/frame): " + ", ".join(f"{v:.2f} {k}" for k, v in spent.items())
+        yield f"{result.threads} thread{'s' if result.threads > 1 else ''} at the end"
     absent = sum(not p.present for found in result.predictions for p in found)
     if absent:
         yield f"reported as absent: {absent} of {len(result.predictions) * len(result.predictions[0])} boxes"
@@ -200,7 +228,7 @@ def _lines(result: "RunResult", done: str, files: list[Path]) -> Iterator[str]:
         which = "of the first target " if len(result.predictions[0]) > 1 else ""
         which += "over the frames where the target is present, without the given one"
         yield f"mean overlap {result.mean_overlap:.3f} {which}"
-    yield "written: " + ", ".join(str(path) for path in files)
+    yield "written: " + ", ".join(str(path) for path in result.files)
 
 
 def parse_box(text: str) -> list[float]:

@@ -15,6 +15,7 @@ from .session import Prediction
 COLORS = ((255, 159, 0), (86, 200, 255), (0, 200, 130), (255, 110, 190), (240, 228, 66), (213, 94, 0))
 GROUND_TRUTH = (255, 255, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_GAP = 4  # white pixels between two streams
 
 
 def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
@@ -32,6 +33,12 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
         >>> visible(np.array([[0, 900, 1800]], np.uint16), "depth")[0, 0].tolist()
         [0, 0, 0]
     """
+    shown = _shown(picture, modality)
+    return shown.copy() if shown is picture else shown
+
+
+def _shown(picture: np.ndarray, modality: str) -> np.ndarray:
+    """As `visible`, but a picture that is in colour already is itself, not a copy."""
     picture = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
     if modality == "depth":
         known = picture > 0
@@ -42,7 +49,7 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
         return colors
     if picture.dtype != np.uint8:
         picture = thermal_to_grey(picture, ThermalRange()(picture))
-    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture.copy()
+    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture
 
 
 def annotate(
@@ -69,22 +76,25 @@ def annotate(
         >>> annotate(frame, [Prediction(np.array([20.0, 20, 40, 30]), 0.8)], 1).shape
         (144, 160, 3)
     """
-    panels = []
     height, width = next(iter(frame.values())).shape[:2]
     unit = max(1.0, height / 480)
     truth = ground_truth_xywh is not None and np.isfinite(ground_truth_xywh).all()
-    for modality, picture in frame.items():
-        canvas = visible(picture, modality)
+    step = width + _GAP
+    drawn = np.full((height + 2 * round(12 * unit), len(frame) * step - _GAP, 3), 255, np.uint8)
+    for panel, (modality, picture) in enumerate(frame.items()):
+        canvas = drawn[:height, panel * step : panel * step + width]
+        shown = _shown(picture, modality)
         if alignment is not None and modality in alignment:
-            matrix = frame_matrix(alignment[modality], canvas.shape[:2], (height, width), modality)
-            canvas = warp(canvas, matrix, (width, height), modality)
+            matrix = frame_matrix(alignment[modality], shown.shape[:2], (height, width), modality)
+            shown = warp(shown, matrix, (width, height), modality)
+        canvas[:] = shown
         if truth:
             _rectangle(canvas, ground_truth_xywh, GROUND_TRUTH, max(1, round(unit)))
         for k, prediction in enumerate(predictions):
             _target(canvas, prediction, COLORS[k % len(COLORS)], unit)
-        panels.append(np.concatenate([canvas, _caption(width, unit, modality, predictions, index, truth)]))
-        panels.append(np.full((panels[-1].shape[0], 4, 3), 255, np.uint8))
-    return np.concatenate(panels[:-1], axis=1)
+        strip = drawn[height:, panel * step : panel * step + width]
+        _caption(strip, unit, modality, predictions, index, truth)
+    return drawn
 
 
 def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, int], unit: float) -> None:
@@ -117,10 +127,10 @@ def _dashed(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, int
 
 
 def _caption(
-    width: int, unit: float, modality: str, predictions: Sequence[Prediction], index: int, truth: bool
-) -> np.ndarray:
-    """A dark strip below the picture: frame, modality, the scores in the colours of their boxes."""
-    strip = np.full((2 * round(12 * unit), width, 3), 24, np.uint8)
+    strip: np.ndarray, unit: float, modality: str, predictions: Sequence[Prediction], index: int, truth: bool
+) -> None:
+    """The dark strip below the picture: frame, modality, the scores in the colours of their boxes."""
+    strip[:] = 24
     scale, baseline, x = 0.45 * unit, round(17 * unit), round(8 * unit)
     words = [(f"{modality}  frame {index}", (230, 230, 230))]
     words += [
@@ -131,7 +141,6 @@ def _caption(
     for text, color in words:
         cv2.putText(strip, text, (x, baseline), _FONT, scale, color, max(1, round(unit)), cv2.LINE_AA)
         x += cv2.getTextSize(text, _FONT, scale, 1)[0][0] + round(14 * unit)
-    return strip
 
 
 def plot_run(

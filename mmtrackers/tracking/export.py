@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mmtrackers.processing.files import write_text
+
 from .session import Prediction
 
 if TYPE_CHECKING:
@@ -98,27 +100,27 @@ def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> lis
         export(run(tracker, open_source("clip.mp4"), [box]), "tracked", ["coco", "cvat"])
         ```
     """
-    texts = {"coco": (_coco, "json"), "mot": (_mot, "txt"), "cvat": (_cvat, "xml")}
-    kinds = list(kinds)
-    check_kinds(kinds)
-    folder, files = Path(output), []
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in kinds:
-        text, suffix = texts[kind]
-        files.append(folder / f"{result.source.name}_{kind}.{suffix}")
-        files[-1].write_text(text(result), encoding="utf-8")
-    return files
+    texts = {"coco": _coco, "mot": _mot, "cvat": _cvat}
+    files = label_files(output, result.source.name, kinds)
+    return [write_text(path, texts[kind](result)) for kind, path in files.items()]
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Refuses what `export` does not know, before a long run.
+def label_files(folder: str | Path, name: str, kinds: Iterable[str]) -> dict[str, Path]:
+    """Where `export` writes.
 
     Raises:
-        ValueError: naming it.
+        ValueError: a kind that it does not know.
+
+    Example:
+        >>> label_files("tracked", "clip", ["mot"])["mot"].name
+        'clip_mot.txt'
     """
-    unknown = sorted(set(kinds) - {"coco", "mot", "cvat"})
+    suffixes = {"coco": "json", "mot": "txt", "cvat": "xml"}
+    kinds = list(kinds)
+    unknown = sorted(set(kinds) - set(suffixes))
     if unknown:
         raise ValueError(f"cannot export to {', '.join(unknown)}: known are coco, mot and cvat")
+    return {kind: Path(folder) / f"{name}_{kind}.{suffixes[kind]}" for kind in kinds}
 
 
 def _coco(result: "RunResult") -> str:

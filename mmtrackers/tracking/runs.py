@@ -1,8 +1,7 @@
 """One run of a tracker over one source: the loop, its results, and the files that it leaves."""
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.processing.files import FolderLock, write_text
 
+from .ahead import ReadAhead
 from .clock import StageClock
+from .export import export
+from .recording import Recorder, ResultFiles, box_line, score_line
 from .session import Prediction, TrackingSession
 from .sources import Frame, FrameSource
+from .threads import ThreadChoice, chosen_threads
 from .tracker import Tracker
-from .video import VideoWriter
 
 
 @dataclass
@@ -29,9 +32,13 @@ class RunResult:
         predictions (`list[list[Prediction]]`): per frame from `first` on, one per target; the first are the
             given boxes.
         seconds (`float`): spent in the tracker, without reading and drawing.
+        elapsed (`float`): of the whole run, from the first frame until the files were finished.
+        threads (`int`): on a CPU, with which the tracker ran at the end.
         stopped (`str`, *optional*): why it ended before the source did.
         interrupt (`KeyboardInterrupt`, *optional*): what ended it, if Ctrl-C or a signal did.
         clock ([`StageClock`], *optional*): where the time went, if that was asked for.
+        recording (`dict[str, float]`): seconds of drawing and encoding, beside the tracker, and of waiting for it.
+        files (`list[Path]`): what the run left.
         size (`tuple[int, int]`): height and width of the frames in pixels.
 
     Example:
@@ -46,9 +53,13 @@ class RunResult:
     first: int
     predictions: list[list[Prediction]] = field(default_factory=list)
     seconds: float = 0.0
+    elapsed: float = 0.0
+    threads: int = 1
     stopped: str | None = None
     interrupt: KeyboardInterrupt | None = None
     clock: StageClock | None = field(default=None, repr=False)
+    recording: dict[str, float] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
@@ -94,6 +105,11 @@ class RunResult:
         """Frames that the tracker itself does in a second (crop, forward pass, decoding)."""
         return (len(self.predictions) - 1) / self.seconds if self.seconds > 0 else 0.0
 
+    @property
+    def whole_frames_per_second(self) -> float:
+        """Frames per second of the whole run, with reading, drawing and encoding."""
+        return (len(self.predictions) - 1) / self.elapsed if self.elapsed > 0 else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Boxes, scores and presence per target as plain numbers, as JSON takes them.
 
@@ -117,7 +133,8 @@ class RunResult:
             "frames": len(self.predictions),
             "targets": targets,
             "mean_overlap": self.mean_overlap,
-            "frames_per_second": round(self.frames_per_second, 2),
+            "frames_per_second": round(self.whole_frames_per_second, 2),
+            "frames_per_second_in_tracker": round(self.frames_per_second, 2),
             "stopped": self.stopped,
         }
 
@@ -140,24 +157,41 @@ def run(
     max_frames: int | None = None,
     progress: bool = False,
     profile: bool = False,
+    video: bool = True,
+    overwrite: bool = False,
+    threads: int | str = "auto",
+    labels: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
 ) -> RunResult:
-    """Tracks through a source and writes the annotated video as it goes.
+    """Tracks through a source and writes what it finds as it goes.
 
-    Ctrl-C, and a source that breaks off in its middle, end the run; what was found until then is returned, with the
-    reason in `stopped`.
+    Frames are read ahead and the video is written in threads of their own. Ctrl-C, a full disk, and a source that
+    breaks off in its middle end the run; what was found until then is kept and returned, with the reason in `stopped`.
+
+    The files in `output`, named after the source: `clip_tracked.txt`, a line `x,y,w,h` per frame, the first being the
+    given box, as the data sets' tools read it (further targets in `clip_tracked_2.txt` and so on);
+    `clip_tracked_scores.txt`, a line per frame, a column per target; `clip_tracked.mp4`, the annotated video;
+    `clip_tracked.json`, boxes, scores, presence and settings; `clip_tracked.png`, overlap and score over time, where
+    there is ground truth. The first three grow with every frame.
 
     Args:
         tracker (`Tracker`): see there.
         source (`FrameSource`): from `mmtrackers.tracking.sources.open_source`.
         boxes_xywh (list of 4 `float`, *optional*): one per target, in the first frame; by default the source's own
             first box.
-        output (`str` or `Path`, *optional*): folder of the annotated video `<name>.mp4`; none without it.
+        output (`str` or `Path`, *optional*): folder of the results, made if need be; none without it.
         max_frames (`int`, *optional*): stop after so many frames.
         progress (`bool`): show a progress bar, where a terminal shows it.
-        profile (`bool`): time reading, crop, model and decoding of every frame (`RunResult.clock`).
+        profile (`bool`): time every stage (`RunResult.clock` and `recording`).
+        video (`bool`): write the annotated video too.
+        overwrite (`bool`): replace the results of an earlier run on this source.
+        threads (`int` or `str`): of torch and OpenCV on a CPU; "auto" takes all or one, whichever turns out faster.
+        labels (`str`s): label files to write too, see [`export`]: "coco", "mot", "cvat".
+        settings (`dict`, *optional*): kept in the JSON.
 
     Raises:
         ValueError: no box is known, a box or the first frame cannot be used, or there is no frame.
+        OSError: another process writes into `output`, or it holds results of an earlier run, or files of others.
 
     Example:
         ```python
@@ -166,64 +200,100 @@ def run(
     """
     given, first = _initial_boxes(source, boxes_xywh)
     result = RunResult(source, first, clock=StageClock(tracker.device) if profile else None)
-    frames = iter(source)
     with ExitStack() as stack:
-        stack.callback(getattr(frames, "close", lambda: None))
-        bar = stack.enter_context(_bar(source, first, max_frames, progress))
-        writer = None
+        files = None
         if output is not None:
-            writer = stack.enter_context(VideoWriter(Path(output) / f"{source.name}.mp4", source.fps))
+            stack.enter_context(FolderLock(output))
+            files = ResultFiles(Path(output), source.name, len(given), tuple(labels))
+            files.check(overwrite)
+        steps = _Steps(tracker, given, result, files, video)
+        choice = None
+        if tracker.device.type == "cpu":
+            choice = stack.enter_context(chosen_threads(threads))
+        frames = stack.enter_context(ReadAhead(iter(source)))
+        bar = stack.enter_context(_bar(source, first, max_frames, progress))
+        begin = time.perf_counter()
         try:
-            _loop(tracker, given, frames, result, writer, bar, max_frames)
+            steps.go(frames, bar, max_frames, choice)
         except KeyboardInterrupt as interrupt:
             result.stopped, result.interrupt = "interrupted", interrupt
         except (ValueError, OSError) as error:
             if not result.predictions:
                 raise
             result.stopped = str(error)
-    if not result.predictions:
-        raise ValueError(f"{source.name}: {result.stopped or 'the source has no frame to start from'}")
+        finally:
+            steps.close()
+        result.elapsed = time.perf_counter() - begin
+        if not result.predictions:
+            raise ValueError(f"{source.name}: {result.stopped or 'the source has no frame to start from'}")
+        result.threads = choice.threads if choice is not None else 1
+        if files is not None:
+            result.files = _finish(result, files, settings or {})
     return result
 
 
-def _loop(
-    tracker: Tracker,
-    given: np.ndarray,
-    frames: Any,
-    result: RunResult,
-    writer: VideoWriter | None,
-    bar: Any,
-    max_frames: int | None,
-) -> None:
-    from .drawing import annotate
+class _Steps:
+    """The loop of a run."""
 
-    session, clock = None, result.clock
-    for index, frame in enumerate(frames):
-        if index < result.first:
-            continue
-        if max_frames is not None and index - result.first >= max_frames:
-            break
-        if session is None:
-            session = _started(tracker, result.source, frame, given)
+    def __init__(
+        self, tracker: Tracker, given: np.ndarray, result: RunResult, files: ResultFiles | None, video: bool
+    ) -> None:
+        self.tracker, self.given, self.result, self.files, self.video = tracker, given, result, files, video
+        self.session: TrackingSession | None = None
+        self.recorder: Recorder | None = None
+
+    def go(self, frames: Iterator[Frame], bar: Any, max_frames: int | None, choice: ThreadChoice | None) -> None:
+        result, clock = self.result, self.result.clock
+        last = time.perf_counter()
+        for index, frame in enumerate(frames):
+            if index < result.first:
+                continue
+            if max_frames is not None and index - result.first >= max_frames:
+                break
+            found = self._found(frame)
+            result.predictions.append(found)
+            if self.recorder is not None:
+                self.recorder.put(index, frame, found)
+            bar.update()
+            now = time.perf_counter()
+            if choice is not None and index > result.first:
+                choice.step(now - last)
+            last = now
+            if clock is not None:
+                clock.begin()
+
+    def _found(self, frame: Frame) -> list[Prediction]:
+        result, clock = self.result, self.result.clock
+        if self.session is None:
+            self.session = _started(self.tracker, result.source, frame, self.given)
             result.size = next(iter(frame.values())).shape[:2]
-            found = session.initial_prediction()
-        else:
-            if clock is not None:
-                clock("read")
-            begin = time.perf_counter()
-            found = session.update(frame, clock)
-            result.seconds += time.perf_counter() - begin
-            if clock is not None:
-                clock.end()
-        result.predictions.append(found)
-        if writer is not None:
-            truth = result.source.boxes_xywh
-            known = truth is not None and index < len(truth) and result.source.present[index]
-            shown = {session.modality: frame[session.modality]} if tracker.streams == 1 else frame
-            writer.write(annotate(shown, found, index, truth[index] if known else None, session.alignment))
-        bar.update()
+            if self.files is not None:
+                shown = (self.session.modality,) if self.tracker.streams == 1 else None
+                self.files.claim()
+                self.recorder = Recorder(
+                    self.files, result.source, result.first, shown, self.session.alignment, self.video
+                )
+            return self.session.initial_prediction()
         if clock is not None:
-            clock.begin()
+            clock("read")
+        begin = time.perf_counter()
+        found = self.session.update(frame, clock)
+        result.seconds += time.perf_counter() - begin
+        if clock is not None:
+            clock.end()
+        return found
+
+    def close(self) -> None:
+        """Waits until everything is written; what could not be written counts as not found."""
+        recorder, result = self.recorder, self.result
+        if recorder is None:
+            return
+        try:
+            recorder.close()
+        except (ValueError, OSError) as error:
+            result.stopped = str(error)
+        del result.predictions[recorder.count :]
+        result.recording = recorder.seconds
 
 
 def _started(tracker: Tracker, source: FrameSource, frame: Frame, given: np.ndarray) -> TrackingSession:
@@ -253,39 +323,35 @@ def _initial_boxes(source: FrameSource, boxes_xywh: Sequence[Sequence[float]] | 
 
 
 def write_results(result: RunResult, output: str | Path, settings: dict[str, Any] | None = None) -> list[Path]:
-    """Writes what a run found.
+    """Writes the files of `run`, without a video, for a result that was found in another way.
 
-    `<name>.txt`: one line `x,y,w,h` per frame, the first being the given box, as the data sets' tools read it; further
-    targets in `<name>_2.txt` and so on. `<name>.json`: boxes, scores, presence and settings. `<name>.png`: overlap and
-    score over time, where there is ground truth.
-
-    Args:
-        result (`RunResult`): from `run`.
-        output (`str` or `Path`): folder, made if need be.
-        settings (`dict`, *optional*): kept in the JSON.
-
-    Returns:
-        `list[Path]`: the files.
+    Raises:
+        FileExistsError: one of the names belongs to a file that no run wrote.
+        OSError: a file cannot be written.
 
     Example:
         ```python
-        write_results(run(tracker, source), "tracked")
+        write_results(RunResult(source, 0, predictions), "tracked")
         ```
     """
-    folder, name = Path(output), result.source.name
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
     boxes, scores = result.boxes_xywh, result.scores
-    for k, rows in enumerate(boxes):
-        files.append(folder / (f"{name}.txt" if k == 0 else f"{name}_{k + 1}.txt"))
-        files[-1].write_text("".join(",".join(f"{value:.4f}" for value in row) + "\n" for row in rows))
-    files.append(folder / f"{name}.json")
-    files[-1].write_text(json.dumps(result.to_dict() | {"settings": settings or {}}, indent=1) + "\n")
+    files = ResultFiles(Path(output), result.source.name, len(boxes))
+    files.check(overwrite=True)
+    files.claim()
+    for path, rows in zip(files.boxes, boxes, strict=True):
+        write_text(path, "".join(f"{box_line(row)}\n" for row in rows))
+    write_text(files.scores, "".join(f"{score_line(row)}\n" for row in scores.T))
+    return _finish(result, files, settings or {})
+
+
+def _finish(result: RunResult, files: ResultFiles, settings: dict[str, Any]) -> list[Path]:
+    """Writes what needs the whole run: the record, label files and the plot. All files of the run."""
     overlaps = result.overlaps
     if overlaps is not None:
         from .drawing import plot_run
 
-        files.append(folder / f"{name}.png")
-        absent_below = (settings or {}).get("absent_below")
-        plot_run(files[-1], overlaps, scores[:1], name, absent_below, result.first)
-    return files
+        absent_below = settings.get("absent_below")
+        plot_run(files.plot, overlaps, result.scores[:1], result.source.name, absent_below, result.first)
+    export(result, files.folder, files.label_kinds)
+    files.write_record(result.to_dict() | {"settings": settings})
+    return [path for path in files.all if path.exists()]

@@ -11,12 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmtrackers.data.datasets import open_sequence
+from mmtrackers.data.datasets import LAYOUTS, open_sequence
 from mmtrackers.data.events import EVENT_SUFFIXES
 from mmtrackers.data.images import is_deep, read_image, read_pages
 from mmtrackers.data.pairing import PAIRINGS, frame_times, nearest_in_time, paired
 from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_order
 from mmtrackers.processing.alignment import SCALE, Alignment, read_alignment
+from mmtrackers.processing.frames import MODALITIES
 from mmtrackers.processing.thermal import ThermalRange
 
 from .video import decoded, video_facts
@@ -131,9 +132,10 @@ def open_source(
         if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
             from .event_source import with_events
 
-            return with_events(opened, where, event_window, event_start)
-        opened = pair(opened, _with_rate(_second_stream(Path(where), stream), fps), stream, pair_by)
-    return opened
+            opened = with_events(opened, where, event_window, event_start)
+        else:
+            opened = pair(opened, _with_rate(_second_stream(Path(where), stream), fps), stream, pair_by)
+    return replace(opened, name=_sequence_of(path)) if path.is_dir() and opened.name == path.resolve().name else opened
 
 
 def with_rig(
@@ -229,6 +231,16 @@ def paired_files(rgb: Path, other: Path, modality: str) -> list[tuple[Path, Path
     return [(rgb, other)]
 
 
+def _sequence_of(folder: Path) -> str:
+    """The name of a sequence's folder, also if one of its streams was given: of `boy1/visible` it is `boy1`."""
+    streams = {name for layout in LAYOUTS for names in layout.streams.values() for name in names} | set(MODALITIES)
+    folder = folder.resolve()
+    others = (folder.parent / name for name in streams - {folder.name, ""})
+    # GTOT's streams are called v and i, as other folders may be
+    is_stream = folder.name in streams and (len(folder.name) > 1 or any(other.is_dir() for other in others))
+    return (folder.parent.name if is_stream else folder.name) or "frames"
+
+
 def _images_of(folder: Path) -> list[Path]:
     return natural_order(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
 
@@ -295,17 +307,17 @@ def _file(path: Path, modality: str | None) -> FrameSource:
         )
     if shown == "depth":
         raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimetres), not as a video")
-    length, fps = video_facts(path)
+    facts = video_facts(path)
 
     def stamped() -> Iterator[tuple[float, Frame]]:
-        return ((time, {shown: image}) for time, image in decoded(path, length, fps))
+        return ((time, {shown: image}) for time, image in decoded(path, facts))
 
     return FrameSource(
         path.stem,
         lambda: (frame for _, frame in stamped()),
         shown,
-        length,
-        fps,
+        facts.frames or (round(facts.seconds * facts.fps) if facts.seconds else None),
+        facts.fps,
         stamped=stamped,
         alone=shown != "rgb",
     )

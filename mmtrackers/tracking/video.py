@@ -1,15 +1,27 @@
 """Video files: their frames and times, and the writing of annotated ones (H.264)."""
 
+import math
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 
 
-def video_facts(path: Path) -> tuple[int | None, float]:
-    """What a video file's header says: the number of frames (None where it does not) and frames per second.
+class VideoFacts(NamedTuple):
+    """What a video file's header says: number of frames and length in seconds (None where it does not), and frames per
+    second."""
+
+    frames: int | None
+    fps: float
+    seconds: float | None
+
+
+def video_facts(path: Path) -> VideoFacts:
+    """What a video file's header says.
 
     Raises:
         ValueError: it cannot be read, or holds no video.
@@ -19,20 +31,30 @@ def video_facts(path: Path) -> tuple[int | None, float]:
             if not container.streams.video:
                 raise ValueError(f"{path} holds no video stream")
             stream = container.streams.video[0]
-            return stream.frames or None, float(stream.average_rate or 30)
+            return VideoFacts(stream.frames or None, float(stream.average_rate or 30), _seconds_of(container))
     except (av.FFmpegError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as a video ({_reason(error)}): it is damaged, cut off or no video; copy it again"
         ) from error
 
 
-def decoded(path: Path, expected: int | None = None, fps: float = 30.0) -> Iterator[tuple[float, np.ndarray]]:
+def _seconds_of(container: av.container.InputContainer) -> float | None:
+    stream = container.streams.video[0]
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if said := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, said.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    # of all streams together: sound may go on longer
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
+
+
+def decoded(path: Path, facts: VideoFacts | None = None) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of a video file with their times.
 
     Args:
         path (`Path`): the file.
-        expected (`int`, *optional*): how many frames it should have; far fewer are an error at the end.
-        fps (`float`): for the time of a frame that has none of its own.
+        facts ([`VideoFacts`], *optional*): what it should hold; far less is an error at the end.
 
     Returns:
         An iterator over `(seconds since the first frame, [H, W, 3] uint8 RGB)`, turned as the video says.
@@ -40,7 +62,9 @@ def decoded(path: Path, expected: int | None = None, fps: float = 30.0) -> Itera
     Raises:
         ValueError: after its last good frame, where it ends too early.
     """
-    count, cause, start = 0, None, None
+    expected, fps, seconds = facts or VideoFacts(None, 30.0, None)
+    count, cause, start, time = 0, None, None, 0.0
+    damage = av.FFmpegError  # a name of its own: as Python ends, the module's go before a generator that is not done
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         try:
@@ -51,15 +75,19 @@ def decoded(path: Path, expected: int | None = None, fps: float = 30.0) -> Itera
                 start = time if start is None else start
                 yield time - start, np.ascontiguousarray(np.rot90(image, turns)) if turns else image
                 count += 1
-        except av.FFmpegError as error:
+        except damage as error:
             cause = error
     if count == 0:
         raise ValueError(f"the video {path} has no frames that can be decoded") from cause
     # Headers may count a few frames that players never show; many missing ones mean a file that was cut off.
-    if cause is not None or (expected is not None and count < expected - max(2, expected // 50)):
-        of = f" of {expected}" if expected else ""
+    of, short = " frames", False
+    if expected is not None:
+        of, short = f" of {expected} frames", count < expected - max(2, expected // 50)
+    elif seconds is not None and time - start + 3 / fps < seconds - seconds / 50:  # no count, but a length
+        of, short = f" frames, after {time - start:.1f} of {seconds:.1f} seconds", True
+    if cause is not None or short:
         why = f" ({_reason(cause)})" if cause is not None else ""
-        raise ValueError(f"the video {path} is damaged or truncated: it ends after {count}{of} frames{why}") from cause
+        raise ValueError(f"the video {path} is damaged or truncated: it ends after {count}{of}{why}") from cause
 
 
 def _reason(error: BaseException) -> str:
@@ -67,13 +95,14 @@ def _reason(error: BaseException) -> str:
 
 
 class VideoWriter:
-    """Writes an H.264 video (yuv420p, index at the front) that browsers and players show.
+    """Writes an H.264 video (yuv420p) that browsers and players show.
 
-    Sides that are odd are made even by repeating the last row or column; a file of no frames is not left behind.
+    The file can be played up to the last half second while it is written, also if the process is killed. Sides that
+    are odd are made even by repeating the last row or column; a file of no frames is not left behind.
 
     Args:
         path (`str` or `Path`): the `.mp4` file.
-        fps (`float`): frames per second.
+        fps (`float`): frames per second; 30 in the place of what is no rate.
 
     Example:
         >>> import tempfile
@@ -83,7 +112,7 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, fps: float = 30.0) -> None:
         self.path = Path(path)
-        self.fps = Fraction(fps if 0 < fps <= 240 else 30.0).limit_denominator(1001)
+        self.fps = Fraction(fps if 0 < fps < math.inf else 30.0).limit_denominator(1001)
         self._container: av.container.OutputContainer | None = None
         self._shape: tuple[int, ...] = ()
 
@@ -107,9 +136,11 @@ class VideoWriter:
     def _open(self, shape: tuple[int, ...]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._shape = shape
-        self._container = av.open(str(self.path), "w", options={"movflags": "+faststart"})
+        # in fragments while it is written, and an ordinary file at its end
+        fragments = {"movflags": "+hybrid_fragmented", "frag_duration": "500000", "flush_packets": "1"}
+        self._container = av.open(str(self.path), "w", options=fragments)
         self._stream = self._container.add_stream("libx264", rate=self.fps)
-        self._stream.options = {"crf": "20", "preset": "veryfast"}
+        self._stream.options = {"crf": "20", "preset": "superfast"}
         self._stream.height, self._stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
         self._stream.pix_fmt = "yuv420p"
 
@@ -118,9 +149,11 @@ class VideoWriter:
         if self._container is None:
             return
         container, self._container = self._container, None
-        for packet in self._stream.encode():
-            container.mux(packet)
-        container.close()
+        try:
+            for packet in self._stream.encode():
+                container.mux(packet)
+        finally:
+            container.close()
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -1,0 +1,258 @@
+"""What a run leaves while it goes on, written in a thread: boxes and scores line by line, the annotated video."""
+
+import json
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+
+from mmtrackers.processing.alignment import Alignment
+from mmtrackers.processing.files import write_json
+
+from .export import label_files
+from .session import Prediction
+from .sources import FrameSource
+from .video import VideoWriter
+
+_WRITER = "mmtrackers track"
+_WAITING_BYTES = 64 << 20  # of pictures that wait for the video
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of one run, all named after its source: `clip_tracked.json`, `clip_tracked.mp4`, ...
+
+    Args:
+        folder (`Path`): where they lie.
+        name (`str`): the source's.
+        targets (`int`): how many.
+        label_kinds (`str`s): label files to write too, see `export.export`.
+
+    Raises:
+        ValueError: a kind of label file that is not known.
+
+    Example:
+        >>> [path.name for path in ResultFiles(Path("out"), "clip", 2).boxes]
+        ['clip_tracked.txt', 'clip_tracked_2.txt']
+    """
+
+    folder: Path
+    name: str
+    targets: int = 1
+    label_kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        label_files(self.folder, self.name, self.label_kinds)
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.name}_tracked{ending}"
+
+    @property
+    def boxes(self) -> list[Path]:
+        """A line `x,y,w,h` per frame; a file per target."""
+        return [self._path(f"_{k + 1}.txt" if k else ".txt") for k in range(self.targets)]
+
+    @property
+    def scores(self) -> Path:
+        """A line per frame, a column per target."""
+        return self._path("_scores.txt")
+
+    @property
+    def video(self) -> Path:
+        """The frames with the boxes drawn in."""
+        return self._path(".mp4")
+
+    @property
+    def plot(self) -> Path:
+        """Overlap and score over time."""
+        return self._path(".png")
+
+    @property
+    def record(self) -> Path:
+        """Boxes, scores, presence and settings."""
+        return self._path(".json")
+
+    @property
+    def all(self) -> list[Path]:
+        """Every file that a run may leave."""
+        labels = label_files(self.folder, self.name, self.label_kinds).values()
+        return [*self.boxes, self.scores, self.record, self.plot, *labels, self.video]
+
+    def check(self, overwrite: bool = False) -> None:
+        """Looks whether the names are free.
+
+        Raises:
+            FileExistsError: a file that no run wrote has one of them; or results are there, without `overwrite`.
+        """
+        there, earlier = [path for path in self.all if os.path.lexists(path)], self._earlier()
+        if foreign := [path for path in there if path.name not in earlier]:
+            raise FileExistsError(f"{foreign[0]} was not written by {_WRITER} and is kept: choose another --output")
+        if there and not overwrite:
+            raise FileExistsError(
+                f"{self.folder} holds results of an earlier run on {self.name} ({there[0].name}): choose another "
+                "--output, or --overwrite to replace them"
+            )
+
+    def claim(self) -> None:
+        """Takes the names for a run that has begun: what an earlier one left there goes."""
+        for name in self._earlier():
+            (self.folder / name).unlink(missing_ok=True)
+        self.write_record({"stopped": "not finished: the process ended before its results were complete"})
+
+    def _earlier(self) -> set[str]:
+        """Names of the files of the run that left its record here."""
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            files = record["files"] if record["written_by"] == _WRITER else []
+            return {name for name in files if name.startswith(f"{self.name}_") and name == Path(name).name}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return set()
+
+    def write_record(self, content: dict[str, Any]) -> None:
+        """Writes the record, which also says which files are this run's."""
+        write_json(self.record, {"written_by": _WRITER, "files": [path.name for path in self.all], **content})
+
+
+def box_line(box_xywh: np.ndarray) -> str:
+    """A box as the data sets' tools read it."""
+    return ",".join(f"{value:.4f}" for value in box_xywh)
+
+
+def score_line(scores: Sequence[float]) -> str:
+    """The scores of a frame's targets; nan where there is none."""
+    return ",".join(f"{score:.6f}" for score in scores)
+
+
+class _Lines:
+    """A text file that grows by whole lines, each of which is with the system once it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._size = path, 0
+        self._file: BinaryIO = path.open("wb", buffering=0)
+
+    def add(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError("no space left on the device")
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), self._size)
+            raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._size += len(data)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Recorder:
+    """Takes what was found in each frame and writes it in a thread: lines of boxes and scores, then the video.
+
+    Text and video hold the same frames, however the run ends.
+
+    Args:
+        files ([`ResultFiles`]): already claimed.
+        source (`FrameSource`): its ground truth is drawn, its rate is the video's.
+        first (`int`): index of the given frame; lines of the frames before it hold zeros (scores: nan).
+        shown (`tuple[str, ...]`, *optional*): the streams to draw; by default all of a frame.
+        alignment (`dict`, *optional*): the session's.
+        video (`bool`): write a video.
+
+    Attributes:
+        count (`int`): frames that are written.
+        seconds (`dict[str, float]`): spent in "drawing" and "encoding", in the thread, and "waiting" for it.
+    """
+
+    def __init__(
+        self,
+        files: ResultFiles,
+        source: FrameSource,
+        first: int = 0,
+        shown: tuple[str, ...] | None = None,
+        alignment: Mapping[str, Alignment] | None = None,
+        video: bool = True,
+    ) -> None:
+        self.files, self.source, self.shown, self.alignment, self.count = files, source, shown, alignment, 0
+        self.seconds = dict.fromkeys(("drawing", "encoding", "waiting"), 0.0)
+        self._video = VideoWriter(files.video, source.fps) if video else None
+        self._boxes, self._scores = [_Lines(path) for path in files.boxes], _Lines(files.scores)
+        for _ in range(first):
+            for lines in self._boxes:
+                lines.add(box_line(np.zeros(4)))
+            self._scores.add(score_line([math.nan] * files.targets))
+        self._queue: queue.Queue[Any] | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+
+    def put(self, index: int, frame: dict[str, np.ndarray], found: Sequence[Prediction]) -> None:
+        """Hands over a frame and what was found in it; waits where the video does not keep up.
+
+        Raises:
+            OSError, ValueError: an earlier frame could not be written.
+        """
+        shown = {name: frame[name] for name in self.shown or frame}
+        if self._queue is None:
+            size = sum(picture.nbytes for picture in shown.values())
+            self._queue = queue.Queue(max(1, min(16, _WAITING_BYTES // max(size, 1))))
+            self._thread.start()
+        if self._error is not None:
+            raise self._error
+        begin = time.perf_counter()
+        self._queue.put((index, shown if self._video is not None else None, found))
+        self.seconds["waiting"] += time.perf_counter() - begin
+
+    def close(self) -> None:
+        """Writes what was handed over and finishes the files.
+
+        Raises:
+            OSError, ValueError: something could not be written.
+        """
+        if self._queue is not None:
+            self._queue.put(None)
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            while (step := self._queue.get()) is not None:
+                if self._error is None:
+                    self._attempt(self._record, *step)
+        finally:
+            if self._video is not None:
+                self._attempt(self._video.close)
+            for lines in (*self._boxes, self._scores):
+                lines.close()
+
+    def _attempt(self, what: Any, *arguments: Any) -> None:
+        try:
+            what(*arguments)
+        except av.FFmpegError as error:
+            self._error = OSError(f"cannot write {self.files.video}: {error.strerror or error}")
+        except Exception as error:
+            self._error = error
+
+    def _record(self, index: int, frame: dict[str, np.ndarray] | None, found: Sequence[Prediction]) -> None:
+        for lines, prediction in zip(self._boxes, found, strict=True):
+            lines.add(box_line(prediction.box))
+        self._scores.add(score_line([prediction.score for prediction in found]))
+        self.count += 1
+        if frame is None:
+            return
+        from .drawing import annotate
+
+        begin = time.perf_counter()
+        truth = self.source.boxes_xywh
+        known = truth is not None and index < len(truth) and self.source.present[index]
+        drawn = annotate(frame, found, index, truth[index] if known else None, self.alignment)
+        middle = time.perf_counter()
+        self._video.write(drawn)
+        self.seconds["drawing"] += middle - begin
+        self.seconds["encoding"] += time.perf_counter() - middle
