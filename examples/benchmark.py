@@ -57,6 +57,7 @@ from mmtrackers import (
     SPMTrackForTracking,
     TrackerPreTrainedModel,
 )
+from mmtrackers.cli.ending import run_script
 from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.training.optimization import cast_frozen
@@ -496,4 +497,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

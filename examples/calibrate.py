@@ -19,6 +19,7 @@ import typer
 from tqdm import tqdm
 
 from mmtrackers import Tracker
+from mmtrackers.cli.ending import run_script
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.synthetic.exits import exiting_sequence
 from mmtrackers.synthetic.pairs import PictureLibrary, synthetic_sequence
@@ -121,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

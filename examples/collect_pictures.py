@@ -21,6 +21,8 @@ import numpy as np
 import typer
 from PIL import Image
 
+from mmtrackers.cli.ending import run_script
+
 # packages of cut-outs, and where their pictures lie
 CUTOUT_ROOTS = {
     "tuxpaint-stamps-default": "/usr/share/tuxpaint/stamps/",
@@ -222,4 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

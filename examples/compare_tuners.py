@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Annotated
 
 import cv2
-import finetune
 import numpy as np
 import typer
 from measure import BLIND, Clip, composed, held, mean_overlap
 from peft import LoraConfig, PeftConfig
 from tqdm import tqdm
 
-from mmtrackers import SDMoEConfig, TMoEConfig, Tracker
+from mmtrackers import SDMoEConfig, TMoEConfig, Tracker, finetune
+from mmtrackers.cli.ending import run_script
 from mmtrackers.processing.files import write_json
+from mmtrackers.training.loop import Trainer
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 RECIPE = ["--lr", "1e-3", "--schedule", "constant", "--warmup-steps", "50", "--clip-norm", "1", "--ema", "0.98"]
@@ -80,7 +81,7 @@ class Row:
     adapted: float
 
 
-def train(tuner: Tuner, base: Path, pictures: Path, steps: int, folder: Path) -> finetune.Trainer:
+def train(tuner: Tuner, base: Path, pictures: Path, steps: int, folder: Path) -> Trainer:
     """The tuner on the base, trained from its beginning; the result is in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     options = ["--model", str(base), "--modality", tuner.modality, "--system", tuner.system]
@@ -171,4 +172,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

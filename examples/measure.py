@@ -24,6 +24,7 @@ import typer
 from tqdm import tqdm
 
 from mmtrackers import Tracker
+from mmtrackers.cli.ending import run_script
 from mmtrackers.data import open_sequence
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
@@ -218,4 +219,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

@@ -17,6 +17,7 @@ import numpy as np
 import typer
 
 from mmtrackers import Tracker
+from mmtrackers.cli.ending import run_script
 from mmtrackers.pretrained import default_checkpoint
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.processing.frames import to_picture
@@ -88,4 +89,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

@@ -45,6 +45,7 @@ from mmtrackers import (
     OSTrackForTracking,
     TrackerImageProcessor,
 )
+from mmtrackers.cli.ending import run_script
 from mmtrackers.modeling.dinov2 import resample_positions
 
 ALIKE, NOISE, SCORE_BIAS = 0.8, 0.02, -3.0
@@ -183,4 +184,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(lambda: typer.run(main))

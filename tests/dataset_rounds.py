@@ -37,7 +37,7 @@ def there_and_back(root: Path) -> dict[str, object]:
 
 def trained(root: Path, output: Path) -> dict[str, list[dict[str, float]]]:
     """Losses of a run on the folder, and on the same set by its id: in one go, and stopped and resumed."""
-    from examples import finetune  # accelerate takes seconds
+    from mmtrackers import finetune  # accelerate takes seconds
 
     to_hf_dataset(open_dataset(root)).push_to_hub(NAME, split="train", num_shards=2)
     tiny_ostrack().save_pretrained(output / "base")

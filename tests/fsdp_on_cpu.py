@@ -4,8 +4,6 @@ torch shards on the CPU over gloo; accelerate takes FSDP for accelerators only, 
 Here its state is told that the CPU is one.
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType
@@ -13,7 +11,6 @@ from accelerate.state import AcceleratorState
 
 from mmtrackers.training.state import is_sharded
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 plain = AcceleratorState.__init__
 
 
@@ -26,7 +23,7 @@ def with_fsdp(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwa
 
 
 if __name__ == "__main__":
-    import finetune
+    from mmtrackers import finetune
 
     AcceleratorState.__init__ = with_fsdp
     trainer = finetune.main()

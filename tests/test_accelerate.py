@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from test_finetune import finetune
+
+from mmtrackers import finetune
 
 FOLDER = Path(__file__).parents[1] / "examples" / "accelerate"
 # kind of run, processes in all, machines

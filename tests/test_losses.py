@@ -52,7 +52,7 @@ def test_parity_seatrack_losses(name):
 
 @pytest.mark.parametrize("name", _cases("ostrack-pipeline"))
 def test_parity_ostrack_keep_rate(name):
-    from mmtrackers.models.ostrack.modeling_ostrack import elimination_keep_rate
+    from mmtrackers.training.optimization import elimination_keep_rate
 
     expected = load_case(name)[1]["keep_rate_ostrack_256"]
     found = [elimination_keep_rate(5 * i, start=20, warmup=80, base=0.7) for i in range(len(expected))]

@@ -125,7 +125,9 @@ def test_readme_options_exist() -> None:
         "mmtrackers": "".join(p.read_text(encoding="utf-8") for p in (ROOT / "mmtrackers" / "cli").glob("*.py")),
         **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")},
     }
-    sources["finetune.py"] += (ROOT / "mmtrackers" / "training" / "recipes.py").read_text(encoding="utf-8")
+    options = [ROOT / "mmtrackers" / "training" / name for name in ("recipes.py", "options.py")]
+    sources["finetune.py"] += "".join(path.read_text(encoding="utf-8") for path in options)
+    sources["mmtrackers"] += sources["finetune.py"]
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
     seen = 0
     for line in blocks.splitlines():

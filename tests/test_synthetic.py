@@ -12,6 +12,7 @@ from example_scripts import load
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from mmtrackers import finetune
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.synthetic import cameras
 from mmtrackers.synthetic.bending import Bending
@@ -430,7 +431,6 @@ def test_an_augmentation_of_the_other_style_is_refused(library):
 def test_a_tiny_lorat_trains_on_composed_pairs(folder, tmp_path):
     """Start weights, a step on the whole base, and a step on an adapter of it."""
     load("new_tiny").main(tmp_path / "start", lorat=True)
-    finetune = load("finetune")
     common = ["--augmentation", "deit", "--synthetic", folder, "--workers", 0, "--batch-size", 4, "--max-steps", 1,
               "--samples-per-epoch", 4]  # fmt: skip
     steps = [
@@ -443,7 +443,7 @@ def test_a_tiny_lorat_trains_on_composed_pairs(folder, tmp_path):
         assert trainer.progress.step == 1 and trainer.dataset.longest_gap == 30
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     facts = json.loads((tmp_path / "adapter" / "training_facts.json").read_text())
-    assert facts["recipe"]["max_gap"] == 30 and not {"sets", "order"} & set(facts["recipe"])
+    assert facts["recipe"]["max_gap"] == 30 and not {"sets", "frame_sampler"} & set(facts["recipe"])
     processor = TrackerImageProcessor.from_pretrained(tmp_path / "base")
     assert processor.to_dict() == ALIGNED.to_dict()
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import align, browse, evaluate, info, share, track
+from . import align, browse, evaluate, finetune, info, share, track
 from .ending import Commands, interrupt_on_signals
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for command in (
     share.convert,
 ):
     app.command()(command)
+app.command(context_settings=finetune.OWN_OPTIONS)(finetune.finetune)
 
 
 def _version(wanted: bool) -> None:

@@ -1,7 +1,10 @@
 """How a command ends: errors that a user can mend become one line, signals an orderly end."""
 
 import dis
+import os
 import signal
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -50,7 +53,8 @@ def message_for_user(error: Exception) -> str | None:
     if isinstance(error, StrictDataclassError):
         # a config whose fields do not fit each other: an error of its own kind, with the reason as its cause
         return str(error.__cause__ or error)
-    if isinstance(error, (OSError, UnicodeError)) or (isinstance(error, ValueError) and _raised_on_purpose(error)):
+    plain = isinstance(error, (OSError, UnicodeError, FloatingPointError))
+    if plain or (isinstance(error, ValueError) and _raised_on_purpose(error)):
         return str(error) or type(error).__name__
     return None
 
@@ -66,6 +70,23 @@ def fail(message: str) -> None:
     """Ends the command with one line on the error output and exit code 2."""
     typer.echo("error: " + " ".join(message.split()), err=True)
     raise typer.Exit(2)
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Runs the main function of a script, which ends as the commands do; of several processes the first one speaks.
+
+    Example:
+        >>> run_script(lambda: None)
+    """
+    try:
+        main()
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print("error: " + " ".join(message.split()), file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 class Commands(TyperGroup):

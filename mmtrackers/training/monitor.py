@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,27 @@ def validation_overlap(tracker: "Tracker", sequences: Iterable[Sequence]) -> flo
     if not means:
         raise ValueError("no validation sequence shows the target in two frames")
     return float(np.mean(means))
+
+
+def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
+    """Draws the course of loss and validation as a picture.
+
+    Args:
+        history (`list[dict]`): as [`TrainingProgress`] holds it.
+        path (`Path`): a png file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, color in (("loss", "tab:blue"), ("validation", "tab:orange")):
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, label=name, marker="o" if len(points) < 20 else None)
+            axes = axes.twinx() if name == "loss" else axes
+    figure.axes[0].set(xlabel="step", ylabel="loss")
+    axes.set_ylabel("mean overlap in validation" if any("validation" in entry for entry in history) else "")
+    figure.savefig(path)
 
 
 class StopRequest:

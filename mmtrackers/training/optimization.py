@@ -116,3 +116,23 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point():
                     setattr(module, name, buffer.to(dtype))
+
+
+def elimination_keep_rate(epoch: int, start: int = 20, warmup: int = 80, base: float = 0.7) -> float:
+    """Share of search tokens kept in an epoch of base training: 1, then a half cosine down to `base`.
+
+    Args:
+        epoch (`int`): current epoch.
+        start (`int`): last epoch with every token.
+        warmup (`int`): epochs of the descent.
+        base (`float`): final share.
+
+    Example:
+        >>> elimination_keep_rate(0), elimination_keep_rate(100)
+        (1, 0.7)
+    """
+    if epoch < start:
+        return 1
+    if epoch >= start + warmup:
+        return base
+    return base + (1 - base) * (math.cos(math.pi * (epoch - start) / warmup) + 1) / 2

@@ -10,7 +10,7 @@ RGB_SETS = ["lasot/train", "got10k/train_vot", "coco/train2017", "trackingnet/tr
 
 def option(default: Any, text: str, **more: Any) -> Any:
     """A dataclass field with a help text for the command line."""
-    return field(default=default, metadata={"help": text, **more})
+    return field(default=default, metadata={"help": text.replace("%", "%%"), **more})
 
 
 def listed(text: str) -> Any:

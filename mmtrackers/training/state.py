@@ -162,6 +162,9 @@ class CheckpointStore:
     ) -> None:
         self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
         self.optimizer, self.average, self.limit = optimizer, average, limit
+        if accelerator.is_main_process:
+            self._put_back()
+        accelerator.wait_for_everyone()
         accelerator.register_save_state_pre_hook(self._save_tensors)
         accelerator.register_load_state_pre_hook(self._load_tensors)
 
@@ -240,17 +243,26 @@ class CheckpointStore:
                 shutil.rmtree(unfinished)
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        if is_sharded(self.model):
-            self._save_shards(str(staging))
-        else:
-            self.accelerator.save_state(str(staging))
-        if export is not None:
-            export(staging / "model")
+        try:
+            if is_sharded(self.model):
+                self._save_shards(str(staging))
+            else:
+                self.accelerator.save_state(str(staging))
+            if export is not None:
+                export(staging / "model")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "writ" not in str(error):  # torch's word for a full disk
+                raise
+            raise OSError(f"cannot write the checkpoint {final} ({error}); earlier ones are as they were: make room "
+                          "and --resume") from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(staging / self.PROGRESS, asdict(progress))
-            shutil.rmtree(final, ignore_errors=True)
+            replaced = self.folder / f".replaced-{final.name}"
+            if final.exists():  # a run that went back: the old one is gone when the new one is there, and not before
+                os.replace(final, replaced)
             os.replace(staging, final)
+            shutil.rmtree(replaced, ignore_errors=True)
             for old in self._listed()[: -self.limit]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
@@ -258,6 +270,15 @@ class CheckpointStore:
 
     def _listed(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*"))
+
+    def _put_back(self) -> None:
+        """Undoes what was left half done when a run was killed between the two moves of `save`."""
+        for replaced in self.folder.glob(".replaced-*"):
+            final = self.folder / replaced.name.removeprefix(".replaced-")
+            if final.exists():
+                shutil.rmtree(replaced)
+            else:
+                os.replace(replaced, final)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that can be read, or None. Damaged ones are passed over."""

@@ -1,6 +1,5 @@
 """OSTrack: one-stream tracking with a plain ViT (Ye et al., arXiv 2203.11991)."""
 
-import math
 
 import torch
 from torch import nn
@@ -12,26 +11,6 @@ from mmtrackers.modeling.vit import ViTTrunk, init_vit_weights
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 from .configuration_ostrack import OSTrackConfig
-
-
-def elimination_keep_rate(epoch: int, start: int = 20, warmup: int = 80, base: float = 0.7) -> float:
-    """Share of search tokens kept in an epoch of base training: 1, then a half cosine down to `base`.
-
-    Args:
-        epoch (`int`): current epoch.
-        start (`int`): last epoch with every token.
-        warmup (`int`): epochs of the descent.
-        base (`float`): final share.
-
-    Example:
-        >>> elimination_keep_rate(0), elimination_keep_rate(100)
-        (1, 0.7)
-    """
-    if epoch < start:
-        return 1
-    if epoch >= start + warmup:
-        return base
-    return base + (1 - base) * (math.cos(math.pi * (epoch - start) / warmup) + 1) / 2
 
 
 class OSTrackPreTrainedModel(TrackerPreTrainedModel):
