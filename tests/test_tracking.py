@@ -148,7 +148,7 @@ def test_one_copy_from_the_device_per_frame(monkeypatch):
 
 def test_weights_in_bfloat16_get_bfloat16_inputs():
     tracker = make()
-    tracker.model.dtype = tracker.dtype = torch.bfloat16
+    tracker.model.dtype = torch.bfloat16
     frames, boxes = moving(2)
     session = tracker.start(frames[0], boxes[0])
     assert iou_xywh(session.update(frames[1]).box, boxes[1]) > 0.8

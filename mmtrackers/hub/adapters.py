@@ -8,9 +8,10 @@ that share its weights, and merging.
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -151,6 +152,8 @@ class AdapterMixin:
     # the adapter that the system was published with, if it has one
     default_adapter: Callable[[], PeftConfig] | None = None
     is_packed = False
+    # second streams of loaded adapters, where they are told
+    adapter_modalities: Mapping[str, str] = MappingProxyType({})
     # crop settings that lay beside the weights, or beside the adapter
     processor_config: dict[str, Any] | None = None
     # tensors that loading did not find in a plain backbone: random until they are trained or come with an adapter
@@ -220,7 +223,7 @@ class AdapterMixin:
         adapter = AdapterFolder.read(TrackerFiles.find(source, hub | {"revision": revision}))
         self._check_kind(adapter)
         self._put_on(adapter, adapter_name, is_trainable)
-        return adapter.record.get("config", {}).get("modality", self.config.modality)
+        return self.adapter_modalities[adapter_name]
 
     def _check_kind(self, adapter: AdapterFolder) -> None:
         """Raises ValueError unless an adapter belongs to this kind of tracker and to the adapters on it."""
@@ -245,7 +248,7 @@ class AdapterMixin:
         tensors = adapter.tensors()
         config = copy.copy(adapter.peft_config)
         config.inference_mode = not is_trainable
-        active, enabled = self.active_adapters(), self._adapters_enabled()
+        active, enabled = self.active_adapters(), self.adapters_enabled
         before = {id(parameter): parameter.requires_grad and bool(active) for parameter in self.parameters()}
         with self._injected(config, name):
             check_tensors(adapter_state_dict(self, name), tensors, adapter.where(ADAPTER_WEIGHTS))
@@ -253,6 +256,8 @@ class AdapterMixin:
             fill_adapter(self, name, tensors, adapter.where(ADAPTER_WEIGHTS))
             check_uninitialized(self, self.name_or_path)
         config.base_model_name_or_path = self.name_or_path
+        modality = adapter.record.get("config", {}).get("modality", self.config.modality)
+        self.adapter_modalities = self.adapter_modalities | {name: modality}
         set_adapter(self, active or [name])
         for parameter in self.parameters():  # of the base and of other adapters as before
             parameter.requires_grad_(before.get(id(parameter), is_trainable))
@@ -336,7 +341,9 @@ class AdapterMixin:
             if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
                 module.enable_adapters(enabled=on)
 
-    def _adapters_enabled(self) -> bool:
+    @property
+    def adapters_enabled(self) -> bool:
+        """Whether its adapters act, if it has any: False after `disable_adapters`."""
         return not any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in self.modules())
 
     def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, torch.Tensor]:
@@ -461,28 +468,34 @@ def active_adapter(model: nn.Module) -> str:
     )
 
 
-def weight_sharing_copy(model: nn.Module, adapter_name: str) -> nn.Module:
-    """A model of its own that shares all weights with ``model`` and in which one adapter is active.
+def copy_of_modules(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules, round the same tensors."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def weight_sharing_copy(model: nn.Module, adapter_name: str | None) -> nn.Module:
+    """A model of its own that shares all weights with ``model`` and in which one adapter is active, or none.
 
     Only modules are copied, no tensor: what is switched on ``model`` afterwards does not reach the copy, and the other
     way round, so that several can be used at a time.
 
     Args:
         model: a tracker with injected adapters, not packed.
-        adapter_name: the adapter that is active in the copy.
+        adapter_name: the adapter that is active in the copy; None for the base alone.
 
     Raises:
         ValueError: there is no such adapter.
     """
-    if adapter_name not in adapter_names(model):
+    if adapter_name is not None and adapter_name not in adapter_names(model):
         known = ", ".join(sorted(adapter_names(model))) or "none"
         raise ValueError(f"There is no adapter {adapter_name!r}; loaded: {known}. Tracker.add_adapter loads another.")
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    twin = copy_of_modules(model)
     for module in twin.modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             # not by set_adapter, which would change requires_grad of the shared tensors
-            module._active_adapter = [adapter_name]
-            module._disable_adapters = False
+            module._disable_adapters = adapter_name is None
+            if adapter_name is not None:
+                module._active_adapter = [adapter_name]
     return twin
 
 

@@ -155,6 +155,7 @@ class AutoTracker:
                 f"base as that is: {error} Save it with mmtrackers.hub.publish.save_adapter(peft_model, folder), or "
                 "pass base_model= a loaded tracker of the class that it was trained in."
             ) from error
+        model.adapter_modalities = {adapter_name: model.config.modality}
         model.processor_config = files.processor_config() or model.processor_config
         return (model, {"missing_keys": set(), "unexpected_keys": set()}) if with_info else model
 

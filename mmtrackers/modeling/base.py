@@ -189,6 +189,24 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
         pack_model(self)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> "TrackerPreTrainedModel":
+        probe = torch.zeros(1, dtype=self.dtype, device=self.device)
+        moved = fn(probe)
+        if self.is_packed and (moved.dtype, moved.device) != (probe.dtype, probe.device):
+            raise RuntimeError(
+                "A packed model cannot be moved or cast: its weights are laid out for this device and precision. Load "
+                "it again with the ones wanted (device=, dtype=), then pack()."
+            )
+        return self if self.is_packed else super()._apply(fn, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.is_packed:
+            raise RuntimeError(
+                "A packed model cannot be copied or pickled: its weights are laid out for this machine's matrix "
+                "library. Copy it before pack(), or load it again."
+            )
+        return self.__dict__
+
     def train(self, mode: bool = True) -> "TrackerPreTrainedModel":
         if mode and self.is_packed:
             raise RuntimeError(

@@ -9,15 +9,31 @@ plain linear maps remain.
 A module that can be rewritten offers `packed(dtype)`, which returns what stands in its place.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmtrackers.hub.adapters import ModulesToSaveWrapper, merged
+from mmtrackers.hub.adapters import ModulesToSaveWrapper, copy_of_modules, merged
+from mmtrackers.hub.folders import first_line
+
+# what torch answers where it has no such operator, or none for this type or processor
+REFUSALS = (RuntimeError, AttributeError, NotImplementedError, TypeError)
+
+
+@cache
+def warn_of_plain_maps(why: str) -> None:
+    """Says once that oneDNN's operators, which are internal to torch, are not there."""
+    warnings.warn(
+        f"torch {torch.__version__} does not lay weights out for this processor ({why}): packed models are slower "
+        "here than they could be, with the same numbers.",
+        stacklevel=2,
+    )
 
 
 @dataclass(frozen=True)
@@ -71,8 +87,8 @@ class PackedLinear(nn.Module):
                 torch.ops.mkldnn._linear_pointwise(probe, prepacked, self.bias, "none", [], "")
                 torch.ops.mkldnn._linear_pointwise.binary(probe, probe @ self.weight.T, prepacked, self.bias, "add")
                 self.prepacked, self.weight = prepacked, None
-        except (RuntimeError, AttributeError, NotImplementedError, TypeError):
-            pass
+        except REFUSALS as error:
+            warn_of_plain_maps(first_line(error))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.prepacked is None:
@@ -177,8 +193,9 @@ class PackedConv(nn.Module):
                 self.prepacked = prepacked
                 self(torch.zeros(1, conv.in_channels, *conv.kernel_size, dtype=weight.dtype))
                 self.conv = None
-        except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+        except REFUSALS as error:
             self.prepacked = None
+            warn_of_plain_maps(first_line(error))
 
     @classmethod
     def folded(cls, *stages: tuple[nn.Module, nn.Module]) -> "PackedConv":
@@ -218,8 +235,13 @@ def pack_model(model: nn.Module) -> None:
     """
     if model.is_packed:
         raise RuntimeError("This model is packed already.")
-    model.eval().requires_grad_(False)
-    _pack_children(model, model.dtype)
+    model.eval()
+    # on a copy that shares the weights, so that an error on the way leaves the model whole
+    twin = copy_of_modules(model)
+    _pack_children(twin, model.dtype)
+    model.requires_grad_(False)
+    for name, child in twin.named_children():
+        setattr(model, name, child)
     model.is_packed = True
 
 

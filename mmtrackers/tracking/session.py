@@ -102,8 +102,11 @@ class TrackingSession:
         alignment: Mapping[str, Alignment] | None = None,
         thermal_range: Sequence[float] | str | None = None,
     ) -> None:
-        self.tracker, self.model = tracker, tracker.model_for(adapter)
-        self.modality = modality or tracker.modality
+        self.tracker = tracker
+        self.model, own = tracker.model_and_modality(adapter)
+        self.modality = modality or own
+        self.device, self.dtype = torch.device(self.model.device), self.model.dtype
+        self._window = self.model.window().to(self.device)
         if self.modality == ANY and tracker.streams == 2:
             self.modality = second_stream(frame)
         self.alignment = {stream: check_alignment(matrix, stream) for stream, matrix in (alignment or {}).items()}
@@ -156,12 +159,11 @@ class TrackingSession:
         return _Crops(processor.to_tensor([picture for picture, _ in cut]), mask)
 
     def _embed(self, crops: _Crops) -> torch.Tensor:
-        tracker = self.tracker
-        template = tracker.image_processor.normalize(crops.pixels.to(tracker.device, non_blocking=True))
-        template = template.to(tracker.dtype)[:, None]
+        template = self.tracker.image_processor.normalize(crops.pixels.to(self.device, non_blocking=True))
+        template = template.to(self.dtype)[:, None]
         if crops.mask is None:
             return self.model.embed_template(template)
-        return self.model.embed_template(template, crops.mask.to(tracker.device)[:, None])
+        return self.model.embed_template(template, crops.mask.to(self.device)[:, None])
 
     def _template_tokens(self) -> torch.Tensor:
         """The tokens of the next frame's templates, `[S*B, T*Nz, C]`.
@@ -298,7 +300,7 @@ class TrackingSession:
             None if tokens is None else tokens.unflatten(0, (-1, count))[:, targets].flatten(0, 1)
             for tokens in (self._template, self._state)
         )
-        rows, _ = _answers(self.tracker, self.model, [picture for picture, _ in cut], template, state, _nobody)
+        rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody)
         return rows, [where for _, where in cut]
 
     def _newer_crops(self, views: list[View], boxes: np.ndarray, moved: list[bool]) -> _Crops:
@@ -320,6 +322,11 @@ class TrackingSession:
         return self._answer(move.predictions)
 
     def _checked(self, views: list[View]) -> list[View]:
+        if (torch.device(self.model.device), self.model.dtype) != (self.device, self.dtype):
+            raise ValueError(
+                f"the model is {self.model.dtype} on {self.model.device} now; this session began with {self.dtype} on "
+                f"{self.device}. Start a new session after moving or casting the model"
+            )
         if views[0].size != self._size:
             (height, width), (new_height, new_width) = self._size, views[0].size
             raise ValueError(
@@ -380,15 +387,15 @@ def update_together(
 def _one_pass(
     sessions: list[TrackingSession], views: list[list[View]], templates: list[torch.Tensor], on_stage: StageCallback
 ) -> list[_Move]:
-    tracker, model = sessions[0].tracker, sessions[0].model
+    processor = sessions[0].tracker.image_processor
     crops = [
-        [tracker.image_processor.crop(seen, box, "search", session._padding) for box in session._boxes]
+        [processor.crop(seen, box, "search", session._padding) for box in session._boxes]
         for session, seen in zip(sessions, views, strict=True)
     ]
     sizes = [len(cut) for cut in crops]
     template, state = _joined(templates, sizes), _joined([s._state for s in sessions], sizes)
     pictures = [picture for cut in crops for picture, _ in cut]
-    found, state = _answers(tracker, model, pictures, template, state, on_stage)
+    found, state = _answers(sessions[0], pictures, template, state, on_stage)
     rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(state, sizes)
     places = [[crop for _, crop in cut] for cut in crops]
     moves = [s._move(*answer) for s, *answer in zip(sessions, views, rows, places, states, strict=True)]
@@ -397,17 +404,16 @@ def _one_pass(
 
 
 def _answers(
-    tracker: "Tracker", model: Any, pictures: list[np.ndarray], template: torch.Tensor, state: Any,
-    on_stage: StageCallback,
+    session: TrackingSession, pictures: list[np.ndarray], template: torch.Tensor, state: Any, on_stage: StageCallback
 ) -> tuple[np.ndarray, Any]:
     """Boxes (fractions of the crops) and scores, float64 `[crops, 5]`, of search crops, and the new state."""
-    processor = tracker.image_processor
+    processor, model = session.tracker.image_processor, session.model
     pixels = processor.to_tensor(pictures)
-    search = processor.normalize(pixels.to(tracker.device, non_blocking=True)).to(tracker.dtype)
+    search = processor.normalize(pixels.to(session.device, non_blocking=True)).to(session.dtype)
     on_stage("crop")
     output = model(search, template, state=state)
     on_stage("model")
-    boxes, scores = model.decode(output, tracker.window)
+    boxes, scores = model.decode(output, session._window)
     # The one copy from the device per pass: everything that the host needs, in one tensor.
     found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1)
     return found.cpu().numpy().astype(np.float64), output.state

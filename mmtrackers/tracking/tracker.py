@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -67,16 +68,15 @@ class Tracker:
         self.model = model
         self.image_processor = image_processor
         self.streams: int = model.config.streams
-        self.modality: str = modality or model.config.modality
         self.absent_below = absent_below
         self.allow_missing = allow_missing
         self.size_momentum = size_momentum
         self.recover = recover
-        self.device: torch.device = torch.device(model.device)
-        self.dtype: torch.dtype = model.dtype
-        self.window: torch.Tensor = model.window().to(self.device)
-        self._modalities: dict[str, str] = {}
-        self._copies: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._first = active_adapter(model) if getattr(model, "has_adapter", False) else None
+        own = getattr(model, "adapter_modalities", {}).get(self._first, model.config.modality)
+        self.modality: str = modality or own
+        self._copies: dict[tuple[str | None, tuple[int, ...]], Any] = {}
+        self._lock = RLock()
 
     @classmethod
     def from_pretrained(
@@ -155,25 +155,54 @@ class Tracker:
         if self.model.is_packed or not self.model.has_adapter:
             why = "is packed" if self.model.is_packed else "has no adapter of its own"
             raise ValueError(f"no adapter can be added: the model {why}. Load an adapter first, pack() never")
-        self._modalities[name] = self.model.load_adapter(repo, name, **kwargs)
+        with self._lock:
+            self.model.load_adapter(repo, name, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now; a session stays where it was begun."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the model's weights now."""
+        return self.model.dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None, "_copies": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock())
 
     def model_for(self, adapter: str | None = None) -> Any:
         """The model that a session runs: a copy that shares all weights, in which one adapter is active for good.
 
         Args:
-            adapter (`str`, *optional*): its name; the active one by default.
+            adapter (`str`, *optional*): its name; by default the active one, or none where adapters are disabled.
 
         Raises:
             ValueError: there is no such adapter.
         """
+        return self.model_and_modality(adapter)[0]
+
+    def model_and_modality(self, adapter: str | None = None) -> tuple[Any, str]:
+        """`model_for` an adapter, and the second stream that this adapter reads, of one moment."""
+        with self._lock:
+            model = self._model_for(adapter)
+            name = adapter or (active_adapter(model) if getattr(model, "has_adapter", False) else None)
+        if name == self._first:
+            return model, self.modality
+        return model, model.adapter_modalities.get(name, self.modality)
+
+    def _model_for(self, adapter: str | None) -> Any:
         if not getattr(self.model, "has_adapter", False) or self.model.is_packed:
             if adapter is not None:
                 raise ValueError(
                     f"adapter {adapter!r} cannot be chosen: this tracker has no adapters, or is packed with one"
                 )
             return self.model
-        name = adapter or active_adapter(self.model)
-        key = (name, tuple(id(parameter) for parameter in self.model.parameters()))
+        name = adapter or (active_adapter(self.model) if self.model.adapters_enabled else None)
+        key = (name, tuple(map(id, (*self.model.parameters(), *self.model.buffers()))))
         if key not in self._copies:
             self._copies = {old: bound for old, bound in self._copies.items() if old[1] == key[1]}
             self._copies[key] = weight_sharing_copy(self.model, name)
@@ -209,7 +238,6 @@ class Tracker:
             ValueError: a box that is empty, NaN or outside the frame; a stream or an adapter that is missing; an
                 alignment or a range that cannot be used.
         """
-        modality = modality or self._modalities.get(adapter or "")
         return TrackingSession(self, frame, box_xywh, modality, adapter, alignment, thermal_range)
 
     def track(
