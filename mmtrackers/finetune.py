@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
-from peft import PeftConfig
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import HfArgumentParser
 
 import mmtrackers
 from mmtrackers.data import Sequence, SequenceSet
+from mmtrackers.hub.adapters import PeftConfig
+from mmtrackers.hub.folders import MODEL_CONFIG, TrackerFiles
 from mmtrackers.processing.files import FolderLock
 from mmtrackers.training import Augmentation, DeiTAugmentation, TrainingAugmentation
 from mmtrackers.training.loop import Trainer
@@ -65,28 +66,20 @@ def build_model(options: TrainingOptions) -> nn.Module:
         kind = TRACKERS.get(options.system, mmtrackers.AutoTracker)
         sizes = {"search_size": options.search_size} if options.search_size else {}
         return kind.from_base(options.model, modality=options.modality, adapter_config=adapter, **sizes)
-    try:
-        return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
-    except ValueError as error:
-        if "full model" not in str(error):
-            raise
+    if TrackerFiles.find(options.model, {}).has(MODEL_CONFIG):
         raise ValueError(
             f"{options.model} is a full model: to train an adapter on it add --system seatrack, or --adapter FOLDER "
             "for one of your own; to train the base itself, --train-base."
-        ) from error
+        )
+    return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
 
 
 def build_processor(options: TrainingOptions, model: nn.Module) -> Any:
     """The image processor saved with the model, else what trackers of its sizes are trained with."""
-    kind = mmtrackers.TrackerImageProcessor
-    repo = options.model or options.new_base
-    try:
-        saved = kind.get_image_processor_dict(repo)[0]
-    except OSError:
-        saved = {}
-    # a DINOv2 has a processor of its own, for classification
-    own = saved.get("image_processor_type") == kind.__name__
-    return kind.from_pretrained(repo) if own else model.image_processor()
+    saved = model.processor_config
+    if options.new_base:
+        saved = TrackerFiles.find(options.new_base, {}).processor_config()
+    return model.image_processor() if saved is None else mmtrackers.TrackerImageProcessor.from_dict(saved)
 
 
 def build_dataset(options: TrainingOptions, model: nn.Module, processor: Any, samples: int) -> Dataset:

@@ -1,10 +1,12 @@
 """The configurations for more than one device: accelerate reads them, and the documented commands name them."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -45,3 +47,11 @@ def test_accelerate_reads_it_and_the_script_takes_its_options(name, command):
     parts = arguments.num_processes * options.gradient_accumulation
     assert options.samples_per_pass(arguments.num_processes) * parts == options.batch_size
     assert options.mixed_precision == "bf16"  # the configuration leaves it to the script
+
+
+def test_the_state_functions_take_what_checkpoints_of_shards_pass() -> None:
+    """They are not among accelerate's documented functions; `training/state.py` calls them by these names."""
+    taken = set(inspect.signature(save_accelerator_state).parameters)
+    assert taken >= {"output_dir", "model_states", "optimizers", "schedulers", "dataloaders", "process_index", "step"}
+    taken = set(inspect.signature(load_accelerator_state).parameters)
+    assert taken >= {"input_dir", "models", "optimizers", "schedulers", "dataloaders", "process_index", "scaler"}

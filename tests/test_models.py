@@ -101,7 +101,7 @@ def test_tuple_output_states_and_attentions(row: Row) -> None:
         assert torch.equal(value, output[name])
     rows, search = config.streams * 2, config.search_grid**2
     layers = config.num_hidden_layers
-    assert len(output.attentions) == layers and len(output.hidden_states) in (layers, layers + 1)
+    assert len(output.attentions) == layers and len(output.hidden_states) == layers + 1
     prefix = 0 if output.state is None else output.state.shape[1]
     template = template_tokens(config)
     assert output.attentions[0].shape == (rows, 2, *[prefix + template + search] * 2)

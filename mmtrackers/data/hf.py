@@ -56,14 +56,23 @@ def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
         'a'
     """
     from datasets import Dataset
-    from datasets.table import embed_table_storage
 
     rows = [_row(sequence) for sequence in sequences]
     if not rows:
         raise ValueError("there are no sequences to make a dataset of")
-    named = Dataset.from_list(rows, features=features()).with_format("arrow")
+    named = Dataset.from_list(rows, features=features())
     # push_to_hub and to_parquet leave the files of undecoded columns out (datasets 5.2): they must be in before.
-    return named.map(embed_table_storage, batched=True, batch_size=1, writer_batch_size=1).with_format(None)
+    return named.map(_with_files, features=named.features, writer_batch_size=1)
+
+
+def _with_files(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose frames are names of files, with what is in them; the names without their folders."""
+
+    def embedded(file: dict[str, Any]) -> dict[str, Any]:
+        content = Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
+        return {"path": Path(file["path"]).name, "bytes": content}
+
+    return {name: row[name] and [embedded(file) for file in row[name]] for name in ("frames", "frames_x")}
 
 
 def _row(sequence: Sequence) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A trunk, a neck and a head: what every tracker of this package is."""
 
 from torch import Tensor, nn
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .base import TrackerPreTrainedModel, TrackingOutput
 from .clips import forward_clip

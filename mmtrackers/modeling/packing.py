@@ -239,9 +239,9 @@ def pack_model(model: nn.Module) -> None:
     # on a copy that shares the weights, so that an error on the way leaves the model whole
     twin = copy_of_modules(model)
     _pack_children(twin, model.dtype)
-    model.requires_grad_(False)
     for name, child in twin.named_children():
         setattr(model, name, child)
+    model.requires_grad_(False)
     model.is_packed = True
 
 

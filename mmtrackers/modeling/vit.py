@@ -11,9 +11,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention import written_out_attention
 from .base import TrackerPreTrainedModel
@@ -310,8 +308,8 @@ class PackedLayer(nn.Module):
 @dataclass
 class TrunkOutput(ModelOutput):
     """What a trunk returns: fused search features `[B, Nx, C]`, the auxiliary loss, the prefix tokens of all streams
-    fused `[B, P, C]` and apart `[S*B, P, C]` (the state), and on request the states and attention weights of its
-    layers."""
+    fused `[B, P, C]` and apart `[S*B, P, C]` (the state); on request the tokens before the first layer and after each,
+    and the layers' attention weights, None where an implementation gives none."""
 
     last_hidden_state: Tensor | None = None
     auxiliary_loss: Tensor | None = None
@@ -332,7 +330,6 @@ class ViTTrunk(TrackerPreTrainedModel):
 
     parts_left_out = ("head.", "neck.")
     _no_split_modules = ["ViTLayer"]
-    _can_record_outputs = {"hidden_states": ViTLayer, "attentions": OutputRecorder(ViTLayer, index=1)}
 
     def __init__(self, config):
         super().__init__(config)
@@ -353,7 +350,7 @@ class ViTTrunk(TrackerPreTrainedModel):
         check_pixels("template", template, 6, self.config.streams, self.config.template_size)
         return self.embeddings.template(template)
 
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         search: Tensor,
@@ -361,7 +358,7 @@ class ViTTrunk(TrackerPreTrainedModel):
         template_mask: Tensor | None = None,
         state: Tensor | None = None,
         elimination_keep_rate: float | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> TrunkOutput:
         """See `ModelForTracking.forward`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
@@ -389,16 +386,33 @@ class ViTTrunk(TrackerPreTrainedModel):
                 f"({search.shape[0]}) and stream."
             )
 
-    def encode(self, x: Tensor, layout: TokenLayout, keep_rate: float = 1.0, **kwargs) -> TrunkOutput:
+    def encode(
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        keep_rate: float = 1.0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> TrunkOutput:
         """All tokens `[S*B, N, C]` through the layers, the final norm and the fusion of streams.
 
         Where there are prefix tokens, `state` is what became of them in each stream, `[S*B, P, C]`, and `token` their
         fusion, `[B, P, C]`.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        states, attentions = [x], []
         full, kept, loss = layout, None, None
         levels: list[Tensor] | None = [] if self.fusion.needs_levels else None
         for layer in self.layers:
-            x, _, kept, layer_loss, layout = layer(x, kept, layout, keep_rate, **kwargs)
+            x, weights, kept, layer_loss, layout = layer(x, kept, layout, keep_rate, **kwargs)
+            if output_hidden_states:
+                states.append(x)
+            if output_attentions:
+                attentions.append(weights)
             loss = add_losses(loss, layer_loss)
             if levels is not None:
                 levels.append(x[:, layout.search])
@@ -409,7 +423,14 @@ class ViTTrunk(TrackerPreTrainedModel):
             places = kept.unsqueeze(2).expand_as(features)
             features = features.new_zeros(x.shape[0], full.search_tokens, x.shape[2]).scatter(1, places, features)
         fused, token = self.fusion(features, None if levels is None else tuple(levels), state, full.search_only())
-        return TrunkOutput(last_hidden_state=fused, auxiliary_loss=loss, token=token, state=state)
+        return TrunkOutput(
+            last_hidden_state=fused,
+            auxiliary_loss=loss,
+            token=token,
+            state=state,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
 
 
 def check_pixels(name: str, pixels: Tensor, ndim: int, streams: int, side: int) -> None:

@@ -114,7 +114,9 @@ class TrackerImageProcessor(BaseImageProcessor):
             )
         kwargs = {key: value for key, value in kwargs.items() if key in names}
         super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
+        for name in names:
+            value = getattr(self, name) if kwargs.get(name) is None else kwargs[name]
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
         self._check_settings()
         self._said_missing: set[str] = set()
 

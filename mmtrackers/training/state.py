@@ -130,6 +130,10 @@ class WeightAverage:
             self.tensors[name].copy_(kept)
 
 
+# of accelerate's own state functions only what they do for random generators, the scaler and the step is wanted
+NOTHING: dict[str, list] = {"optimizers": [], "schedulers": [], "dataloaders": []}
+
+
 class CheckpointStore:
     """
     Checkpoints of a run under `folder`: `checkpoint-00000100`, ... Only what training changes is stored, never a
@@ -185,8 +189,9 @@ class CheckpointStore:
         if accelerator.is_main_process:
             torch.save(optimizer, Path(folder) / "optimizer.bin")
         save_accelerator_state(
-            folder, [], [], [], [], accelerator.process_index, accelerator.step, scaler=accelerator.scaler
-        )
+            output_dir=folder, **NOTHING, model_states=[], process_index=accelerator.process_index,
+            step=accelerator.step, scaler=accelerator.scaler,
+        )  # fmt: skip
 
     def _load_shards(self, folder: str) -> None:
         accelerator = self.accelerator
@@ -194,7 +199,9 @@ class CheckpointStore:
         optimizer = torch.load(Path(folder) / "optimizer.bin", weights_only=True)
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=options)
-        own = load_accelerator_state(folder, [], [], [], [], accelerator.process_index, scaler=accelerator.scaler)
+        own = load_accelerator_state(
+            input_dir=folder, **NOTHING, models=[], process_index=accelerator.process_index, scaler=accelerator.scaler
+        )
         accelerator.step = own.get("step", 0)
 
     @torch.no_grad()
