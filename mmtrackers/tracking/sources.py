@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 
 from mmtrackers.data.datasets import LAYOUTS, open_sequence
@@ -42,6 +42,7 @@ class FrameSource:
         counted (`bool`): `length` was counted in files, so it is certain.
         stamped (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
         files (list of `Path`, *optional*): where each frame is a file of one stream.
+        live (`bool`): a camera: frames that come while one is looked at are left out.
         alone (`bool`): the pictures of `modality` come without RGB.
         notes (`tuple[str, ...]`): what a person should know of how the frames were made.
         alignment (`dict`, *optional*), thermal_range (2 `float` or `str`, *optional*): of this recording, for
@@ -63,6 +64,7 @@ class FrameSource:
     counted: bool = False
     stamped: Callable[[], Iterator[tuple[float, Frame]]] | None = field(default=None, repr=False)
     files: Sequence[Path] | None = field(default=None, repr=False)
+    live: bool = False
     alone: bool = False
     notes: tuple[str, ...] = ()
     alignment: Mapping[str, Alignment] | None = None
@@ -90,7 +92,8 @@ def open_source(
 
     Args:
         source (`str` or `Path`): a video file, a folder of images, a TIFF file of many pages, a sequence folder of a
-            dataset (see `mmtrackers.data.open_sequence`), or a camera's index such as `"0"`.
+            dataset (see `mmtrackers.data.open_sequence`), a camera (`"0"`, `"/dev/video0"`) or the address of a stream
+            (`"rtsp://..."`), see `mmtrackers.tracking.live`.
         second (`dict[str, path]`, *optional*): one modality -> the stream that goes with it: a folder, a TIFF file, an
             event recording, or (except for depth) a video.
         modality (`str`, *optional*): what the source itself shows where it is not RGB; by default files of one channel
@@ -117,15 +120,22 @@ def open_source(
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"--fps {fps:g}: expected a positive number of frames per second")
     text, path = str(source), Path(source)
-    if text.isdecimal() and not path.exists():
-        opened = _camera(int(text))
+    from .live import is_address, is_live, open_live
+
+    if is_live(text) and not path.is_file() and not path.is_dir():
+        return open_live(text, {stream: str(where) for stream, where in (second or {}).items()})
+    if live := next((str(where) for where in (second or {}).values() if is_live(str(where))), None):
+        raise ValueError(f"{live} is live and {source} is not: a camera goes with a camera, a recording with one")
+    if is_address(text):
+        opened = _video(text, Path(urlsplit(text).path).stem, modality or "rgb")
     elif path.is_dir():
         opened = _folder(path, modality, bool(second), pair_by)
     elif path.is_file():
         opened = _file(path, modality)
     else:
         raise ValueError(
-            f"there is no {source}: give a video, a folder of images, a dataset's sequence folder or a camera index"
+            f"there is no {source}: give a video, a folder of images, a dataset's sequence folder, a camera index or "
+            "the address of a stream"
         )
     opened = _with_rate(opened, fps)
     for stream, where in (second or {}).items():
@@ -307,13 +317,18 @@ def _file(path: Path, modality: str | None) -> FrameSource:
         )
     if shown == "depth":
         raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimetres), not as a video")
-    facts = video_facts(path)
+    return _video(str(path), path.stem, shown)
+
+
+def _video(place: str, name: str, shown: str) -> FrameSource:
+    """A video file, here or at an address."""
+    facts = video_facts(place)
 
     def stamped() -> Iterator[tuple[float, Frame]]:
-        return ((time, {shown: image}) for time, image in decoded(path, facts))
+        return ((time, {shown: image}) for time, image in decoded(place, facts))
 
     return FrameSource(
-        path.stem,
+        name,
         lambda: (frame for _, frame in stamped()),
         shown,
         facts.frames or (round(facts.seconds * facts.fps) if facts.seconds else None),
@@ -448,20 +463,3 @@ def _joined_by_rank(rgb: FrameSource, other: FrameSource, modality: str) -> Call
             raise differ(count, f"more than {count}")
 
     return frames
-
-
-def _camera(index: int) -> FrameSource:
-    def frames() -> Iterator[Frame]:
-        camera = cv2.VideoCapture(index)
-        try:
-            if not camera.isOpened():
-                raise ValueError(f"camera {index} cannot be opened: is it plugged in, and free?")
-            while True:
-                good, image = camera.read()
-                if not good:
-                    raise ValueError(f"camera {index} gives no more frames: was it unplugged?")
-                yield {"rgb": cv2.cvtColor(image, cv2.COLOR_BGR2RGB)}
-        finally:
-            camera.release()
-
-    return FrameSource(f"camera{index}", frames)

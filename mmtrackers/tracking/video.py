@@ -20,7 +20,7 @@ class VideoFacts(NamedTuple):
     seconds: float | None
 
 
-def video_facts(path: Path) -> VideoFacts:
+def video_facts(path: str | Path) -> VideoFacts:
     """What a video file's header says.
 
     Raises:
@@ -49,11 +49,11 @@ def _seconds_of(container: av.container.InputContainer) -> float | None:
     return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
 
 
-def decoded(path: Path, facts: VideoFacts | None = None) -> Iterator[tuple[float, np.ndarray]]:
+def decoded(path: str | Path, facts: VideoFacts | None = None) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of a video file with their times.
 
     Args:
-        path (`Path`): the file.
+        path (`str` or `Path`): the file, or its address.
         facts ([`VideoFacts`], *optional*): what it should hold; far less is an error at the end.
 
     Returns:

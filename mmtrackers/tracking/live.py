@@ -1,0 +1,213 @@
+"""Cameras and network streams: a thread reads, the newest frame counts, a broken connection is made again."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+import av
+import cv2
+import numpy as np
+
+from .sources import Frame, FrameSource
+
+logger = logging.getLogger(__name__)
+
+SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
+PATIENCE = 60.0  # seconds without a picture after which a source is given up
+
+_ANSWER = 10.0  # seconds in which a stream must open, or give its next packet
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
+_RECORDED = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
+
+Picture = av.VideoFrame | np.ndarray
+
+
+def is_live(place: str) -> bool:
+    """Whether this names a camera or a network stream: an index, `/dev/video0`, or an address that is no video file.
+
+    Example:
+        >>> [is_live(place) for place in ("0", "/dev/video2", "rtsp://cam/1", "http://host/clip.mp4", "clip.mp4")]
+        [True, True, True, False, False]
+    """
+    if place.isdecimal() or place.startswith("/dev/video"):
+        return True
+    return is_address(place) and PurePosixPath(urlsplit(place).path).suffix.lower() not in _RECORDED
+
+
+def is_address(place: str) -> bool:
+    """Whether this is a network address."""
+    return "://" in place and urlsplit(place).scheme.lower() in SCHEMES
+
+
+class NewestFrame:
+    """Reads a camera or a stream in a thread of its own and keeps its newest frame, and nothing else.
+
+    A connection that breaks is made again, after a pause that grows to five seconds; a warning says so each time.
+
+    Args:
+        place (`str`): camera index, `/dev/videoN`, or an address.
+        patience (`float`): seconds without a picture after which it is given up; also for the first one.
+
+    Example:
+        ```python
+        with NewestFrame("rtsp://camera/1") as camera:
+            number, picture = camera.newer_than(0)
+        ```
+    """
+
+    def __init__(self, place: str, patience: float = PATIENCE) -> None:
+        self.place, self.patience = place, patience
+        self._open: Callable[[], Iterator[Picture]] = lambda: _pictures(place)
+        self._changed = threading.Condition()
+        self._picture: Picture | None = None
+        self._number, self._reason, self._ended = 0, "it never answered", False
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._read, name=f"reader of {place}", daemon=True)
+        self._thread.start()
+
+    def newer_than(self, number: int) -> tuple[int, np.ndarray]:
+        """Waits for a frame after the one of this number: `(its number, [H, W, 3] uint8 RGB)`, the newest there is.
+
+        Raises:
+            ValueError: none came for `patience` seconds, or the first connection failed.
+        """
+        with self._changed:
+            while self._number <= number and not self._ended:
+                left = self.patience - (time.monotonic() - self._last)
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            if self._number <= number:
+                waited = "" if self._ended else f" within {self.patience:g} s"
+                again = "gave no picture" if self._number == 0 else "gives no more pictures"
+                raise ValueError(f"{self.place} {again}{waited} ({self._reason}): {_way_out(self.place)}")
+            number, picture = self._number, self._picture
+        return number, picture if isinstance(picture, np.ndarray) else picture.to_ndarray(format="rgb24")
+
+    def close(self) -> None:
+        """Ends the reading; the thread goes when its current packet is there."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def __enter__(self) -> "NewestFrame":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        tries = 0
+        while not self._ended:
+            begun = self._number
+            try:
+                for picture in self._open():
+                    with self._changed:
+                        if self._ended:
+                            return
+                        self._picture, self._last = picture, time.monotonic()
+                        self._number += 1
+                        self._changed.notify_all()
+                reason = "the stream ended"
+            except (av.FFmpegError, OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            with self._changed:
+                self._reason = reason
+                if self._number == 0 and tries > 0:  # what never worked is not waited for
+                    self._ended = True
+                    self._changed.notify_all()
+                    return
+            tries = 0 if self._number > begun else tries + 1
+            if self._number and not self._ended:
+                logger.warning("%s broke off (%s): connecting again", self.place, reason)
+            time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+
+
+def _way_out(place: str) -> str:
+    if is_address(place):
+        return "is the address right, and the camera on? Another program that opens it (ffplay) would show why"
+    return "is it plugged in, and free?"
+
+
+def _pictures(place: str) -> Iterator[Picture]:
+    return _from_network(place) if is_address(place) else _from_device(place)
+
+
+def _from_network(address: str) -> Iterator[Picture]:
+    options = {"fflags": "nobuffer", "flags": "low_delay"}
+    if address.lower().startswith("rtsp"):
+        options["rtsp_transport"] = "tcp"
+    with av.open(address, options=options, timeout=(_ANSWER, _ANSWER)) as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video")
+        container.streams.video[0].thread_type = "SLICE"  # by frames, decoding would lag by as many as there are cores
+        yield from container.decode(video=0)
+
+
+def _from_device(place: str) -> Iterator[Picture]:
+    camera = cv2.VideoCapture(int(place) if place.isdecimal() else place)
+    try:
+        if not camera.isOpened():
+            raise ValueError("it cannot be opened")
+        camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        while True:
+            good, image = camera.read()
+            if not good:
+                raise ValueError("it gives no more frames")
+            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    finally:
+        camera.release()
+
+
+def open_live(place: str, second: dict[str, str] | None = None, patience: float = PATIENCE) -> FrameSource:
+    """A camera or stream, or two of them, as a source of its newest frames: what came meanwhile is left out.
+
+    With two, each frame of the first goes with the newest one of the second.
+
+    Args:
+        place (`str`): as for [`NewestFrame`].
+        second (`dict[str, str]`, *optional*): one modality -> another camera or stream.
+        patience (`float`): as for [`NewestFrame`].
+
+    Raises:
+        ValueError: the second one is none.
+
+    Example:
+        ```python
+        for frame in open_live("rtsp://camera/1", {"thermal": "rtsp://camera/2"}):
+            print(frame["rgb"].shape)
+        ```
+    """
+    for other in (second or {}).values():
+        if not is_live(str(other)):
+            raise ValueError(f"{place} is live and {other} is not: a camera goes with a camera, a recording with one")
+    places = {"rgb": place} | {modality: str(other) for modality, other in (second or {}).items()}
+
+    def frames() -> Iterator[Frame]:
+        readers = {stream: NewestFrame(where, patience) for stream, where in places.items()}
+        try:
+            number = 0
+            while True:
+                number, picture = readers["rgb"].newer_than(number)
+                frame = {"rgb": picture}
+                for stream, reader in readers.items():
+                    if stream != "rgb":
+                        frame[stream] = reader.newer_than(0)[1]
+                yield frame
+        finally:
+            for reader in readers.values():
+                reader.close()
+
+    modality = next((stream for stream in places if stream != "rgb"), "rgb")
+    return FrameSource(_name_of(place), frames, modality, live=True)
+
+
+def _name_of(place: str) -> str:
+    if not is_address(place):
+        return "camera" + place.removeprefix("/dev/video")
+    parts = urlsplit(place)
+    words = f"{parts.hostname or parts.scheme}{parts.path}"
+    return "".join(c if c.isalnum() else "_" for c in words).strip("_") or "stream"

@@ -1,0 +1,177 @@
+"""Cameras and streams, on a server that the tests start and cut."""
+
+import io
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from mmtrackers.tracking import live
+from mmtrackers.tracking.live import NewestFrame, is_live, open_live
+from mmtrackers.tracking.sources import open_source
+from mmtrackers.tracking.video import VideoWriter
+
+
+def jpeg(number: int) -> bytes:
+    """A picture as bright as its number."""
+    return cv2.imencode(".jpg", np.full((48, 64, 3), number % 250, np.uint8))[1].tobytes()
+
+
+def number_of(picture: np.ndarray) -> int:
+    return round(float(picture.mean()))
+
+
+class Camera(BaseHTTPRequestHandler):
+    """Motion JPEG, a picture every 10 ms; `/none` never answers, `/ts` is one piece of MPEG-TS."""
+
+    def do_GET(self):
+        server = self.server
+        server.connections += 1
+        if self.path == "/none":
+            time.sleep(3)
+            return
+        self.send_response(200)
+        if self.path in ("/ts", "/clip.mp4"):
+            self.send_header("Content-Type", "video/mp2t" if self.path == "/ts" else "video/mp4")
+            self.send_header("Content-Length", str(len(server.piece)))
+            self.end_headers()
+            self.wfile.write(server.piece)
+            return
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        own = server.connections
+        try:
+            while not server.cut and own > server.cut_before:
+                data = jpeg(server.number)
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+                self.wfile.write(head + data + b"\r\n")
+                server.number += 1
+                time.sleep(0.01)
+        except OSError:
+            pass
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def camera():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    server.daemon_threads = True
+    server.number, server.connections, server.cut, server.cut_before = 1, 0, False, 0
+    server.url = f"http://127.0.0.1:{server.server_port}/live"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.cut = True
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_live():
+    assert is_live("rtsp://user:pw@10.0.0.7:554/stream1") and is_live("http://host/video.cgi?res=1") and is_live("12")
+    assert not is_live("http://host/a/clip.MP4?x=1") and not is_live("visible") and not is_live("c:/clip.mp4")
+
+
+def test_only_the_newest_frame_counts(camera):
+    with NewestFrame(camera.url) as reader:
+        number, first = reader.newer_than(0)
+        assert first.shape == (48, 64, 3) and first.dtype == np.uint8
+        time.sleep(0.6)  # a slow tracker
+        sent, (later, second) = camera.number, reader.newer_than(number)
+        assert later > number + 5, "frames that came meanwhile are left out"
+        assert number_of(second) >= sent - 6, "and what comes is new"
+        again, _ = reader.newer_than(later)
+        assert again > later, "no frame comes twice"
+
+
+def test_a_pulled_cable_is_waited_for_and_said(camera, caplog):
+    frames = iter(open_live(camera.url, patience=10))
+    next(frames)
+    camera.cut_before = camera.connections
+    numbers = []
+    for frame in frames:
+        numbers.append(number_of(frame["rgb"]))
+        if camera.connections >= 2 and len(numbers) > 12:
+            break
+    frames.close()
+    assert camera.connections >= 2
+    assert any("broke off" in r.message and "connecting again" in r.message for r in caplog.records)
+
+
+def test_a_camera_that_stays_away_is_given_up(camera):
+    frames = iter(open_live(camera.url, patience=1.0))
+    next(frames)
+    camera.cut = True
+    with pytest.raises(ValueError, match=r"/live gives no more pictures within 1 s .*is the address right"):
+        for _ in frames:
+            pass
+
+
+def test_a_stream_of_mpeg_ts_that_ends_is_connected_again(camera):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(30):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    camera.piece = buffer.getvalue()
+    frames = iter(open_live(camera.url.replace("/live", "/ts")))
+    for _ in range(3):
+        assert next(frames)["rgb"].shape == (48, 64, 3)
+        time.sleep(0.1)
+    while camera.connections < 2:
+        next(frames)
+    frames.close()
+
+
+def test_a_recording_at_an_address_is_read_whole(camera, tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 25) as writer:
+        for i in range(10):
+            writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
+    camera.piece = (tmp_path / "clip.mp4").read_bytes()
+    source = open_source(camera.url.replace("/live", "/clip.mp4"))
+    assert (source.name, source.live, source.length) == ("clip", False, 10) and len(list(source)) == 10
+
+
+def test_sources_that_never_answer(camera, monkeypatch):
+    monkeypatch.setattr(live, "_ANSWER", 0.3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/live"
+        with pytest.raises(ValueError, match=r"gave no picture \(.*\): is the address right, and the camera on"):
+            next(iter(open_live(nobody)))
+    with pytest.raises(ValueError, match="/none gave no picture"):
+        next(iter(open_live(camera.url.replace("/live", "/none"))))
+    with pytest.raises(ValueError, match=r"99 gave no picture \(it cannot be opened\): is it plugged in"):
+        next(iter(open_source("99")))
+    with pytest.raises(ValueError, match=r"is live and .*heat is not: a camera goes with a camera"):
+        open_source(camera.url, {"thermal": "heat"})
+    with pytest.raises(ValueError, match="is live and clip is not"):
+        open_source("clip", {"thermal": camera.url})
+
+
+def test_two_cameras_are_a_pair(camera):
+    source = open_source(camera.url, {"thermal": camera.url})
+    assert (source.modality, source.live) == ("thermal", True)
+    frames = iter(source)
+    for _ in range(5):
+        frame = next(frames)
+        assert abs(number_of(frame["rgb"]) - number_of(frame["thermal"])) < 20
+    frames.close()
+
+
+def test_nothing_but_the_newest_frame_is_kept(camera):
+    with NewestFrame(camera.url) as reader:
+        number, _ = reader.newer_than(0)
+        time.sleep(0.5)
+        held = [value for value in vars(reader).values() if isinstance(value, (list, dict, tuple))]
+        assert held == [] and reader.newer_than(number)[0] > number
+    reader._thread.join(3)
+    assert not reader._thread.is_alive(), "the reader goes with its user"
