@@ -1,6 +1,7 @@
 """Cameras and streams, on a server that the tests start and cut."""
 
 import io
+import json
 import socket
 import threading
 import time
@@ -10,7 +11,11 @@ import av
 import cv2
 import numpy as np
 import pytest
+import tracking_stub
+from tracking_stub import RedPatchModel
+from typer.testing import CliRunner
 
+from mmtrackers import Tracker, cli
 from mmtrackers.tracking import live
 from mmtrackers.tracking.live import NewestFrame, is_live, open_live
 from mmtrackers.tracking.sources import open_source
@@ -175,3 +180,61 @@ def test_nothing_but_the_newest_frame_is_kept(camera):
         assert held == [] and reader.newer_than(number)[0] > number
     reader._thread.join(3)
     assert not reader._thread.is_alive(), "the reader goes with its user"
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def track(camera, tmp_path, monkeypatch):
+    """`mmtrackers track` on the camera, with a tracker of red patches."""
+
+    def from_pretrained(repo, dtype=None, device=None, pack=False, base_model=None, **kwargs):
+        return Tracker(RedPatchModel(), tracking_stub.processor(), **kwargs)
+
+    monkeypatch.setattr(Tracker, "from_pretrained", from_pretrained)
+
+    def call(*options, url=camera.url):
+        place = ["track", url, "--model", "m", "--box", "10,10,20,20", "--output", str(tmp_path / "out")]
+        return CliRunner().invoke(cli.app, [*place, *options])
+
+    return call
+
+
+def test_a_json_line_per_frame(track, tmp_path):
+    result = track("--max-frames", "12", "--stream")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(12))
+    assert list(lines[3]["targets"][0]) == ["box", "score", "present"] and lines[3]["time"] <= time.time()
+    assert "12 frames" in result.stderr
+    assert not list((tmp_path / "out").glob("*.mp4")), "a video is written where it is asked for"
+
+
+def test_a_camera_is_recorded_and_its_run_keeps_its_last_frames(track, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmtrackers.tracking.runs.KEPT", 5)
+    result = track("--max-frames", "23", "--save")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out"
+    record = json.loads(next(out.glob("*_tracked.json")).read_text())
+    assert record["frames"] == 23 and record["first_frame"] > 10
+    assert len(record["targets"][0]["scores"]) == 23 - record["first_frame"] <= 10
+    text = next(path for path in out.glob("*_tracked.txt"))
+    assert len(text.read_text().splitlines()) == 23, "the files have all of them"
+    with av.open(str(next(out.glob("*.mp4")))) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 23
+
+
+def test_a_run_ends_where_its_camera_is_gone(track, camera, tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "PATIENCE", 1.0)
+    threading.Timer(1.5, lambda: setattr(camera, "cut", True)).start()
+    result = track()
+    assert result.exit_code == 2 and "gives no more pictures within 1 s" in result.stderr
+    assert "what was done until then" in result.stderr
+    assert json.loads(next((tmp_path / "out").glob("*.json")).read_text())["frames"] > 3
+
+
+def test_addresses_that_cannot_be_used(track):
+    result = track(url="rtsp://127.0.0.1:9/x")
+    assert result.exit_code == 2 and "rtsp://127.0.0.1:9/x gave no picture" in result.stderr
+    assert "Traceback" not in result.output

@@ -1,5 +1,7 @@
 """`mmtrackers track`: follow targets through a video."""
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,7 @@ from .ending import exit_code_of, fail
 
 if TYPE_CHECKING:
     from mmtrackers.tracking.runs import RunResult
+    from mmtrackers.tracking.session import Prediction
     from mmtrackers.tracking.sources import FrameSource
     from mmtrackers.tracking.tracker import Tracker
 
@@ -19,7 +22,8 @@ def track(
     source: Annotated[
         str,
         typer.Argument(
-            help="Video file, image folder, dataset sequence folder, camera index, or sample: the clip of the package."
+            help="Video file, image folder, dataset sequence folder, camera index or /dev/video0, address of a stream "
+            "(rtsp://..., http://...), or sample: the clip of the package."
         ),
     ],
     model: Annotated[
@@ -88,6 +92,10 @@ def track(
         str, typer.Option(help="Label files for other tools, with commas: coco, mot, cvat.")
     ] = "",
     video: Annotated[bool, typer.Option("--video/--no-video", help="Write a video with the boxes drawn in.")] = True,
+    save: Annotated[bool, typer.Option("--save", help="Write that video of a camera or a stream too.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print a JSON line per frame; everything else goes to the error output.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run on this source in --output.")
     ] = False,
@@ -162,13 +170,19 @@ def track(
         max_frames,
         progress=not quiet,
         profile=profile,
-        video=video,
+        video=video and (save or not opened.live),
         overwrite=overwrite,
         threads=threads,
         labels=kinds,
         settings=settings,
+        on_frame=_print_frame if stream else None,
     )
-    _report(result, quiet)
+    _report(result, quiet, stream)
+
+
+def _print_frame(index: int, found: "list[Prediction]") -> None:
+    line = {"frame": index, "time": round(time.time(), 3), "targets": [prediction.to_dict() for prediction in found]}
+    print(json.dumps(line), flush=True)
 
 
 def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
@@ -195,12 +209,12 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
         typer.echo(f"no {' or '.join(kinds)} stream: the RGB stream alone is fed (--allow-missing)", err=True)
 
 
-def _report(result: "RunResult", quiet: bool = False) -> None:
-    count = len(result.predictions)
+def _report(result: "RunResult", quiet: bool = False, stream: bool = False) -> None:
+    count = result.count
     done = "1 frame" if count == 1 else f"{count} frames"
     if not quiet:
         for line in _lines(result, done):
-            typer.echo(line)
+            typer.echo(line, err=stream)
     if result.stopped == "interrupted":
         typer.echo(f"interrupted after {done}; what was done is kept", err=True)
         raise typer.Exit(exit_code_of(result.interrupt))

@@ -49,7 +49,7 @@ class NewestFrame:
 
     Args:
         place (`str`): camera index, `/dev/videoN`, or an address.
-        patience (`float`): seconds without a picture after which it is given up; also for the first one.
+        patience (`float`, *optional*): seconds without a picture after which it is given up; a minute by default.
 
     Example:
         ```python
@@ -58,8 +58,8 @@ class NewestFrame:
         ```
     """
 
-    def __init__(self, place: str, patience: float = PATIENCE) -> None:
-        self.place, self.patience = place, patience
+    def __init__(self, place: str, patience: float | None = None) -> None:
+        self.place, self.patience = place, PATIENCE if patience is None else patience
         self._open: Callable[[], Iterator[Picture]] = lambda: _pictures(place)
         self._changed = threading.Condition()
         self._picture: Picture | None = None
@@ -162,7 +162,7 @@ def _from_device(place: str) -> Iterator[Picture]:
         camera.release()
 
 
-def open_live(place: str, second: dict[str, str] | None = None, patience: float = PATIENCE) -> FrameSource:
+def open_live(place: str, second: dict[str, str] | None = None, patience: float | None = None) -> FrameSource:
     """A camera or stream, or two of them, as a source of its newest frames: what came meanwhile is left out.
 
     With two, each frame of the first goes with the newest one of the second.
@@ -170,7 +170,7 @@ def open_live(place: str, second: dict[str, str] | None = None, patience: float 
     Args:
         place (`str`): as for [`NewestFrame`].
         second (`dict[str, str]`, *optional*): one modality -> another camera or stream.
-        patience (`float`): as for [`NewestFrame`].
+        patience (`float`, *optional*): as for [`NewestFrame`].
 
     Raises:
         ValueError: the second one is none.

@@ -1,8 +1,8 @@
 """One run of a tracker over one source: the loop, its results, and the files that it leaves."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from .session import Prediction, TrackingSession
 from .sources import Frame, FrameSource
 from .threads import ThreadChoice, chosen_threads
 from .tracker import Tracker
+
+KEPT = 10_000  # frames of a camera that a run holds in memory
 
 
 @dataclass
@@ -40,6 +42,8 @@ class RunResult:
         recording (`dict[str, float]`): seconds of drawing and encoding, beside the tracker, and of waiting for it.
         files (`list[Path]`): what the run left.
         size (`tuple[int, int]`): height and width of the frames in pixels.
+        dropped (`int`): of a camera, how many earlier frames are in the text files alone; `first` is then the index
+            of the first one that is here.
 
     Example:
         >>> source = FrameSource("a", lambda: iter(()), boxes_xywh=np.array([[0.0, 0, 2, 2], [0, 0, 2, 2]]),
@@ -61,6 +65,7 @@ class RunResult:
     recording: dict[str, float] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
+    dropped: int = 0
 
     def __repr__(self) -> str:
         targets = len(self.predictions[0]) if self.predictions else 0
@@ -101,14 +106,19 @@ class RunResult:
         return float(np.nanmean(later)) if np.isfinite(later).any() else None
 
     @property
+    def count(self) -> int:
+        """Frames that were tracked in, the given one among them."""
+        return self.dropped + len(self.predictions)
+
+    @property
     def frames_per_second(self) -> float:
         """Frames that the tracker itself does in a second (crop, forward pass, decoding)."""
-        return (len(self.predictions) - 1) / self.seconds if self.seconds > 0 else 0.0
+        return (self.count - 1) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def whole_frames_per_second(self) -> float:
         """Frames per second of the whole run, with reading, drawing and encoding."""
-        return (len(self.predictions) - 1) / self.elapsed if self.elapsed > 0 else 0.0
+        return (self.count - 1) / self.elapsed if self.elapsed > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Boxes, scores and presence per target as plain numbers, as JSON takes them.
@@ -130,7 +140,7 @@ class RunResult:
         return {
             "source": self.source.name,
             "first_frame": self.first,
-            "frames": len(self.predictions),
+            "frames": self.count,
             "targets": targets,
             "mean_overlap": self.mean_overlap,
             "frames_per_second": round(self.whole_frames_per_second, 2),
@@ -162,6 +172,7 @@ def run(
     threads: int | str = "auto",
     labels: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
+    on_frame: Callable[[int, list[Prediction]], None] | None = None,
 ) -> RunResult:
     """Tracks through a source and writes what it finds as it goes.
 
@@ -188,6 +199,7 @@ def run(
         threads (`int` or `str`): of torch and OpenCV on a CPU; "auto" takes all or one, whichever turns out faster.
         labels (`str`s): label files to write too, see [`export`]: "coco", "mot", "cvat".
         settings (`dict`, *optional*): kept in the JSON.
+        on_frame (callable, *optional*): called with the index of each frame and what was found in it, as it is found.
 
     Raises:
         ValueError: no box is known, a box or the first frame cannot be used, or there is no frame.
@@ -206,11 +218,12 @@ def run(
             stack.enter_context(FolderLock(output))
             files = ResultFiles(Path(output), source.name, len(given), tuple(labels))
             files.check(overwrite)
-        steps = _Steps(tracker, given, result, files, video)
+        steps = _Steps(tracker, given, result, files, video, on_frame)
         choice = None
         if tracker.device.type == "cpu":
             choice = stack.enter_context(chosen_threads(threads))
-        frames = stack.enter_context(ReadAhead(iter(source)))
+        # a camera is read ahead by itself, and what waited in a queue would be old
+        frames = stack.enter_context(closing(source.frames()) if source.live else ReadAhead(iter(source)))
         bar = stack.enter_context(_bar(source, first, max_frames, progress))
         begin = time.perf_counter()
         try:
@@ -236,27 +249,38 @@ class _Steps:
     """The loop of a run."""
 
     def __init__(
-        self, tracker: Tracker, given: np.ndarray, result: RunResult, files: ResultFiles | None, video: bool
+        self,
+        tracker: Tracker,
+        given: np.ndarray,
+        result: RunResult,
+        files: ResultFiles | None,
+        video: bool,
+        on_frame: Callable[[int, list[Prediction]], None] | None,
     ) -> None:
         self.tracker, self.given, self.result, self.files, self.video = tracker, given, result, files, video
+        self.on_frame = on_frame
         self.session: TrackingSession | None = None
         self.recorder: Recorder | None = None
 
     def go(self, frames: Iterator[Frame], bar: Any, max_frames: int | None, choice: ThreadChoice | None) -> None:
-        result, clock = self.result, self.result.clock
+        result, clock, first = self.result, self.result.clock, self.result.first
         last = time.perf_counter()
         for index, frame in enumerate(frames):
-            if index < result.first:
+            if index < first:
                 continue
-            if max_frames is not None and index - result.first >= max_frames:
+            if max_frames is not None and index - first >= max_frames:
                 break
             found = self._found(frame)
             result.predictions.append(found)
+            if self.on_frame is not None:
+                self.on_frame(index, found)
+            if result.source.live and len(result.predictions) > 2 * KEPT:
+                self._drop()
             if self.recorder is not None:
                 self.recorder.put(index, frame, found)
             bar.update()
             now = time.perf_counter()
-            if choice is not None and index > result.first:
+            if choice is not None and index > first:
                 choice.step(now - last)
             last = now
             if clock is not None:
@@ -283,6 +307,14 @@ class _Steps:
             clock.end()
         return found
 
+    def _drop(self) -> None:
+        """A camera runs for days: what is older than the last frames is in the files alone."""
+        result = self.result
+        count = len(result.predictions) - KEPT
+        del result.predictions[:count]
+        result.first += count
+        result.dropped += count
+
     def close(self) -> None:
         """Waits until everything is written; what could not be written counts as not found."""
         recorder, result = self.recorder, self.result
@@ -292,7 +324,7 @@ class _Steps:
             recorder.close()
         except (ValueError, OSError) as error:
             result.stopped = str(error)
-        del result.predictions[recorder.count :]
+        del result.predictions[max(0, recorder.count - result.dropped) :]
         result.recording = recorder.seconds
 
 
