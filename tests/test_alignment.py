@@ -1,16 +1,19 @@
 """Alignment: matrices and their files, crops through them, registration."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tracking_stub
+from example_scripts import load
 from tracking_stub import RedPatchModel
 
 from mmtrackers import Tracker, TrackerImageProcessor
 from mmtrackers.processing.alignment import check_alignment, frame_matrix, read_alignment, warp, write_alignment
 from mmtrackers.processing.registration import matrix_from_points, overlay, read_points, register
+from mmtrackers.tracking.sources import open_source
 
 MATRIX = np.array([[1.1, 0.02, -9.0], [-0.015, 1.05, 6.0], [0, 0, 1]])
 STYLES = ("ostrack", "lorat")
@@ -176,6 +179,24 @@ def test_a_known_warp_is_found(other_size):
     found = register([(colors(rgb), other)])
     assert corner_error(found.matrix, true, *other_size) < 2
     assert found.after > found.before + 0.2
+
+
+VTUAV = Path(__file__).parents[2] / "shared" / "data" / "rgbt" / "VTUAV" / "bus1_sample"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VTUAV.is_dir(), reason="the VTUAV sample is not beside the checkout")
+def test_a_known_warp_of_a_real_pair_is_found():
+    """Against what the published pair gives, which the estimate itself takes to be off by some pixels."""
+    script = load("measure_alignment")
+    source = open_source(VTUAV)
+    pairs = [(frame["rgb"], frame["thermal"]) for _, frame in zip(range(60), source, strict=False)][10::20]
+    pairs = [(rgb, colors(thermal) if thermal.ndim == 2 else thermal) for rgb, thermal in pairs]
+    height, width = pairs[0][0].shape[:2]
+    away = np.linalg.inv(script.OFF)
+    moved = [(rgb, cv2.warpPerspective(thermal, away, (width, height))) for rgb, thermal in pairs]
+    published, found = register(pairs).matrix, register(moved).matrix
+    assert script.corner_distance(found, published @ script.OFF, height, width) < 2
 
 
 def test_pictures_of_nothing_in_common():

@@ -25,6 +25,9 @@ def evaluate(
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Other rules than the set's own, by name.")] = None,
     names: Annotated[Path | None, typer.Option(help="Text file with the sequences to take, one per line.")] = None,
+    pair_by: Annotated[
+        str | None, typer.Option(help="Where frame numbers of two streams disagree: number (common ones) or rank.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of raw results, times and scores.")] = Path("evaluated"),
     batch: Annotated[int, typer.Option(min=1, help="Sequences side by side in one forward pass.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",

@@ -31,6 +31,7 @@ def evaluate(
     split: str | None = None,
     protocol: str | None = None,
     names: str | Path | None = None,
+    pair_by: str | None = None,
     trackers: Sequence[str] = (),
     results: Sequence[str] = (),
     output: str | Path = "evaluated",
@@ -63,7 +64,7 @@ def evaluate(
     _check(repos, folders, form, card)
     own = dataset == OWN_SEQUENCES
     split = split or _only_split(dataset)
-    sequences = open_dataset(root, names, dataset=None if own else dataset, split=split)
+    sequences = open_dataset(root, names, dataset=None if own else dataset, split=split, pair_by=pair_by)
     title = _title(rules, dataset, Path(root))
     # Parts of a set in folders of their own: VTUAV's short and long videos are two tables.
     place = Path(output) / (rules.name if split in (None, "test") else f"{rules.name}-{split}")
