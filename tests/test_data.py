@@ -178,7 +178,7 @@ def test_choice_of_the_second_stream(tmp_path):
     assert open_sequence(folder, modality="depth").modality == "depth"
 
 
-def test_dataset_folders_and_lists(tmp_path):
+def test_dataset_folders_and_lists(tmp_path, caplog):
     tree(tmp_path / "trainingset" / "b10", *TREES["lasher"][1:3])
     tree(tmp_path / "trainingset" / "b9", *TREES["lasher"][1:3])
     tree(tmp_path / "loose pictures", {"": {}}, {})
@@ -187,8 +187,10 @@ def test_dataset_folders_and_lists(tmp_path):
     assert [sequence.name for sequence in open_dataset(tmp_path, tmp_path / "split.txt")] == ["b10"]
     with pytest.raises(ValueError, match=r"1 listed sequences are not below .*: b11"):
         open_dataset(tmp_path, ["b9", "b11"])
-    with pytest.raises(ValueError, match="no annotated sequence below"):
+    message = "loose pictures has frames .own folder. and no annotation; expected groundtruth.txt or .*init.txt"
+    with pytest.raises(ValueError, match=f"no annotated sequence below .*{message}"):
         open_dataset(tmp_path / "loose pictures")
+    assert "1 folders have frames and no annotation, and are left out: " in caplog.text
 
 
 @pytest.mark.parametrize(("names", "expected"), [

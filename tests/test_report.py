@@ -111,11 +111,19 @@ def test_markdown_is_ready_to_paste(made) -> None:
     assert "They are of the whole test split (245 sequences), the measured ones of 3, some of them partial: no" in text
     assert "[5] AutoLab-SAI-SJTU/SEATrack, assets/Results.png" in text
     assert "\n| FM (3) | " in text and "\n| OCC &amp; co (2) | " in text
-    assert "AMG_LORA on org/base, thermal, float32, cpu, packed; settings" in text and "mixed pixel bases" in text
+    assert "AMG\\_LORA on org/base, thermal, float32, cpu, packed; settings" in text and "mixed pixel bases" in text
     assert "<b>" not in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for line in tables:  # a bar inside of a name is escaped: every row has as many cells as its table's ruler
         assert len(re.findall(r"(?<!\\)\|", line)) in {len(re.findall(r"\|", t)) for t in tables if "---" in t}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "[x](http://e.vil)", "`rm`", "_a_ *b*", "# title", "~~gone~~", "<b>", "a|b"])
+def test_names_are_no_markup(name) -> None:
+    result = EvaluationResult(name, name, "lasher", {"SR": 0.5}, "SR", notes=(name,))
+    text = markdown(grouped([result]))
+    for bad in ("[x]", " `rm", " _a_", "*b*", "\n# ", " ~~", "<b>", "a|b", "a\nb"):
+        assert bad not in text.replace("**\\", "\\")
 
 
 def test_latex_is_escaped_and_marks_what_is_published(made) -> None:
@@ -124,6 +132,7 @@ def test_latex_is_escaped_and_marks_what_is_published(made) -> None:
     assert r"bold\textless{}/b\textgreater{} \textbar{} name \& " in text and r"lost (partial) & " in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
     assert len(set(re.findall(r"\\label\{(.+?)\}", text))) == 2
+    assert tex("two\nlines") == "two lines"
     assert tex("a_b% {x} \\") == r"a\_b\% \{x\} \textbackslash{}"
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import align, browse, evaluate, finetune, info, share, track
+from . import align, browse, data, evaluate, finetune, info, share, track
 from .ending import Commands, interrupt_on_signals
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for command in (
 ):
     app.command()(command)
 app.command(context_settings=finetune.OWN_OPTIONS)(finetune.finetune)
+app.add_typer(data.app, name="data")
 
 
 def _version(wanted: bool) -> None:

@@ -1,9 +1,12 @@
 """Opening of sequences and of sets; what lies where is in `layouts`."""
 
+import itertools
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,8 @@ from .pairing import paired
 from .sequence import IMAGE_SUFFIXES, FrameFiles, Sequence, natural_names
 from .sets import SequenceSet
 from .special import Entry, packaged_list
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["DATASETS", "LAYOUTS", "open_dataset", "open_sequence", "read_boxes"]
 
@@ -126,9 +131,19 @@ def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:
 
 def _any(root: Path, names: list[str] | None, modality: str | None, stamps: FileStamps, pair_by: str | None
          ) -> Iterator[Sequence]:
-    found = list(_walk(root, 4, stamps))
+    bare: list[tuple[Path, Layout]] = []
+    found = list(_walk(root, 4, stamps, bare))
     if not found:
-        raise ValueError(f"no annotated sequence below {root}. {_EXPECTED}")
+        if bare:
+            folder, layout = bare[0]
+            more = f", nor have {len(bare) - 1} other folders" if len(bare) > 1 else ""
+            files = " or ".join(os.path.relpath(folder / name.format(name=folder.name), root) for name in layout.boxes)
+            raise ValueError(f"no annotated sequence below {root}: {folder} has frames ({layout.name}) and no "
+                             f"annotation; expected {files}, a line x,y,width,height per frame{more}")
+        raise ValueError(f"no annotated sequence below {root}. {EXPECTED}")
+    if bare:
+        shown = ", ".join(str(folder) for folder, _ in bare[:3]) + (" ..." if len(bare) > 3 else "")
+        logger.warning("%d folders have frames and no annotation, and are left out: %s", len(bare), shown)
     if names is not None:
         found = _chosen(found, names, root)
     for entry, layout in found:
@@ -143,15 +158,35 @@ def _chosen(found: list[tuple[Entry, Layout]], names: list[str], where: Path) ->
     return [by_name[name] for name in names]
 
 
-def _walk(folder: Path, depth: int, stamps: FileStamps) -> Iterator[tuple[Entry, Layout]]:
+def _walk(folder: Path, depth: int, stamps: FileStamps, bare: list[tuple[Path, Layout]]
+          ) -> Iterator[tuple[Entry, Layout]]:
+    """The annotated sequences below a folder; `bare` gets those without an annotation."""
     stamps.add(folder)
     layout = _detect(folder)
     # Pictures without annotation are a sequence only where somebody points at them.
     if layout is not None and _first_file(folder, layout.boxes) is not None:
         yield _entry(folder), layout
-    elif depth > 0:
-        for child in _subfolders(folder):
-            yield from _walk(child, depth - 1, stamps)
+        return
+    if layout is not None:
+        pictures = _images(_stream_folder(folder, layout.streams["rgb"]))
+        if len(list(itertools.islice(pictures, 2))) == 2:
+            bare.append((folder, layout))
+    for child in _subfolders(folder) if depth > 0 else ():
+        yield from _walk(child, depth - 1, stamps, bare if layout is None else [])
+
+
+def sequences_below(root: Path) -> Iterator[tuple[Path, Layout, Callable[[], Sequence]]]:
+    """Every folder with frames, its layout, and what opens it; for checks, which go on where `open_dataset` stops."""
+    stamps, bare = FileStamps(), []
+    for entry, layout in _walk(root, 4, stamps, bare):
+        yield entry.folder, layout, partial(_read, entry, layout, None, stamps)
+    for folder, layout in bare:
+        yield folder, layout, partial(_read, _entry(folder), layout, None, stamps)
+
+
+def annotation_of(folder: Path, layout: Layout) -> Path | None:
+    """The box file of a sequence, if it is there."""
+    return _first_file(folder, layout.boxes)
 
 
 def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, stamps: FileStamps,
@@ -290,7 +325,7 @@ def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-_EXPECTED = ("Expected images in the folder itself, or one of: "
+EXPECTED = ("Expected images in the folder itself, or one of: "
              + "; ".join(sorted({" + ".join(f"{names[0]}/" for names in layout.streams.values()).format(name="<name>")
                                  for layout in LAYOUTS if "" not in layout.streams["rgb"]}))
              + "; own folders may add thermal/, depth/ or event/ to rgb/")
@@ -305,7 +340,7 @@ def _not_recognised(folder: Path) -> str:
             names = layout.streams[lacking[0]]
             return (f"{folder} has the {there[0]} frames of a sequence ({layout.name}) but no {lacking[0]} frames: "
                     f"the folder {names[0]}/ is missing")
-    return f"no sequence was recognised in {folder}. {_EXPECTED}"
+    return f"no sequence was recognised in {folder}. {EXPECTED}"
 
 
 def _read(entry: Entry, layout: Layout, modality: str | None, stamps: FileStamps, pair_by: str | None = None

@@ -1,5 +1,6 @@
 """The report as texts to paste: GitHub's Markdown, and LaTeX."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from mmtrackers.evaluation.results import Speed
@@ -21,7 +22,7 @@ def markdown(sets: Sequence[SetReport]) -> str:
     """GitHub's Markdown: per set the scores, then attributes, speed and settings."""
     parts = []
     for part in sets:
-        parts.append(f"## {part.title}\n")
+        parts.append(f"## {_cell(part.title)}\n")
         parts.append(f"{extent(part)}. Protocol `{part.protocol}` after {part.source}; scores in percent.\n")
         parts += [f"> **Partial:** {warning}\n" for warning in partial_warnings(part)]
         parts.append(_markdown_scores(part))
@@ -40,7 +41,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    """A name or a note, none of whose characters are markup."""
+    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -86,7 +88,7 @@ def _markdown_speed(sets: Sequence[SetReport]) -> str:
         stages = [speed.stages.get(name) for name in (*STAGES, "track")]
         cells = [f"{s.median:.1f} ({s.low:.1f}–{s.high:.1f})" if s else "–" for s in stages]
         where = f"{speed.device}, {speed.threads} threads, batch {speed.batch}"
-        rows.append([_cell(tracker), title, *cells, f"{speed.frames_per_second:.1f}", where])
+        rows.append([_cell(tracker), _cell(title), *cells, f"{speed.frames_per_second:.1f}", where])
     if not rows:
         return ""
     header = ["tracker", "set", *STAGES, "track", "frames/s", "where"]
@@ -101,9 +103,9 @@ def _markdown_settings(sets: Sequence[SetReport]) -> str:
             if (s := result.settings) is not None:
                 adapter = [f"{s.tuner} on {s.base}"] if s.tuner else []
                 about = [s.system, *adapter, s.modality, s.dtype, s.device, *(["packed"] if s.pack else [])]
-                lines.append(f"- {_cell(result.tracker)} on {part.title}: {_cell(', '.join(about))}; settings "
+                lines.append(f"- {_cell(result.tracker)} on {_cell(part.title)}: {_cell(', '.join(about))}; settings "
                              f"{s.fingerprint}")  # fmt: skip
-            lines += [f"- {_cell(result.tracker)} on {part.title}: {_cell(note)}" for note in result.notes]
+            lines += [f"- {_cell(result.tracker)} on {_cell(part.title)}: {_cell(note)}" for note in result.notes]
     return "## Settings and notes\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
@@ -121,7 +123,7 @@ def tex(text: str) -> str:
         >>> print(tex("HMFT_LT & co"))
         HMFT\\_LT \\& co
     """
-    return "".join(_LATEX.get(c, c) for c in text)
+    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
 
 
 def latex(sets: Sequence[SetReport]) -> str:

@@ -1,0 +1,30 @@
+"""`mmtrackers data`: what a folder of one's own sequences looks like to this package."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Folders of sequences.", no_args_is_help=True)
+
+
+@app.callback()
+def data() -> None:
+    """Folders of sequences."""
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="One sequence, or a folder of them, at most four levels down.")],
+) -> None:
+    """Say which layout is seen, how many sequences, frames and boxes, and the first problems by file and line.
+
+    A sequence of your own is a folder of pictures, or rgb/ with thermal/, depth/ or event/ beside it, and a
+    groundtruth.txt with one x,y,width,height in pixels per frame; a line without numbers is a frame without target.
+    """
+    from mmtrackers.data.check import check_folder
+
+    found = check_folder(folder)
+    typer.echo("\n".join(found.lines()))
+    if found.problems:
+        raise typer.Exit(2)
