@@ -8,6 +8,10 @@ Mean overlap of trackers on sequences, initialised once with each sequence's fir
     python examples/measure.py --tracker mmtrackers/pretrained/ostrack-tiny \
         --tracker mmtrackers/pretrained/seatrack-tiny-thermal --synthetic pictures --modality thermal --count 40
 
+    # beside OpenCV's trackers, one step from the true place, and the first two compared with an interval
+    python examples/measure.py --tracker mmtrackers/pretrained/ostrack-tiny --rival csrt --rival nano:FOLDER \
+        --oracle VOT/bag VTUAV/bus1:rgb
+
     # does a predicted size follow the target's, or is it pulled to a quarter of the crop? 1 follows, 0 does not
     python examples/measure.py --tracker mmtrackers/pretrained/ostrack-tiny --synthetic pictures --probe
 """
@@ -15,7 +19,7 @@ Mean overlap of trackers on sequences, initialised once with each sequence's fir
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -23,7 +27,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from mmtrackers import Tracker
+from mmtrackers import Prediction, Tracker
 from mmtrackers.cli.ending import run_script
 from mmtrackers.data import open_sequence
 from mmtrackers.processing.boxes import iou_xywh
@@ -33,13 +37,14 @@ BLIND = ("night", "camouflage", "glare")
 FACTORS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)  # sides of the probe's search crops, in sides of the target
 
 
-def mean_overlap(tracker: Tracker, sequence, until_absent: bool = False) -> float:
+def mean_overlap(tracker: Any, sequence, until_absent: bool = False, oracle: bool = False) -> float:
     """Mean overlap over the annotated frames after the first in which the target is present.
 
     Args:
-        tracker (`Tracker`): what to measure.
+        tracker (`Tracker` or `Rival`): what to measure.
         sequence: anything with `read(i)`, `boxes_xywh`, `present` and a length.
         until_absent (`bool`): stop at the first frame without the target.
+        oracle (`bool`): look round the true box of the frame before each time, instead of the tracker's own.
     """
     session = tracker.start(sequence.read(0), sequence.boxes_xywh[0])
     annotated = getattr(sequence, "annotated", np.ones(len(sequence), dtype=bool))
@@ -47,10 +52,70 @@ def mean_overlap(tracker: Tracker, sequence, until_absent: bool = False) -> floa
     for index in range(1, len(sequence)):
         if until_absent and annotated[index] and not sequence.present[index]:
             break
+        if oracle and annotated[index - 1] and sequence.present[index - 1]:
+            session.boxes_xywh = sequence.boxes_xywh[index - 1]
         prediction = session.update(sequence.read(index))
         if annotated[index] and sequence.present[index]:
             overlaps.append(float(iou_xywh(np.asarray(prediction.box), sequence.boxes_xywh[index])))
     return float(np.mean(overlaps))
+
+
+class Rival:
+    """One of OpenCV's trackers, used as a `Tracker` is.
+
+    Args:
+        name (`str`): "csrt" or "kcf", which opencv-contrib-python has; or "nano:FOLDER", with NanoTrack's
+            `nanotrack_backbone_sim.onnx` and `nanotrack_head_sim.onnx` in that folder.
+
+    Raises:
+        typer.BadParameter: another name, or this OpenCV or the folder lacks what is needed.
+    """
+
+    modality = "rgb"
+
+    def __init__(self, name: str) -> None:
+        kind, _, folder = name.partition(":")
+        makers = {"csrt": "TrackerCSRT", "kcf": "TrackerKCF", "nano": "TrackerNano"}
+        if kind not in makers:
+            raise typer.BadParameter(f"--rival {name}: known are csrt, kcf and nano:FOLDER.")
+        self._maker = getattr(cv2, makers[kind], None)
+        if self._maker is None:
+            raise typer.BadParameter(f"--rival {name}: this OpenCV has no {makers[kind]}; opencv-contrib-python has.")
+        self._arguments = []
+        if kind == "nano":
+            self._arguments = [cv2.TrackerNano_Params()]
+            parts = {"backbone": "nanotrack_backbone_sim.onnx", "neckhead": "nanotrack_head_sim.onnx"}
+            for part, file in parts.items():
+                if not (Path(folder) / file).is_file():
+                    raise typer.BadParameter(f"--rival {name}: there is no {Path(folder) / file}.")
+                setattr(self._arguments[0], part, str(Path(folder) / file))
+
+    def start(self, frame: dict[str, np.ndarray], box_xywh: np.ndarray) -> "Rival":
+        self._tracker = self._maker.create(*self._arguments)
+        self._tracker.init(_bgr(frame), tuple(round(float(v)) for v in box_xywh))
+        self._box = np.asarray(box_xywh, float)
+        return self
+
+    def update(self, frame: dict[str, np.ndarray]) -> Prediction:
+        there, box = self._tracker.update(_bgr(frame))
+        self._box = np.array(box, float) if there else self._box
+        return Prediction(self._box, float(there))
+
+
+def _bgr(frame: dict[str, np.ndarray]) -> np.ndarray:
+    return np.ascontiguousarray(frame["rgb"][..., ::-1])
+
+
+def paired_difference(first: list[float], second: list[float], draws: int = 10_000) -> tuple[float, float, float]:
+    """Mean of `first - second` over sequences, and its 95 % interval by the bootstrap.
+
+    Example:
+        >>> paired_difference([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
+        (0.1, 0.1, 0.1)
+    """
+    difference = np.array(first) - np.array(second)
+    drawn = np.random.default_rng(0).choice(difference, (draws, len(difference))).mean(1)
+    return tuple(round(float(v), 4) for v in (difference.mean(), *np.quantile(drawn, (0.025, 0.975))))
 
 
 @dataclass
@@ -191,6 +256,8 @@ def main(
     length: Annotated[int, typer.Option(help="Frames of a composed sequence.")] = 40,
     until_absent: Annotated[bool, typer.Option(help="Stop at the first frame without the target.")] = False,
     grey: Annotated[bool, typer.Option(help="Take the colours from the RGB stream.")] = False,
+    rival: Annotated[list[str] | None, typer.Option(help="OpenCV's csrt, kcf or nano:FOLDER beside them.")] = None,
+    oracle: Annotated[bool, typer.Option(help="Each frame from the true box of the last one.")] = False,
     probe: Annotated[bool, typer.Option(help="How predicted sizes follow true ones, by crop factor.")] = False,
 ) -> None:
     """Prints a table: a row per sequence, a column per tracker, and their means; or with --probe a row per tracker."""
@@ -206,15 +273,18 @@ def main(
         print_probe(tracker, [sequence for _, sequence in named])
         return
     columns = []
-    for repo in tracker:
-        loaded = Tracker.from_pretrained(repo)
-        values = []
+    makers = [(repo, Tracker.from_pretrained) for repo in tracker] + [(name, Rival) for name in rival or []]
+    for repo, make in makers:
+        loaded, values = make(repo), []
         for _, sequence in tqdm(named, desc=repo, leave=False):
             part = sequence.rgb_only() if loaded.modality == "rgb" else sequence
-            values.append(mean_overlap(loaded, part, until_absent))
+            values.append(mean_overlap(loaded, part, until_absent, oracle and isinstance(loaded, Tracker)))
         columns.append(values)
     for (name, _), *row in zip(named, *columns, strict=True):
         print("  ".join([f"{name:60.60}", *[f"{value:.3f}" for value in row]]))
+    if len(columns) > 1 and len(named) > 1:
+        mean, low, high = paired_difference(*columns[:2])
+        print(f"first - second: {mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}")
     print("  ".join([f"{'mean over ' + str(len(named)) + ' sequences':60}", *[f"{np.mean(v):.3f}" for v in columns]]))
 
 

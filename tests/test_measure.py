@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import typer
 from example_scripts import load
+from tracking_stub import RedPatchModel, moving, processor
 
+from mmtrackers import Tracker
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 measure = load("measure")
@@ -62,3 +65,33 @@ def test_a_sequence_in_grey_keeps_boxes_and_brightness():
     grey = measure.in_grey(colored)
     assert np.unique(grey.read(3)["rgb"]).tolist() == [108] and grey.read(3)["depth"].sum() == 4
     assert np.array_equal(grey.boxes_xywh, colored.boxes_xywh) and len(grey) == 6
+
+
+def test_the_difference_of_two_trackers_has_an_interval() -> None:
+    rng = np.random.default_rng(1)
+    second = rng.random(200)
+    mean, low, high = measure.paired_difference(list(second + rng.normal(0.05, 0.1, 200)), list(second))
+    assert low < 0.05 < high and high - low == pytest.approx(2 * 1.96 * 0.1 / 200**0.5, rel=0.25) and low < mean < high
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("mosse", "known are csrt, kcf and nano:FOLDER"), ("nano:nowhere", "no nowhere.nanotrack_backbone_sim.onnx")],
+)
+def test_rivals_that_are_not_there(name: str, message: str) -> None:
+    with pytest.raises(typer.BadParameter, match=message):
+        measure.Rival(name)
+
+
+def test_oracle_starts_each_frame_from_the_true_box() -> None:
+    frames, boxes = moving(5)
+    clip = measure.Clip(frames, boxes, np.ones(5, dtype=bool), np.ones(5, dtype=bool))
+
+    class Lazy(RedPatchModel):
+        def decode(self, output: SimpleNamespace, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            count = len(output.search)
+            return torch.tensor([[0.5, 0.5, 0.25, 0.25]] * count), torch.ones(count)
+
+    tracker = Tracker(Lazy(), processor())
+    stays, follows = (measure.mean_overlap(tracker, clip, oracle=oracle) for oracle in (False, True))
+    assert follows > stays + 0.1
