@@ -53,6 +53,50 @@ def seeded_net(description: dict) -> dict[str, Tensor]:
     return net
 
 
+_OFFICIAL = [
+    (r"model\.layers\.(\d+)\.attention\.o_proj", r"backbone.blocks.\1.attn.proj"),
+    (r"model\.layers\.(\d+)", r"backbone.blocks.\1"),
+    (r"model\.embeddings\.patch", "backbone.patch_embed.proj"),
+    (r"model\.embeddings\.template_position", "backbone.pos_embed_z"),
+    (r"model\.embeddings\.search_position", "backbone.pos_embed_x"),
+    (r"model\.track_token\.start", "backbone.cls_token"),
+    (r"model\.track_token\.position", "backbone.cls_pos_embed"),
+    (r"model\.norm", "backbone.norm"),
+]
+
+
+def official_ostrack(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of this package's OSTrack or ODTrack under the official names, with what no forward pass reads."""
+    table = state["model.embeddings.template_position"]
+    net = {"backbone.cls_token": table.new_zeros(1, 1, table.shape[2]), "backbone.pos_embed": table[:, :1]}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.attention\.([qkv])_proj\.(\w+)", name):
+            parts = [state[name.replace(f"{match[2]}_proj", f"{part}_proj")] for part in "qkv"]
+            net[f"backbone.blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat(parts)
+        elif match := re.fullmatch(r"head\.(\w+)\.(\d)\.(?:(conv|norm)\.)?(\w+)", name):
+            branch, stage = {"score": "ctr"}.get(match[1], match[1]), {"conv": "0.", "norm": "1."}.get(match[3], "")
+            net[f"box_head.conv{int(match[2]) + 1}_{branch}.{stage}{match[4]}"] = tensor
+        else:
+            for ours, theirs in _OFFICIAL:
+                name = re.sub(f"^{ours}", theirs, name)
+            net[name] = tensor
+    return net
+
+
+def merged_official(net: dict[str, Tensor], sign: int = 1) -> dict[str, Tensor]:
+    """An official SEATrack state dict as its layers leave it in evaluation mode: BA added to the rows of k and v."""
+    changed = dict(net)
+    for name in net:
+        if name.endswith(".attn.qkv.lora_A"):
+            place = name.removesuffix("lora_A")
+            (a_k, a_v), (b_k, b_v) = net[name].double().chunk(2), net[f"{place}lora_B"].double().chunk(2)
+            product = torch.cat([b_k @ a_k, b_v @ a_v])
+            weight = net[f"{place}weight"].clone()
+            weight[-len(product) :] = (weight[-len(product) :].double() + sign * product).float()
+            changed[f"{place}weight"] = weight
+    return changed
+
+
 class Settings:
     """Content of the settings object that the official training code pickles."""
 

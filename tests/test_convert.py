@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from official_names import save_official, seeded_net
+from official_names import merged_official, official_ostrack, save_official, seeded_net
 from parity_tools import cases, load_case, stated_input
 from safetensors.torch import load_file
 
 from mmtrackers import AutoTracker, OSTrackForTracking, TrackerImageProcessor
 from mmtrackers.conversion.systems import convert_checkpoint
-from mmtrackers.models.seatrack.convert_seatrack import add_products, split_official
+from mmtrackers.models.seatrack.convert_seatrack import our_adapter_names
 
 NEEDED = {"ostrack-small", "seatrack-small"}
 pytestmark = pytest.mark.skipif(bool(NEEDED - set(cases(".*"))), reason=f"fixtures {sorted(NEEDED)} are not here")
@@ -106,7 +106,7 @@ def test_bad_files_leave_nothing_behind(ostrack: Net, seatrack: Net, tmp_path: P
     out = tmp_path / "out"
     broken = {**ostrack, "backbone.norm.bias": torch.full((64,), torch.nan)}
     short = {name: tensor for name, tensor in ostrack.items() if name != "backbone.norm.bias"}
-    for net, message in ((broken, "NaN or infinity in backbone.norm.bias"), (short, "1 missing: backbone.norm.bias")):
+    for net, message in ((broken, "NaN or infinity in backbone.norm.bias"), (short, "1 missing: model.norm.bias")):
         with pytest.raises(ValueError, match=message):
             convert_checkpoint("ostrack", save_official(tmp_path / "a.pth", net), out, **HEADS)
         assert not out.exists()
@@ -128,8 +128,6 @@ def test_variant_is_told(tmp_path: Path, sizes: tuple[int, int], variant: str, f
 def small_shapes(sizes: tuple[int, int]) -> dict[str, dict]:
     """An OSTrack of one narrow layer with patches of 64 pixels."""
     from mmtrackers import OSTrackConfig
-    from mmtrackers.models.ostrack.convert_ostrack import ostrack_to_official
-
     config = OSTrackConfig(
         hidden_size=64,
         num_hidden_layers=1,
@@ -140,12 +138,16 @@ def small_shapes(sizes: tuple[int, int]) -> dict[str, dict]:
         head_channels=16,
         elimination_layers=[],
     )
-    net = ostrack_to_official(OSTrackForTracking(config).state_dict())
+    net = official_ostrack(OSTrackForTracking(config).state_dict())
     return {name: {"shape": tuple(tensor.shape)} for name, tensor in net.items()}
 
 
+def base_part(net: Net) -> Net:
+    return {name: tensor for name, tensor in net.items() if our_adapter_names(name) is None}
+
+
 def seatrack_file(net: Net, folder: Path, merged: bool) -> Path:
-    return save_official(folder / "SEATrack_ep0060.pth.tar", add_products(net, 1) if merged else net)
+    return save_official(folder / "SEATrack_ep0060.pth.tar", merged_official(net) if merged else net)
 
 
 def assert_parity(folder: Path) -> None:
@@ -184,7 +186,7 @@ def test_parity_seatrack_converted_without_base(seatrack: Net, tmp_path: Path, m
 @pytest.mark.parametrize("merged", [True, False])
 def test_parity_seatrack_converted_on_a_base(seatrack: Net, tmp_path: Path, merged: bool) -> None:
     base, out = tmp_path / "ostrack", tmp_path / "out"
-    plain_base = split_official(seatrack)[0]
+    plain_base = base_part(seatrack)
     convert_checkpoint("ostrack", save_official(tmp_path / "base.pth", plain_base), base, **HEADS)
     report = convert_checkpoint("seatrack", seatrack_file(seatrack, tmp_path, merged), out, base, "depth")
     assert not (out / "base").exists() and set(report.folders) == {"adapter"}
@@ -195,12 +197,12 @@ def test_parity_seatrack_converted_on_a_base(seatrack: Net, tmp_path: Path, merg
 
 
 def test_seatrack_on_another_base_is_refused(seatrack: Net, tmp_path: Path) -> None:
-    other = split_official(seatrack)[0]
+    other = base_part(seatrack)
     other["backbone.blocks.0.mlp.fc1.bias"] = other["backbone.blocks.0.mlp.fc1.bias"] + 1
     base, out = tmp_path / "ostrack", tmp_path / "out"
     convert_checkpoint("ostrack", save_official(tmp_path / "base.pth", other), base, **HEADS)
     file = seatrack_file(seatrack, tmp_path, merged=False)
-    with pytest.raises(ValueError, match=r"another base .*differ: backbone.blocks.0.mlp.fc1.bias \(by up to 1\)"):
+    with pytest.raises(ValueError, match=r"another base .*differ: model.layers.0.mlp.fc1.bias \(by up to 1\)"):
         convert_checkpoint("seatrack", file, out, base, "event")
     assert not out.exists()
     with pytest.raises(ValueError, match="is a file: convert it first, and give the folder"):

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from mmtrackers import AutoTracker, LoRATConfig, LoRATForTracking, Tracker
 from mmtrackers.cli import app
+from mmtrackers.conversion.job import rename
 from mmtrackers.conversion.systems import convert_checkpoint
-from mmtrackers.models.lorat.convert_lorat import rename_lorat, split_trained
+from mmtrackers.models.lorat.convert_lorat import our_names, split_trained
 
 CASES = cases(r"lorat-(small|swiglu)")
 pytestmark = pytest.mark.skipif(len(CASES) != 2, reason="fixtures lorat-small and lorat-swiglu are not here")
@@ -39,14 +40,14 @@ def official_of(name: str) -> tuple[dict, dict, dict[str, torch.Tensor]]:
 def base_of(case: dict, net: dict[str, torch.Tensor], folder: Path) -> Path:
     """A LoRAT base with the fixture's frozen tensors; head and token types are random."""
     model = LoRATForTracking(config_of(case["config"]))
-    model.load_state_dict(split_trained(rename_lorat(net))[1], strict=False)
+    model.load_state_dict(split_trained(rename(net, our_names))[1], strict=False)
     model.save_pretrained(folder)
     return folder
 
 
 def file_of(net: dict[str, torch.Tensor], path: Path, **scales: torch.Tensor) -> Path:
     """As published: safetensors, whatever its name says, with only what was trained."""
-    ours = {name: rename_lorat({name: tensor}) for name, tensor in net.items()}
+    ours = {name: rename({name: tensor}, our_names) for name, tensor in net.items()}
     kept = {name: net[name] for name, renamed in ours.items() if split_trained(renamed)[0]}
     save_file(kept | scales, path)
     return path
@@ -80,7 +81,7 @@ def test_whole_unmerged_form_must_stand_on_the_base(tmp_path: Path) -> None:
     check(AutoTracker.from_pretrained(tmp_path / "out"), case, golden, inputs_of(case, golden))
     net["blocks.1.mlp.fc2.linear.bias"] = net["blocks.1.mlp.fc2.linear.bias"] + 1e-3
     save_file(net | scales(case), tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"another DINOv2 than .*1 of .* differ: model\.layers\.1\.mlp\.fc2\.bias"):
+    with pytest.raises(ValueError, match=r"another base than .*1 of .* differ: model\.layers\.1\.mlp\.fc2\.bias"):
         convert_checkpoint("lorat", tmp_path / "other.safetensors", tmp_path / "no", base=base, template_size=56)
     assert not (tmp_path / "no").exists()
 

@@ -111,7 +111,7 @@ def test_parity_patrack_converted_on_a_base(patrack: Net, tmp_path: Path) -> Non
     assert_parity(out)
     tuned = {**patrack, "backbone.blocks.0.mlp.fc1.bias": patrack["backbone.blocks.0.mlp.fc1.bias"] + 1}
     file = save_official(tmp_path / "tuned.pth", tuned)
-    with pytest.raises(ValueError, match=r"1 of \d+ shared .* differ: .*fc1.bias \(by up to 1\).* trained in full"):
+    with pytest.raises(ValueError, match=r"1 of \d+ shared .* differ: .*fc1.bias \(by up to 1\).*, or none"):
         convert_checkpoint("patrack", file, tmp_path / "tuned", base, "depth", **SMALL)
     convert_checkpoint("patrack", file, tmp_path / "tuned", None, "depth", **SMALL)
     kept = AutoTracker.from_pretrained(tmp_path / "tuned" / "base").get_parameter("model.layers.0.mlp.fc1.bias")
@@ -137,9 +137,9 @@ def test_untouched_norms_and_dead_entries_are_left_out(patrack: Net, tmp_path: P
     ("change", "message"),
     [
         (lambda net: net.pop("backbone.blocks.0.adap_t.proj.bias"), "1 missing: backbone.blocks.0.adap_t.proj.bias"),
-        (lambda net: net.pop("adapter_head.adapter_down.weight"), "missing adapter_head.adapter_down.weight"),
+        (lambda net: net.pop("adapter_head.adapter_down.weight"), "adapter_head.adapter_down.weight is missing"),
         (lambda net: net.update({"adapter_head.gate": torch.ones(1)}), "no entries of these names: adapter_head.gate"),
-        (lambda net: net.update({"extra": torch.ones(1)}), "1 unexpected: extra"),
+        (lambda net: net.update({"extra": torch.ones(1)}), "unexpected entry 'extra'"),
         (lambda net: net.update({"adapter_head.adapter_up.bias": torch.ones(3)}), r"up.bias \[3\] .*\[64\]"),
         (
             lambda net: net.update({"backbone.blocks.1.highfuseadapter1.obj_fuse.linear2.weight": torch.ones(3, 24)}),
@@ -157,7 +157,7 @@ def test_bad_files_are_refused_and_leave_nothing(patrack: Net, tmp_path: Path, c
 
 
 def test_as_an_ostrack_file_it_is_refused(patrack: Net, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"168 unexpected: adapter_head.adapter_down.bias"):
+    with pytest.raises(ValueError, match="unexpected entry"):
         convert_checkpoint(
             "ostrack", save_official(tmp_path / "a.pth", patrack), tmp_path / "out", num_attention_heads=4
         )

@@ -97,7 +97,7 @@ def test_whole_form_must_stand_on_the_base(small: Official, tmp_path: Path) -> N
     small.check(AutoTracker.from_pretrained(tmp_path / "out"))
     other = small.net | scalars | {"norm.bias": small.net["norm.bias"] + 1e-3}
     save_file(other, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"another DINOv2 than .*1 of .* differ: model\.norm\.bias"):
+    with pytest.raises(ValueError, match=r"another base than .*1 of .* differ: model\.norm\.bias"):
         convert_checkpoint(
             "spmtrack", tmp_path / "other.safetensors", tmp_path / "no", base=tmp_path / "base", template_size=42
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from example_scripts import load
 from model_rows import ROWS, TINY, Row, difference, inputs, labels, maps
-from official_names import save_official
+from official_names import official_ostrack, save_official
 from torch import Tensor
 from tracking_stub import moving
 
@@ -22,7 +22,6 @@ from mmtrackers import (
 )
 from mmtrackers.conversion.systems import convert_checkpoint
 from mmtrackers.models.odtrack.convert_odtrack import ODTRACK
-from mmtrackers.models.ostrack.convert_ostrack import ostrack_to_official
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.tracking.memory import SpreadTemplates, TemplatePolicy
 
@@ -159,7 +158,7 @@ def test_parity_of_a_converted_file(tmp_path: Path) -> None:
     config = ODTrackConfig(**TINY | {"hidden_size": 64, "num_attention_heads": 1})
     torch.manual_seed(0)
     model = ODTrackForTracking(config).eval()
-    net = ostrack_to_official(model.state_dict(), form=ODTRACK)
+    net = official_ostrack(model.state_dict())
     assert {"backbone.cls_token", "backbone.cls_pos_embed", "backbone.pos_embed"} <= set(net)
     file = save_official(tmp_path / "ODTrack_ep0300.pth.tar", net)
     report = convert_checkpoint("odtrack", file, tmp_path / "out")
@@ -171,10 +170,10 @@ def test_parity_of_a_converted_file(tmp_path: Path) -> None:
     assert torch.equal(maps(loaded, feed), maps(model, feed))
     assert "ODTrack" in (tmp_path / "out" / "README.md").read_text()
     ostrack = OSTrackForTracking(OSTrackConfig(**TINY | {"hidden_size": 64, "num_attention_heads": 1}))
-    plain = save_official(tmp_path / "a.pth", ostrack_to_official(ostrack.state_dict()))
-    with pytest.raises(ValueError, match=r"1 missing: backbone\.cls_pos_embed"):
+    plain = save_official(tmp_path / "a.pth", official_ostrack(ostrack.state_dict()))
+    with pytest.raises(ValueError, match=r"1 missing: model\.track_token\.position"):
         convert_checkpoint("odtrack", plain, tmp_path / "b")
-    with pytest.raises(ValueError, match=r"unexpected: backbone\.cls_pos_embed"):
+    with pytest.raises(ValueError, match=r"unexpected entry 'backbone\.cls_pos_embed'"):
         convert_checkpoint("ostrack", file, tmp_path / "b")
 
 
@@ -187,7 +186,7 @@ def test_sizes_of_published_files() -> None:
             config = ODTrackConfig(
                 hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, elimination_layers=layers
             )
-            net = ostrack_to_official(ODTrackForTracking(config).state_dict(), form=ODTRACK)
+            net = ODTrackForTracking(config).state_dict()
         found = ostrack_config(net, ODTRACK)
         assert found.to_dict() == config.to_dict() and variant(found) == "384" and found.search_factor == 5.0
 

@@ -8,13 +8,13 @@ from peft import set_peft_model_state_dict
 from torch import nn
 
 from mmtrackers import LoRATConfig, LoRATForTracking, TrackerImageProcessor
+from mmtrackers.conversion.job import rename
 from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict
 from mmtrackers.hub.folders import check_tensors
 from mmtrackers.modeling.dinov2 import resample_positions
 from mmtrackers.modeling.losses import cell_loss, covered_cells
 from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
 from mmtrackers.models.lorat.convert_lorat import our_names
-from mmtrackers.models.ostrack.convert_ostrack import rename
 from mmtrackers.tuners.lora import lora_config
 
 SMALL = [name for name in cases(r"lorat-(small|swiglu)(-[0-9a-z]+)?") if not name.endswith("merged")]

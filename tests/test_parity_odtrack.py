@@ -9,7 +9,8 @@ from parity_tools import cases, load_case, seed_of, seeded_input
 from torch import Tensor
 
 from mmtrackers import ODTrackConfig, ODTrackForTracking
-from mmtrackers.models.odtrack.convert_odtrack import rename_odtrack
+from mmtrackers.conversion.job import rename
+from mmtrackers.models.odtrack.convert_odtrack import ODTRACK
 
 CASES = cases(r"sdmoea-base-odtrack-.*|odtrack-.*")
 pytestmark = pytest.mark.skipif(not CASES, reason="no ODTrack fixtures")
@@ -61,7 +62,7 @@ class Case:
 
     def model(self, **changes) -> ODTrackForTracking:
         model = ODTrackForTracking(config_of(self.c, **changes)).eval()
-        model.load_state_dict(rename_odtrack(self.net))
+        model.load_state_dict(rename(self.net, ODTRACK.names))
         return model
 
 

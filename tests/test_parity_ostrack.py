@@ -6,8 +6,9 @@ from official_names import seeded_net
 from parity_tools import cases, load_case, stated_input
 
 from mmtrackers import OSTrackConfig, OSTrackForTracking
+from mmtrackers.conversion.job import rename
 from mmtrackers.models.ostrack.convert_image_vit import ostrack_from_image_vit
-from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
+from mmtrackers.models.ostrack.convert_ostrack import our_names
 
 OFFICIAL: dict[int, dict[str, torch.Tensor]] = {}
 CASES = cases(r"ostrack-(?!pipeline).*")
@@ -36,7 +37,7 @@ def fixture(request):
     OFFICIAL[c["embed_dim"]] = official
     template = stated_input(description, "template")[:, None, None]
     search = stated_input(description, "search")[:, None]
-    return c, tensors, rename_ostrack(official), search, template
+    return c, tensors, rename(official, our_names), search, template
 
 
 def build(weights: dict, config: OSTrackConfig) -> OSTrackForTracking:

@@ -10,9 +10,10 @@ from parity_tools import cases, load_case, seeded_input, stated_input
 from torch import Tensor, nn
 
 from mmtrackers import PATrackConfig, PATrackForTracking, ProgressiveConfig, Tracker, TrackerImageProcessor
+from mmtrackers.conversion.job import rename
 from mmtrackers.modeling.seams import TokenLayout
 from mmtrackers.modeling.vit import TrunkOutput
-from mmtrackers.models.ostrack.convert_ostrack import UNUSED, rename_ostrack
+from mmtrackers.models.ostrack.convert_ostrack import our_names
 from mmtrackers.models.patrack.convert_patrack import rename_patrack_adapter, split_official
 from mmtrackers.tuners.progressive.adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter
 
@@ -136,7 +137,7 @@ def build(description: dict) -> PATrackForTracking:
     config = adapter_config(c)
     model.add_adapter(config)
     base, own = split_official(seeded_net(description))
-    ours = rename_ostrack({name: t for name, t in base.items() if name not in UNUSED})
+    ours = rename(base, our_names)
     ours |= rename_patrack_adapter(own, c["depth"], config)
     slots = {n: n.replace(".base_layer.", ".").replace("_adapter.default.", "_adapter.") for n in model.state_dict()}
     slots = {name: plain.removesuffix(".default") for name, plain in slots.items()}

@@ -8,7 +8,8 @@ from parity_tools import cases, load_case
 from test_parity_odtrack import MAPS, Case, close, config_of
 
 from mmtrackers import SDMoEAConfig, SDMoEAForTracking
-from mmtrackers.models.odtrack.convert_odtrack import rename_odtrack
+from mmtrackers.conversion.job import rename
+from mmtrackers.models.odtrack.convert_odtrack import ODTRACK
 from mmtrackers.tuners.sdmoe.config import SDMoEConfig
 from mmtrackers.tuners.sdmoe.fusion import GSAHF
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
@@ -157,7 +158,7 @@ def test_parity_sdmoea_fresh_adapter_is_odtrack_on_equal_streams(name):
     """A fresh adapter on two equal streams gives the official base's numbers, over frames with carried tokens."""
     case, state = Case(name), None
     model = SDMoEAForTracking(config_of(case.c, SDMoEAConfig))
-    model.load_state_dict(rename_odtrack(case.net))
+    model.load_state_dict(rename(case.net, ODTRACK.names))
     model.add_adapter(SDMoEConfig())
     template = case.template.repeat(1, 1, 2, 1, 1, 1)
     for search, golden in zip(case.search, case.golden, strict=True):

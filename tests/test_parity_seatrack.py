@@ -9,9 +9,9 @@ from official_names import seeded_net
 from parity_tools import cases, load_case, seeded_input, stated_input
 
 from mmtrackers import AMGLoraConfig, SEATrackConfig, SEATrackForTracking, Tracker, TrackerImageProcessor
+from mmtrackers.conversion.job import rename
 from mmtrackers.modeling.seams import TokenLayout
-from mmtrackers.models.ostrack.convert_ostrack import rename_ostrack
-from mmtrackers.models.seatrack.convert_seatrack import rename_seatrack_adapter, split_official
+from mmtrackers.models.seatrack.convert_seatrack import our_adapter_names, split_official
 from mmtrackers.tuners.amg_lora.hmoe import HMoE
 from mmtrackers.tuners.amg_lora.layer import GuidedAttentionCore, LowRankLinear
 
@@ -43,8 +43,8 @@ def config_of(c: dict) -> tuple[SEATrackConfig, AMGLoraConfig]:
 
 def load_official(model: SEATrackForTracking, net: dict[str, torch.Tensor]) -> None:
     """Official tensors into a model whose adapter is called `default`; every tensor must find its place."""
-    base, _ = split_official(net)
-    ours = rename_ostrack(base) | rename_seatrack_adapter(net)
+    base, adapter = split_official(net)
+    ours = base | adapter
     slots = {}
     for name in model.state_dict():
         plain = name.replace(".base_layer.", ".").replace(".amg_lora_hmoe.default.", ".amg_lora_hmoe.")
@@ -159,7 +159,7 @@ def test_parity_seatrack_hmoe(modules, part, form):
         if name.startswith(f"{part}.")
     }
     prefix = "model.layers.0.attention_junction.amg_lora_hmoe."
-    mixture.load_state_dict({n.removeprefix(prefix): t for n, t in rename_seatrack_adapter(official).items()})
+    mixture.load_state_dict({n.removeprefix(prefix): t for n, t in rename(official, our_adapter_names).items()})
     if form == "plain":
         mixture._factored = mixture._plain
         mixture.dropout = 0.0

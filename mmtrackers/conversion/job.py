@@ -1,7 +1,7 @@
 """What every converter of official checkpoints needs: the job, the report, and the checks of the result."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtrackers.hub.adapters import KEY_PREFIX, PeftConfig, adapter_state_dict, base_state_dict, fill_adapter
 from mmtrackers.hub.auto import AutoTracker
-from mmtrackers.hub.folders import check_tensors, shorten
+from mmtrackers.hub.card import TrainingFacts, write_card
+from mmtrackers.hub.folders import PREPROCESSOR_CONFIG, check_tensors, shorten
+from mmtrackers.modeling.base import TrackerPreTrainedModel
+
+Names = Callable[[str], tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,130 @@ def load_base(base: str | Path, kind: type[nn.Module], whose: str) -> nn.Module:
     if not isinstance(model, kind):
         raise ValueError(f"the base {base} is a {type(model).__name__}; {whose} is a {kind.__name__}")
     return model
+
+
+def rename(net: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Every official entry under its names here; where there are several, the rows are shared out equally and copied.
+
+    Args:
+        net: tensors by official name, whole or in part.
+        names: the names here of an official one; none for an entry that no forward pass reads, and `None` (not a
+            tuple) for a name that the system has not.
+
+    Raises:
+        ValueError: an entry has a name that the system does not have.
+    """
+    renamed: dict[str, Tensor] = {}
+    for official, tensor in net.items():
+        ours = names(official)
+        if ours is None:
+            raise ValueError(f"unexpected entry {official!r}: the official model has none of that name")
+        parts = (tensor,) if len(ours) == 1 else [part.clone() for part in tensor.chunk(len(ours))] if ours else ()
+        renamed.update(zip(ours, parts, strict=True))
+    return renamed
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, axes: int, source: str = "the file") -> torch.Size:
+    """The shape of a tensor that sizes are read from.
+
+    Raises:
+        ValueError: it is missing, or has another number of axes, or none of the numbers that it should have.
+    """
+    if name not in tensors:
+        raise ValueError(f"{source} is incomplete: {name} is missing. Is it the checkpoint of another tracker?")
+    shape = tensors[name].shape
+    if len(shape) != axes or 0 in shape:
+        raise ValueError(f"{source}: {name} has the shape {list(shape)}, expected {axes} axes and numbers in each")
+    return shape
+
+
+def depth_of(tensors: Mapping[str, Tensor]) -> int:
+    """The number of layers, by the names."""
+    return 1 + max((int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")), default=-1)
+
+
+def _facts(file: Path, license: str) -> TrainingFacts:
+    return TrainingFacts(data=f"as its authors trained it; converted from `{file.name}`", license=license)
+
+
+def save_model(
+    job: ConversionJob, folder: Path, kind: type[TrackerPreTrainedModel], config: Any, tensors: Mapping[str, Tensor],
+    license: str,
+) -> nn.Module:
+    """Writes a full model with image processor and card.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape; they are named.
+    """
+    with torch.device("meta"):
+        expected = kind(config).state_dict()
+    check_tensors(expected, tensors, str(job.file))
+    model = kind(config).eval()
+    model.load_state_dict(tensors)
+    model.save_pretrained(folder)
+    model.image_processor().save_pretrained(folder)
+    write_card(folder, _facts(job.file, license))
+    return model
+
+
+def save_adapter(
+    job: ConversionJob, base: str | Path, kind: type[TrackerPreTrainedModel], adapter_config: PeftConfig,
+    tensors: Mapping[str, Tensor], license: str, check: Callable[[nn.Module], None] | None = None, **fields: Any,
+) -> nn.Module:
+    """Writes an adapter folder: a fresh adapter on a base, filled with the file's tensors.
+
+    Args:
+        tensors: the adapter's, under the names here without peft's prefix.
+        check: called with the tracker before it is filled, if given.
+        fields: of the tracker's config.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape; they are named.
+    """
+    model = kind.from_base(str(base), modality=job.modality, adapter_config=adapter_config, **fields)
+    if check is not None:
+        check(model)
+    fill_adapter(model, "default", with_prefix(tensors), str(job.file))
+    model.eval().save_pretrained(job.out, card=_facts(job.file, license))
+    if not (job.out / PREPROCESSOR_CONFIG).is_file():  # the base has none beside it
+        model.image_processor().save_pretrained(job.out)
+    return model
+
+
+def with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adapter tensors under the names of their file."""
+    return {f"{KEY_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+
+
+def check_result(
+    report: ConversionReport, job: ConversionJob, model: nn.Module, base: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor] | None = None, tolerance: float = 0.0,
+) -> None:
+    """Loads the folder and compares it with the file's numbers and, on one random input, with the saved model.
+
+    Args:
+        base: what the base must hold; empty where the file does not hold it.
+        adapter: what the adapter must hold, without peft's prefix; None for a full model.
+        tolerance: of the numbers.
+    """
+    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
+    found = base_state_dict(loaded) if base else {}
+    if adapter is not None:
+        found = found | adapter_state_dict(loaded, "default")
+    check_numbers(report, {**base, **with_prefix(adapter or {})}, found, tolerance)
+    check_forward(report, model, loaded)
+
+
+def check_same_base(known: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, tolerance: float) -> None:
+    """Raises ValueError unless a file's base part equals the given base; what differs is named."""
+    check_tensors({name: known[name] for name in known}, dict(found), f"the base part of {source}")
+    gaps = {name: (found[name].double() - tensor.double()).abs().max().item() for name, tensor in known.items()}
+    if different := [f"{name} (by up to {gap:.3g})" for name, gap in gaps.items() if not gap <= tolerance]:
+        raise ValueError(
+            f"{source} was trained on another base than the given one: {len(different)} of {len(known)} shared "
+            f"tensors differ: {shorten(different)}. Give the one that it started from, in float32, or none where the "
+            "file holds its own."
+        )
 
 
 def check_numbers(

@@ -11,7 +11,7 @@ from mmtrackers.models.lorat.convert_lorat import convert_lorat
 from mmtrackers.models.odtrack.convert_odtrack import convert_odtrack
 from mmtrackers.models.ostrack.convert_ostrack import convert_ostrack
 from mmtrackers.models.patrack.convert_patrack import convert_patrack
-from mmtrackers.models.seatrack.convert_seatrack import convert_seatrack, split_official
+from mmtrackers.models.seatrack.convert_seatrack import convert_seatrack, our_adapter_names
 from mmtrackers.models.spmtrack.convert_spmtrack import convert_spmtrack
 from mmtrackers.processing.frames import MODALITIES
 
@@ -99,7 +99,7 @@ def convert_checkpoint(
     net = load_official(file, facts=facts)
     if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
         raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
-    if system == "ostrack" and (adapter := split_official(net)[1]):
+    if system == "ostrack" and (adapter := [name for name in net if our_adapter_names(name) is not None]):
         raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
     with all_or_nothing(out):
         report = converter.run(ConversionJob(net, Path(file), out, base, modality, overrides))

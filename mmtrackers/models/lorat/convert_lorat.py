@@ -11,15 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count
-from mmtrackers.hub.adapters import KEY_PREFIX, PeftConfig, adapter_state_dict, base_state_dict, fill_adapter
-from mmtrackers.hub.auto import AutoTracker
-from mmtrackers.hub.card import TrainingFacts, write_card
-from mmtrackers.hub.folders import check_tensors, shorten
-from mmtrackers.models.ostrack.convert_ostrack import rename
+from mmtrackers.conversion.job import (
+    ConversionJob,
+    ConversionReport,
+    check_result,
+    check_same_base,
+    count,
+    depth_of,
+    rename,
+    save_adapter,
+    save_model,
+    shape_of,
+)
+from mmtrackers.hub.adapters import PeftConfig, base_state_dict
 from mmtrackers.tuners.lora import lora_config
 
 from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig
@@ -74,15 +80,6 @@ def our_names(official: str) -> tuple[str, ...] | None:
     return None
 
 
-def rename_lorat(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official LoRAT state dict, whole or in part, under this package's names; a fused q, k, v comes apart.
-
-    Raises:
-        ValueError: a name that LoRAT does not have.
-    """
-    return rename(net, our_names)
-
-
 def split_trained(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors under this package's names as two: those that an adapter holds, and the frozen trunk's."""
     frozen = ("model.layers.", "model.norm.", "model.embeddings.p")
@@ -96,17 +93,17 @@ def crop_fields(job: ConversionJob, positions: Tensor | None) -> dict[str, int]:
     Raises:
         ValueError: nothing tells, or the two disagree.
     """
-    given, told = job.overrides.get("search_size"), None
+    given, found = job.overrides.get("search_size"), None
     if positions is not None:
-        told = 14 * math.isqrt(positions.shape[1])
-    if given is None and told is None:
+        found = 14 * math.isqrt(shape_of({"positions": positions}, "positions", 3, str(job.file))[1])
+    if given is None and found is None:
         raise ValueError(
             f"{job.file} does not tell whether its crops have 224 or 378 pixels: say it, search_size=224 or "
             "--search-size 224."
         )
-    if given is not None and told is not None and given != told:
-        raise ValueError(f"search_size is {given}, but the position table in {job.file} is one for {told} pixels.")
-    search = told or given
+    if given is not None and found is not None and given != found:
+        raise ValueError(f"search_size is {given}, but the position table in {job.file} is one for {found} pixels.")
+    search = found or given
     template = job.overrides.get("template_size") or TEMPLATE_SIZES.get(search)
     if template is None:
         raise ValueError(f"no published tracker searches {search} pixels: say the template's side too, template_size=")
@@ -150,32 +147,32 @@ def convert_lorat(job: ConversionJob) -> ConversionReport:
     net = dict(job.net)
     if other := [name for name in net if ".tmoe." in name]:
         raise ValueError(f"{job.file} holds {len(other)} tensors of SPMTrack: convert it as 'spmtrack'")
-    alpha, rooted, told = take_scale(net, job.file, job.overrides.get("lora_alpha"))
-    tensors = rename_lorat(net)
-    if not any(".lora_" in name for name in tensors):
+    alpha, rooted, found = take_scale(net, job.file, job.overrides.get("lora_alpha"))
+    tensors = rename(net, our_names)
+    pair = next((name for name in tensors if ".lora_A." in name), None)
+    if pair is None:
         return _convert_merged(job, tensors)
-    rank = next(t.shape[0] for name, t in tensors.items() if ".lora_A." in name)
-    adapter = lora_config(rank, alpha, use_rslora=rooted)
-    return convert_on_dinov2("lorat", LoRATForTracking, job, tensors, adapter, told)
+    adapter = lora_config(shape_of(tensors, pair, 2)[0], alpha, use_rslora=rooted)
+    return convert_on_dinov2("lorat", LoRATForTracking, job, tensors, adapter, found)
 
 
 def convert_on_dinov2(
     system: str,
-    tracker: type[LoRATForTracking],
+    kind: type[LoRATForTracking],
     job: ConversionJob,
     tensors: Mapping[str, Tensor],
     adapter_config: PeftConfig,
-    told: str,
+    found: str,
 ) -> ConversionReport:
     """A trained adapter to a folder whose base is the job's: a plain DINOv2 or a tracker.
 
     Args:
         system (`str`): for the report.
-        tracker: the class that carries the adapter.
+        kind (`type`): the tracker that carries the adapter.
         job (`ConversionJob`): with a base.
         tensors: what the file holds, under this package's names; frozen tensors are compared with the base's.
         adapter_config (`PeftConfig`): the adapter.
-        told (`str`): what was found of its sizes, for the report.
+        found (`str`): what was found of its sizes, for the report.
 
     Raises:
         ValueError: no base, a base of another size or with other weights, tensors that are missing or unknown.
@@ -187,42 +184,25 @@ def convert_on_dinov2(
             "--base FOLDER."
         )
     fields = crop_fields(job, frozen.get("model.embeddings.position"))
-    model = tracker.from_base(str(job.base), adapter_config=adapter_config, **fields)
-    config, ours = model.config, {f"{KEY_PREFIX}{name}": tensor for name, tensor in trained.items()}
-    width, depth = trained["model.embeddings.token_type.weight"].shape[1], _depth(tensors)
-    if (width, depth) != (config.hidden_size, config.num_hidden_layers):
-        raise ValueError(
-            f"{job.file} was trained on a DINOv2 of width {width} and {depth} layers; {job.base} has "
-            f"{config.hidden_size} and {config.num_hidden_layers}."
-        )
-    fill_adapter(model, "default", ours, str(job.file))
-    _check_frozen(frozen, base_state_dict(model), job)
+    width = shape_of(trained, "model.embeddings.token_type.weight", 2, str(job.file))[1]
+
+    def check(model: nn.Module) -> None:
+        sizes = (model.config.hidden_size, model.config.num_hidden_layers)
+        if (width, depth_of(tensors)) != sizes:
+            raise ValueError(
+                f"{job.file} was trained on a DINOv2 of width {width} and {depth_of(tensors)} layers; {job.base} has "
+                f"{sizes[0]} and {sizes[1]}."
+            )
+        base = base_state_dict(model)
+        # positions up to the rounding of their resampling
+        check_same_base({n: base[n] for n in frozen if n in base}, frozen, str(job.file), tolerance=1e-5)
+
+    model = save_adapter(job, job.base, kind, adapter_config, trained, "apache-2.0", check, **fields)
+    config = model.config
     report = ConversionReport(system, _variant(config), {"adapter": job.out})
-    report.facts += [f"read {count(trained)} of the adapter: {told}", f"base: {job.base}"]
-    facts = TrainingFacts(
-        data=f"as its authors trained it; converted from the official file `{job.file.name}`", license="apache-2.0"
-    )
-    model.eval().save_pretrained(job.out, card=facts, image_processor=model.image_processor())
-    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
-    check_numbers(report, ours, adapter_state_dict(loaded, "default"), tolerance=0.0)
-    check_forward(report, model, loaded)
+    report.facts += [f"read {count(trained)} of the adapter: {found}", f"base: {job.base}"]
+    check_result(report, job, model, {}, trained)
     return report
-
-
-def _check_frozen(frozen: Mapping[str, Tensor], base: Mapping[str, Tensor], job: ConversionJob) -> None:
-    """What a file holds of the frozen trunk must be the base's; positions up to the rounding of their resampling."""
-    known = {name: base[name].shape for name in frozen if name in base}
-    check_tensors(known, dict(frozen), f"the frozen part of {job.file}")
-    gaps = {name: (tensor.double() - base[name].double()).abs().max().item() for name, tensor in frozen.items()}
-    if wrong := [f"{name} (by up to {gap:.3g})" for name, gap in gaps.items() if gap > 1e-5]:
-        raise ValueError(
-            f"{job.file} was trained on another DINOv2 than {job.base}: {len(wrong)} of {len(frozen)} frozen tensors "
-            f"differ: {shorten(wrong)}."
-        )
-
-
-def _depth(tensors: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(n.split(".")[2]) for n in tensors if n.startswith("model.layers.")), default=-1)
 
 
 def _variant(config: LoRATConfig) -> str:
@@ -242,13 +222,12 @@ def merged_config(tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> L
         ValueError: tensors that sizes are read from are missing.
     """
     swiglu = "model.layers.0.mlp.w12.weight" in tensors
-    needed = ["model.embeddings.patch.weight", f"model.layers.0.mlp.{'w3' if swiglu else 'fc1'}.weight"]
-    if missing := [name for name in needed if name not in tensors]:
-        raise ValueError(f"not a whole LoRAT: {', '.join(missing)} missing, and no low-rank pairs either")
-    width, inner = tensors[needed[0]].shape[0], tensors[needed[1]].shape[0]
+    source = "the file, without low-rank pairs and so a whole LoRAT,"
+    width = shape_of(tensors, "model.embeddings.patch.weight", 4, source)[0]
+    inner = shape_of(tensors, f"model.layers.0.mlp.{'w3' if swiglu else 'fc1'}.weight", 2, source)[0]
     sizes = {
         "hidden_size": width,
-        "num_hidden_layers": _depth(tensors),
+        "num_hidden_layers": depth_of(tensors),
         "num_attention_heads": max(width // 64, 1),
         "mlp_ratio": 4 if swiglu else inner / width,
         "use_swiglu_ffn": swiglu,
@@ -262,19 +241,9 @@ def _convert_merged(job: ConversionJob, tensors: dict[str, Tensor]) -> Conversio
         raise ValueError(f"{job.file} is merged, a whole tracker: it needs no base, leave it out")
     heads = {name: job.overrides[name] for name in ("num_attention_heads",) if name in job.overrides}
     config = merged_config(tensors, crop_fields(job, tensors.get("model.embeddings.position")) | heads)
-    with torch.device("meta"):
-        expected = LoRATForTracking(config).state_dict()
-    check_tensors(expected, tensors, str(job.file))
-    model = LoRATForTracking(config)
-    model.load_state_dict(tensors)
-    model.eval().save_pretrained(job.out)
-    model.image_processor().save_pretrained(job.out)
-    data = f"as its authors trained it; converted from the official file `{job.file.name}`"
-    write_card(job.out, TrainingFacts(data=data, license="apache-2.0"))
-    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
+    model = save_model(job, job.out, LoRATForTracking, config, tensors, "apache-2.0")
     report = ConversionReport("lorat", _variant(config), {"model": job.out})
     layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
     report.facts.append(f"read {count(tensors)}: {layers}, adapter merged")
-    check_numbers(report, tensors, loaded.state_dict(), tolerance=0.0)
-    check_forward(report, model, loaded)
+    check_result(report, job, model, tensors)
     return report

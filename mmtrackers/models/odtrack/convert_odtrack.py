@@ -1,11 +1,7 @@
 """Official ODTrack checkpoints (github.com/GXNU-ZhongLab/ODTrack) to this package's: OSTrack's and a track token."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from mmtrackers.conversion.job import ConversionJob, ConversionReport
-from mmtrackers.models.ostrack.convert_ostrack import OfficialForm, convert_ostrack, our_names, rename
+from mmtrackers.models.ostrack.convert_ostrack import OfficialForm, convert_ostrack, our_names
 
 from .modeling_odtrack import ODTrackForTracking
 
@@ -23,21 +19,9 @@ ODTRACK = OfficialForm(
     system="odtrack",
     model=ODTrackForTracking,
     names=_names,
-    extra=tuple(_TOKEN),
     unused=("backbone.pos_embed",),
     elimination_layers={12: [3, 6, 9], 24: [3, 6, 9]},
 )
-
-
-def rename_odtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official ODTrack state dict under this package's names; see `rename_ostrack`.
-
-    Example:
-        >>> import torch
-        >>> list(rename_odtrack({"backbone.cls_token": torch.zeros(1, 1, 8)}))
-        ['model.track_token.start']
-    """
-    return rename(net, ODTRACK.names)
 
 
 def convert_odtrack(job: ConversionJob) -> ConversionReport:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmtrackers.conversion.job import rename
 from mmtrackers.conversion.reader import load_official
 from mmtrackers.modeling.dinov2 import resample_positions
 
 from .configuration_ostrack import OSTrackConfig
-from .convert_ostrack import our_names, rename
+from .convert_ostrack import our_names
 from .modeling_ostrack import OSTrackForTracking
 
 

@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
-from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, fill_adapter
-from mmtrackers.hub.auto import AutoTracker
-from mmtrackers.hub.card import TrainingFacts
+from mmtrackers.conversion.job import (
+    ConversionJob,
+    ConversionReport,
+    check_result,
+    check_same_base,
+    count,
+    load_base,
+    rename,
+    save_adapter,
+    shape_of,
+)
 from mmtrackers.hub.folders import check_tensors, shorten
-from mmtrackers.models.ostrack.convert_ostrack import UNUSED, ostrack_to_official, save_ostrack, variant
+from mmtrackers.models.ostrack.convert_ostrack import our_names, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.progressive.config import ProgressiveConfig
 
@@ -146,9 +153,10 @@ def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = N
         "cea_width": "backbone.blocks.0.highfuseadapter1.down.weight",
         "head_width": "adapter_head.adapter_down.weight",
     }
-    if missing := [name for name in names.values() if name not in own]:
-        raise ValueError(f"the official state dict is incomplete: missing {', '.join(missing)}")
-    settings: dict[str, Any] = {field: own[name].shape[0] for field, name in names.items()}
+    settings: dict[str, Any] = {
+        field: shape_of(own, name, own[name].ndim if name in own else 2, "the official state dict")[0]
+        for field, name in names.items()
+    }
     settings["cea_layers"] = cea_layers
     norms = _live_norms(own, ProgressiveConfig(**settings))
     settings["cea_train_norm"] = any(bool((t != name.endswith("weight")).any()) for name, t in norms.items())
@@ -164,50 +172,29 @@ def _live_norms(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[st
 def convert_patrack(job: ConversionJob) -> ConversionReport:
     """An official PATrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     overrides = {"elimination_layers": []} | dict(job.overrides)
-    settings = patrack_settings(job.net, overrides.pop("cea_layers", None))
-    adapter_config = ProgressiveConfig(**settings)
+    adapter_config = ProgressiveConfig(**patrack_settings(job.net, overrides.pop("cea_layers", None)))
     base_net, own = split_official(job.net)
-    base_net = {name: tensor for name, tensor in base_net.items() if name not in UNUSED}
-    folders = {"adapter": job.out}
-    if job.base is None:
+    base_tensors, base, folders = rename(base_net, our_names), job.base, {"adapter": job.out}
+    if base is None:
         base = folders["base"] = job.out / "base"
-        config = save_ostrack(base_net, job.file, base, overrides)
+        config = save_ostrack(job, base, base_tensors, overrides).config
     else:
-        base = job.base
         known = load_base(base, OSTrackForTracking, "PATrack's")
         config = known.config
-        _check_same_base(ostrack_to_official(known.state_dict(), unused=False), base_net)
+        check_same_base(known.state_dict(), base_tensors, str(job.file), tolerance=0.0)
     ours = rename_patrack_adapter(own, config.num_hidden_layers, adapter_config)
     report = ConversionReport("patrack", f"{job.modality}, {variant(config)}", folders)
-    report.facts += _told(own, ours, config.num_hidden_layers, adapter_config)
-    model = PATrackForTracking.from_base(str(base), modality=job.modality, adapter_config=adapter_config)
-    tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
-    fill_adapter(model, "default", tensors, str(job.file))
-    data = f"as its authors trained it; converted from the official file `{job.file.name}`"
+    report.facts += _findings(own, ours, config.num_hidden_layers, adapter_config)
     limits = "The authors' repository states no license for code or weights: ask them before you use or share these."
-    facts = TrainingFacts(data=data, license="unknown", limits=limits)
-    model.eval().save_pretrained(job.out, card=facts)
-    if job.base is None:
-        model.image_processor().save_pretrained(job.out)
-    loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
-    saved = ostrack_to_official(base_state_dict(loaded), unused=False) | adapter_state_dict(loaded, "default")
-    check_numbers(report, base_net | tensors, saved, tolerance=0.0)
-    check_forward(report, model, loaded)
+    facts = {"license": "unknown", "limits": limits}
+    model = save_adapter(job, base, PATrackForTracking, adapter_config, ours, facts)
+    check_result(report, job, model, base_tensors, ours)
     return report
 
 
-def _check_same_base(known: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    check_tensors(known, found, "the base part of the official state dict")
-    gaps = {name: (found[name].double() - tensor.double()).abs().max().item() for name, tensor in known.items()}
-    if different := [f"{name} (by up to {gap:.3g})" for name, gap in gaps.items() if gap]:
-        raise ValueError(
-            f"the file's base is not the given one: {len(different)} of {len(known)} shared entries differ: "
-            f"{shorten(different)}. It was trained on another OSTrack, or trained in full: give no base, to keep the "
-            "file's own."
-        )
-
-
-def _told(own: Mapping[str, Tensor], ours: Mapping[str, Tensor], depth: int, config: ProgressiveConfig) -> list[str]:
+def _findings(
+    own: Mapping[str, Tensor], ours: Mapping[str, Tensor], depth: int, config: ProgressiveConfig
+) -> list[str]:
     """What was found in the file, in sentences."""
     live = {name for names in patrack_entries(depth, config).values() for name in names}
     # the norms of CEA layers that are plain normalisations are read by the model, and hold nothing

@@ -1,4 +1,4 @@
-"""Names of official SEATrack checkpoints (github.com/AutoLab-SAI-SJTU/SEATrack), turned into this package's and back.
+"""Names of official SEATrack checkpoints (github.com/AutoLab-SAI-SJTU/SEATrack), turned into this package's.
 
 An official file is the whole two-stream tracker: OSTrack's 242 entries and, in every second layer, 38 adapter tensors.
 Here k and v have low-rank matrices of their own, so the same numbers make 40 tensors a layer.
@@ -9,26 +9,23 @@ beside them in both cases; loading the second kind as the first counts BA twice.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from mmtrackers.conversion.job import ConversionJob, ConversionReport, check_forward, check_numbers, count, load_base
-from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict, base_state_dict, fill_adapter
-from mmtrackers.hub.auto import AutoTracker
-from mmtrackers.hub.card import TrainingFacts
-from mmtrackers.hub.folders import PREPROCESSOR_CONFIG, check_tensors, shorten
-from mmtrackers.models.ostrack.convert_ostrack import (
-    UNUSED,
-    merge_names,
-    ostrack_from_official,
-    ostrack_to_official,
+from mmtrackers.conversion.job import (
+    ConversionJob,
+    ConversionReport,
+    check_result,
+    check_same_base,
+    count,
+    load_base,
     rename,
-    save_ostrack,
-    variant,
+    save_adapter,
+    shape_of,
 )
+from mmtrackers.models.ostrack.convert_ostrack import our_names, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.amg_lora.config import AMGLoraConfig
 
@@ -80,128 +77,63 @@ def our_adapter_names(official: str) -> tuple[str, ...] | None:
 
 
 def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An official SEATrack state dict as two: OSTrack's entries (and any unknown ones), and the adapter's."""
-    adapter = {name: tensor for name, tensor in net.items() if our_adapter_names(name) is not None}
-    return {name: tensor for name, tensor in net.items() if name not in adapter}, adapter
+    """An official SEATrack state dict under this package's names, as two: the base's tensors, and the adapter's.
+
+    A low-rank matrix `lora_A` [2r, D] or `lora_B` [2D, r] comes as that of `k_proj` and that of `v_proj`.
+
+    Raises:
+        ValueError: an entry has a name that neither has.
+    """
+    own = {name: tensor for name, tensor in net.items() if our_adapter_names(name) is not None}
+    base = {name: tensor for name, tensor in net.items() if name not in own}
+    return rename(base, our_names), rename(own, our_adapter_names)
 
 
-def rename_seatrack_adapter(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter tensors of an official SEATrack state dict under this package's names.
+def seatrack_settings(adapter: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of `AMGLoraConfig` that an adapter has, read off its shapes.
 
     Args:
-        net: tensors by official name; OSTrack's own entries are passed over.
-
-    Returns:
-        Tensors by name, without peft's prefix `base_model.model.`; `lora_A` [2r, D] and `lora_B` [2D, r] come as
-        `amg_lora_A` [r, D] and `amg_lora_B` [D, r] of `k_proj` and of `v_proj`.
-
-    Example:
-        >>> import torch
-        >>> list(rename_seatrack_adapter({"backbone.blocks.1.r2dte_scaling": torch.ones(1)}))
-        ['model.layers.1.attention.core.amg_lora_rgb_to_x']
-    """
-    return rename(split_official(net)[1], our_adapter_names)
-
-
-def _official_shapes(layer: int, width: int, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one layer's adapter tensors."""
-    prefix, r, m, heads = f"backbone.blocks.{layer}", settings["r"], settings["hmoe_rank"], settings["hmoe_heads"]
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{prefix}.attn.qkv.lora_A": (2 * r, width),
-        f"{prefix}.attn.qkv.lora_B": (2 * width, r),
-        f"{prefix}.dte2r_scaling": (1,),
-        f"{prefix}.r2dte_scaling": (1,),
-    }
-    for mixture, experts in (("attn_moe", settings["hmoe_experts_attn"]), ("ffn_moe", settings["hmoe_experts_ffn"])):
-        part = width // heads
-        entries: dict[str, tuple[int, ...]] = {
-            "gate_thi": (part, experts * heads),
-            "D_temp": (1,),
-            "C_temp": (1,),
-            "norm.weight": (width,),
-            "norm.bias": (width,),
-            "experts.lora_a": (experts, part, m),
-            "experts.lora_b": (experts, m, part),
-            "experts.bias_a": (experts, m),
-            "experts.bias_b": (experts, part),
-        }
-        for linear in ("linear1", "linear2"):
-            entries[f"{linear}.lora_a"], entries[f"{linear}.lora_b"] = (width, m), (m, width)
-            entries[f"{linear}.bias_a"], entries[f"{linear}.bias_b"] = (m,), (width,)
-        shapes |= {f"{prefix}.{mixture}.{name}": shape for name, shape in entries.items()}
-    return shapes
-
-
-def _layers(names: Mapping[str, Any], pattern: str) -> list[int]:
-    return sorted({int(match[1]) for match in map(re.compile(pattern).match, names) if match})
-
-
-def seatrack_settings(net: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `AMGLoraConfig` that an official SEATrack state dict has, read off its shapes.
+        adapter: tensors under the names here.
 
     Raises:
-        ValueError: there are no adapter tensors, or some are missing or of another shape; they are named.
+        ValueError: there are none, or those that tell sizes are missing.
     """
-    adapter = split_official(net)[1]
-    layers = _layers(adapter, r"backbone\.blocks\.(\d+)\.")
+    layers = sorted({int(name.split(".")[2]) for name in adapter})
     if not layers:
         raise ValueError(
-            f"none of the {len(net)} entries is an adapter tensor of SEATrack (lora_A, dte2r_scaling, attn_moe, ...): "
-            "is it a plain OSTrack file? Convert that one as 'ostrack'."
+            "no entry of the file is an adapter tensor of SEATrack (lora_A, dte2r_scaling, attn_moe, ...): is it a "
+            "plain OSTrack file? Convert that one as 'ostrack'."
         )
-    first = f"backbone.blocks.{layers[0]}"
-    needed = ["attn.qkv.lora_A", "attn_moe.gate_thi", "attn_moe.experts.lora_a", "ffn_moe.experts.lora_a"]
-    if missing := [f"{first}.{name}" for name in needed if f"{first}.{name}" not in adapter]:
-        raise ValueError(f"the official state dict is incomplete: missing {', '.join(missing)}")
-    low_rank, gate, attn, ffn = (adapter[f"{first}.{name}"] for name in needed)
-    width = low_rank.shape[1]
-    settings = {
-        "r": low_rank.shape[0] // 2,
-        "hmoe_rank": attn.shape[-1],
-        "hmoe_heads": width // gate.shape[0],
-        "hmoe_experts_attn": attn.shape[0],
-        "hmoe_experts_ffn": ffn.shape[0],
+    layer, mixture = f"model.layers.{layers[0]}", "junction.amg_lora_hmoe"
+    rank, width = shape_of(adapter, f"{layer}.attention.k_proj.amg_lora_A", 2)
+    experts, _, inner = shape_of(adapter, f"{layer}.attention_{mixture}.experts.a", 3)
+    return {
+        "r": rank,
+        "hmoe_rank": inner,
+        "hmoe_heads": width // shape_of(adapter, f"{layer}.attention_{mixture}.gate", 2)[0],
+        "hmoe_experts_attn": experts,
+        "hmoe_experts_ffn": shape_of(adapter, f"{layer}.mlp_{mixture}.experts.a", 3)[0],
         "adapter_layers": layers,
     }
-    expected: dict[str, tuple[int, ...]] = {}
-    for layer in layers:
-        expected |= _official_shapes(layer, width, settings)
-    check_tensors(expected, adapter, "the adapter part of the official state dict")
-    return settings
 
 
-def seatrack_to_official(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adapter tensors by the names here (with or without `base_model.model.`) under the official names, k joined to v.
-
-    Raises:
-        ValueError: tensors are missing, or have no place there.
-    """
-    ours = {name.removeprefix("base_model.model."): tensor for name, tensor in adapter.items()}
-    settings = {"r": 1, "hmoe_rank": 1, "hmoe_heads": 1, "hmoe_experts_attn": 1, "hmoe_experts_ffn": 1}
-    names = [
-        name for layer in _layers(ours, r"model\.layers\.(\d+)\.") for name in _official_shapes(layer, 1, settings)
-    ]
-    return merge_names(ours, names, our_adapter_names)
+def low_rank_products(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the official layer adds to each weight of k and v: the weight's name and the product, in float64."""
+    products = {}
+    for name, down in adapter.items():
+        if name.endswith(".amg_lora_A"):
+            place = name.removesuffix("amg_lora_A")
+            products[f"{place}weight"] = adapter[f"{place}amg_lora_B"].double() @ down.double()
+    return products
 
 
-def low_rank_products(net: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """What the official layer adds to each fused weight: its name and, for the k and v rows, `[2D, D]` (float64)."""
-    for name in net:
-        if name.endswith(".attn.qkv.lora_A"):
-            prefix = name.removesuffix("lora_A")
-            (a_k, a_v), (b_k, b_v) = net[name].double().chunk(2), net[f"{prefix}lora_B"].double().chunk(2)
-            yield f"{prefix}weight", torch.cat([b_k @ a_k, b_v @ a_v])
-
-
-def add_products(net: Mapping[str, Tensor], sign: int) -> dict[str, Tensor]:
-    """The state dict with the low-rank products added to (`sign` 1) or taken from (-1) the k and v rows."""
-    changed = dict(net)
-    for name, product in low_rank_products(net):
-        weight = net[name].clone()
-        rows = weight[-product.shape[0] :]
-        rows.copy_(rows.double() + sign * product)
-        changed[name] = weight
-    return changed
+def add_products(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], sign: int) -> dict[str, Tensor]:
+    """The base with the low-rank products added to (`sign` 1) or taken from (-1) the weights of k and v."""
+    changed = {
+        name: (base[name].double() + sign * product).to(base[name].dtype)
+        for name, product in low_rank_products(adapter).items()
+    }
+    return {**base, **changed}
 
 
 class MergeFinding(NamedTuple):
@@ -217,33 +149,36 @@ class MergeFinding(NamedTuple):
 
 
 def undo_merge(
-    net: Mapping[str, Tensor], modality: str, base: Mapping[str, Tensor] | None = None
+    base: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    modality: str,
+    known: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], MergeFinding]:
-    """An official SEATrack state dict with plain k and v rows, whichever form it came in.
+    """The base of a SEATrack file with plain k and v weights, whichever form it came in.
 
-    With the base at hand the two forms are told apart by comparing. Without it, by how much of the products BA the
-    rows contain: the least-squares factor of BA in them is 1 in a merged file and 0 in a plain one, up to the chance
-    overlap of W with BA, of the order of |W| / (|BA| sqrt(number of entries)). Where that is not clear-cut, the rule
-    of the published files decides: thermal and depth merged, event plain.
+    With the known base at hand the two forms are told apart by comparing. Without it, by how much of the products BA
+    the weights contain: the least-squares factor of BA in them is 1 in a merged file and 0 in a plain one, up to the
+    chance overlap of W with BA, of the order of |W| / (|BA| sqrt(number of entries)). Where that is not clear-cut, the
+    rule of the published files decides: thermal and depth merged, event plain.
 
     Args:
-        net: the whole official state dict.
-        modality: "thermal", "depth" or "event".
-        base: the base's official state dict (`ostrack_to_official`), if known.
+        base, adapter: the file's, under the names here.
+        modality (`str`): "thermal", "depth" or "event".
+        known: the base that it started from, if it is at hand.
 
     Raises:
-        ValueError: the file's base part is not `base`.
+        ValueError: the file's base part is not `known`.
     """
-    if base is not None:
-        return _undo_by_base(net, base)
-    products = dict(low_rank_products(net))
-    rows = {name: net[name][-len(product) :].double() for name, product in products.items()}
+    products = low_rank_products(adapter)
+    if known is not None:
+        return _undo_by_base(base, adapter, known)
+    weights = {name: base[name].double() for name in products}
     energy = sum(product.square().sum().item() for product in products.values())
     if energy == 0:
-        return dict(net), MergeFinding(None, "the low-rank products are zero, so merged and plain are the same")
-    factor = sum((rows[name] * product).sum().item() for name, product in products.items()) / energy
-    size = sum(weight.square().sum().item() for weight in rows.values())
-    chance = (size / energy / sum(weight.numel() for weight in rows.values())) ** 0.5
+        return dict(base), MergeFinding(None, "the low-rank products are zero, so merged and plain are the same")
+    factor = sum((weights[name] * product).sum().item() for name, product in products.items()) / energy
+    size = sum(weight.square().sum().item() for weight in weights.values())
+    chance = (size / energy / sum(weight.numel() for weight in weights.values())) ** 0.5
     rule = MERGED_AS_PUBLISHED[modality]
     merged, reason = rule, f"the rule of the published files for {modality} (no base given to compare with"
     if chance < 0.1 and min(abs(factor), abs(factor - 1)) < 0.3:
@@ -251,33 +186,22 @@ def undo_merge(
         reason = f"the rows contain {factor:.2f} of the low-rank products (1 merged, 0 plain; no base given"
         if merged != rule:
             reason += f"; unlike the published {modality} file"
-    reason += ")"
-    return (add_products(net, -1) if merged else dict(net)), MergeFinding(merged, reason)
+    plain = add_products(base, adapter, -1) if merged else dict(base)
+    return plain, MergeFinding(merged, f"{reason})")
 
 
-def _undo_by_base(net: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], MergeFinding]:
-    own = {name: tensor for name, tensor in split_official(net)[0].items() if name not in UNUSED}
-    theirs = {name: tensor for name, tensor in base.items() if name not in UNUSED}
-    check_tensors(theirs, own, "the base part of the official state dict")
-    adapted = {name: product.shape[0] for name, product in low_rank_products(net)}
-    different = []
-    for name, tensor in own.items():
-        rows = slice(None, -adapted[name]) if name in adapted else ...
-        if not torch.equal(tensor[rows], theirs[name][rows].to(tensor.dtype)):
-            gap = (tensor[rows].double() - theirs[name][rows].double()).abs().max().item()
-            different.append(f"{name} (by up to {gap:.3g})")
-    if different:
-        raise ValueError(
-            f"the file was trained on another base than the given one: {len(different)} of {len(own)} shared entries "
-            f"differ: {shorten(different)}. Give the OSTrack it started from, in float32, or none "
-            "to keep the file's own."
-        )
+def _undo_by_base(
+    base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], MergeFinding]:
+    adapted = low_rank_products(adapter)
+    # the weights of k and v are compared below, in both forms
+    shared = {name: tensor if name not in adapted else base.get(name, tensor) for name, tensor in known.items()}
+    check_same_base(shared, base, "the file", tolerance=0.0)
 
     def gap(candidate: Mapping[str, Tensor]) -> float:
-        gaps = [(candidate[name] - theirs[name]).abs().max().item() for name in adapted]
-        return max(gaps, default=0.0)
+        return max(((candidate[name] - known[name]).abs().max().item() for name in adapted), default=0.0)
 
-    plain, unmerged = dict(net), add_products(net, -1)
+    plain, unmerged = dict(base), add_products(base, adapter, -1)
     as_plain, as_merged = gap(plain), gap(unmerged)
     if min(as_plain, as_merged) > ROUNDING:
         raise ValueError(
@@ -295,47 +219,30 @@ def _undo_by_base(net: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> tupl
 
 def convert_seatrack(job: ConversionJob) -> ConversionReport:
     """An official SEATrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
-    net, out, base, modality, overrides = job.net, job.out, job.base, str(job.modality), job.overrides
-    settings = seatrack_settings(net)
-    base_net, adapter = split_official(net)
-    ours = rename_seatrack_adapter(net)
-    folders = {"adapter": out}
+    modality, base = str(job.modality), job.base
+    own, adapter = split_official(job.net)
+    settings, folders = seatrack_settings(adapter), {"adapter": job.out}
     if base is None:
         # the depth tracker started from the OSTrack without elimination
-        overrides = ({"elimination_layers": []} if modality == "depth" else {}) | dict(overrides)
-        ostrack_from_official(base_net, **overrides)
-        plain, finding = undo_merge(net, modality)
-        base = folders["base"] = out / "base"
-        config = save_ostrack(split_official(plain)[0], job.file, base, overrides)
+        overrides = ({"elimination_layers": []} if modality == "depth" else {}) | dict(job.overrides)
+        plain, finding = undo_merge(own, adapter, modality)
+        base = folders["base"] = job.out / "base"
+        config = save_ostrack(job, base, plain, overrides).config
     else:
         known = load_base(base, OSTrackForTracking, "SEATrack's")
         config = known.config
-        plain, finding = undo_merge(net, modality, ostrack_to_official(known.state_dict(), unused=False))
+        plain, finding = undo_merge(own, adapter, modality, known.state_dict())
     report = ConversionReport("seatrack", f"{modality}, {variant(config)}", folders)
     report.facts += [
-        f"read {count(adapter)} of the adapter (here {len(ours)}, as k and v are apart), in layers "
-        f"{settings['adapter_layers']}",
-        _told_merge(finding.merged, finding.reason),
+        f"read {count(adapter)} of the adapter (k and v apart), in layers {settings['adapter_layers']}",
+        _merge_fact(finding.merged, finding.reason),
     ]
-    model = SEATrackForTracking.from_base(str(base), modality=modality, adapter_config=AMGLoraConfig(**settings))
-    tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in ours.items()}
-    fill_adapter(model, "default", tensors, str(job.file))
-    facts = TrainingFacts(
-        data=f"as its authors trained it; converted from the official file `{job.file.name}`", license="mit"
-    )
-    model.eval().save_pretrained(out, card=facts)
-    if not (out / PREPROCESSOR_CONFIG).is_file():
-        model.image_processor().save_pretrained(out)
-    loaded = AutoTracker.from_pretrained(out, dtype=torch.float32)
-    again = ostrack_to_official(base_state_dict(loaded), unused=False)
-    again |= seatrack_to_official(adapter_state_dict(loaded, "default"))
-    expected = {name: tensor for name, tensor in plain.items() if name not in UNUSED}
-    check_numbers(report, expected, again, tolerance=ROUNDING if finding.difference else 0.0)
-    check_forward(report, model, loaded)
+    model = save_adapter(job, base, SEATrackForTracking, AMGLoraConfig(**settings), adapter, "mit")
+    check_result(report, job, model, plain, adapter, tolerance=ROUNDING if finding.difference else 0.0)
     return report
 
 
-def _told_merge(merged: bool | None, reason: str) -> str:
+def _merge_fact(merged: bool | None, reason: str) -> str:
     if merged is None:
         return f"k and v weights taken as they are: {reason}"
     form = "merged (W + BA), the products were taken out again" if merged else "plain (W), taken as they are"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrackers.conversion.job import ConversionJob, ConversionReport
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, shape_of
 from mmtrackers.models.lorat.convert_lorat import MAPS, convert_on_dinov2, our_names
 from mmtrackers.tuners.tmoe.config import TMoEConfig, tmoe_config
 
@@ -78,28 +78,28 @@ def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None)
     if not entries or not compressions:
         raise ValueError(f"{file} has no experts (names with .tmoe.): is it an SPMTrack file?")
     if "expert_alpha" in net:
-        alpha, told = float(net.pop("expert_alpha")), "as the file says"
+        alpha, origin = float(net.pop("expert_alpha")), "as the file says"
         if given is not None and given != alpha:
             raise ValueError(f"alpha is {given}, but {file} says {alpha:g}.")
     elif given is not None:
-        alpha, told = given, "as given"
+        alpha, origin = given, "as given"
     else:
-        alpha, told = 1.0, "which the official code leaves out of its files for 1 (give alpha= for another)"
+        alpha, origin = 1.0, "which the official code leaves out of its files for 1 (give alpha= for another)"
     config = tmoe_config(
-        r=compressions[0].shape[0],
+        r=shape_of({"compression": compressions[0]}, "compression", 2, str(file))[0],
         alpha=alpha,
         num_experts=len({entry for entry in entries if entry.startswith("routed_experts")}),
         use_rsexpert=bool(net.pop("use_rsexpert", torch.tensor(False))),
         shared_low_rank_expert="shared_expert" in entries,
         routed_compression=any(entry.startswith("compress_expert.") for entry in entries),
     )
-    return config, f"{config.num_experts} experts of rank {config.r}, alpha {alpha:g}, {told}"
+    return config, f"{config.num_experts} experts of rank {config.r}, alpha {alpha:g}, {origin}"
 
 
 def convert_spmtrack(job: ConversionJob) -> ConversionReport:
     """An official SPMTrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
     net = dict(job.net)
-    config, told = read_adapter_config(net, job.file, job.overrides.get("alpha"))
+    config, found = read_adapter_config(net, job.file, job.overrides.get("alpha"))
     if "pos_embed" not in net:  # all published trackers have these crops, and no other tensor tells
         job = replace(job, overrides={"search_size": 378} | job.overrides)
-    return convert_on_dinov2("spmtrack", SPMTrackForTracking, job, rename_spmtrack(net), config, told)
+    return convert_on_dinov2("spmtrack", SPMTrackForTracking, job, rename_spmtrack(net), config, found)
