@@ -1,5 +1,7 @@
 """Official state dicts against ours: names, shapes, counts, and the merged weights of SEATrack's files."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from official_names import merged_official, meta_net, official_ostrack, seeded_net
@@ -7,8 +9,16 @@ from parity_tools import cases, load_case
 
 from mmtrackers import OSTrackForTracking
 from mmtrackers.conversion.job import rename
+from mmtrackers.models.lorat.convert_lorat import take_scale
 from mmtrackers.models.ostrack.convert_ostrack import UNUSED, ostrack_config, our_names
-from mmtrackers.models.seatrack.convert_seatrack import add_products, seatrack_settings, split_official, undo_merge
+from mmtrackers.models.seatrack.convert_seatrack import (
+    add_products,
+    our_adapter_names,
+    seatrack_settings,
+    split_official,
+    undo_merge,
+)
+from mmtrackers.models.spmtrack.convert_spmtrack import rename_spmtrack
 
 NEEDED = {"ostrack-small", "ostrack-base", "seatrack-small", "seatrack-base"}
 pytestmark = pytest.mark.skipif(bool(NEEDED - set(cases(".*"))), reason=f"fixtures {sorted(NEEDED)} are not here")
@@ -157,3 +167,26 @@ def test_another_base_is_refused(seatrack: Net) -> None:
         undo_merge(base, adapter, "thermal", {**base, "model.layers.1.attention.k_proj.weight": changed})
     with pytest.raises(ValueError, match=r"1 missing: model.norm.weight"):
         undo_merge({name: t for name, t in base.items() if name != "model.norm.weight"}, adapter, "thermal", base)
+
+
+@pytest.mark.parametrize(
+    ("rename_", "name", "shape", "message"),
+    [
+        (our_names, "backbone.blocks.0.attn.qkv.weight", (), "should hold 3 equal parts"),
+        (our_names, "backbone.blocks.0.attn.qkv.bias", (0,), "should hold 3 equal parts"),
+        (our_names, "backbone.blocks.0.attn.qkv.weight", (7, 2), "should hold 3 equal parts"),
+        (our_adapter_names, "backbone.blocks.1.attn.qkv.lora_A", (3, 2), "should hold 2 equal parts"),
+    ],
+)
+def test_shapes_that_cannot_be_shared_out(rename_, name: str, shape: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rename({name: torch.ones(shape)}, rename_)
+
+
+def test_shapes_of_experts_and_scales() -> None:
+    place = "blocks.0.attn.proj.tmoe."
+    parts = {f"{place}compress_expert": torch.ones(2, 4), f"{place}expert_route.weight": torch.ones(4)}
+    with pytest.raises(ValueError, match=r"shapes that do not fit: \[\[2, 4\], \[4\]\]"):
+        rename_spmtrack(parts)
+    with pytest.raises(ValueError, match=r"'lora_alpha' has the shape \[2\], expected one number"):
+        take_scale({"lora_alpha": torch.ones(2)}, Path("a.pth"), None)

@@ -115,6 +115,8 @@ def rename(net: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
         ours = names(official)
         if ours is None:
             raise ValueError(f"unexpected entry {official!r}: the official model has none of that name")
+        if len(ours) > 1 and (not tensor.ndim or not len(tensor) or len(tensor) % len(ours)):
+            raise ValueError(f"entry {official!r} of shape {list(tensor.shape)} should hold {len(ours)} equal parts")
         parts = (tensor,) if len(ours) == 1 else [part.clone() for part in tensor.chunk(len(ours))] if ours else ()
         renamed.update(zip(ours, parts, strict=True))
     return renamed
@@ -132,6 +134,17 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, axes: int, source: str = 
     if len(shape) != axes or 0 in shape:
         raise ValueError(f"{source}: {name} has the shape {list(shape)}, expected {axes} axes and numbers in each")
     return shape
+
+
+def number_of(tensor: Tensor, name: str) -> float:
+    """The number in a tensor of one.
+
+    Raises:
+        ValueError: it holds more or none.
+    """
+    if tensor.numel() != 1:
+        raise ValueError(f"the entry {name!r} has the shape {list(tensor.shape)}, expected one number")
+    return float(tensor)
 
 
 def depth_of(tensors: Mapping[str, Tensor]) -> int:

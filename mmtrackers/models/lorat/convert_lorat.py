@@ -20,6 +20,7 @@ from mmtrackers.conversion.job import (
     check_same_base,
     count,
     depth_of,
+    number_of,
     rename,
     save_adapter,
     save_model,
@@ -125,8 +126,8 @@ def take_scale(net: dict[str, Tensor], file: Path, given: float | None) -> tuple
         leaf = name.rpartition(".")[2]
         key = {"alpha": "lora_alpha"}.get(leaf, leaf) if ".lora." in name else name
         if key in found:
-            found[key].add(float(net.pop(name)))
-    rank = next((t.shape[0] for name, t in net.items() if name.endswith(".lora.A")), 0)
+            found[key].add(number_of(net.pop(name), name))
+    rank = next((shape_of(net, name, 2, str(file))[0] for name in net if name.endswith(".lora.A")), 0)
     rooted = bool(max(found["use_rslora"], default=0.0))
     if any(len(values) > 1 for values in found.values()):
         raise ValueError(f"{file} has several scales: alpha {sorted(found['lora_alpha'])}; one is expected.")

@@ -128,6 +128,7 @@ def rename_patrack_adapter(net: Mapping[str, Tensor], depth: int, config: Progre
         else:
             # linear maps here are 1x1 convolutions there, but for the small ones between MDA's channels
             linear = ours.endswith((".down.weight", ".guide.weight", ".up.weight"))
+            shape_of(net, names[0], max(tensors[0].ndim, 2 if linear else 1), "the official state dict")
             renamed[ours] = tensors[0].flatten(1) if linear else tensors[0]
     return renamed
 

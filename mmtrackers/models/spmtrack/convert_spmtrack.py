@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrackers.conversion.job import ConversionJob, ConversionReport, shape_of
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, number_of, shape_of
 from mmtrackers.models.lorat.convert_lorat import MAPS, convert_on_dinov2, our_names
 from mmtrackers.tuners.tmoe.config import TMoEConfig, tmoe_config
 
@@ -60,7 +60,14 @@ def rename_spmtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ours is None:
             raise ValueError(f"unexpected tensor {name!r}: SPMTrack has none of that name")
         found.setdefault(ours, []).append(net[name][None] if name in _TOKENS else net[name])
-    return {name: torch.cat(parts, 1 if name.endswith("tmoe_up") else 0) for name, parts in found.items()}
+    joined = {}
+    for name, parts in found.items():
+        across = int(name.endswith("tmoe_up"))
+        kept = {tuple(part.shape[:across]) + tuple(part.shape[across + 1 :]) for part in parts}
+        if len(kept) > 1 or any(part.ndim <= across for part in parts):
+            raise ValueError(f"the parts of {name} have shapes that do not fit: {[list(p.shape) for p in parts]}")
+        joined[name] = torch.cat(parts, across)
+    return joined
 
 
 def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None) -> tuple[TMoEConfig, str]:
@@ -78,7 +85,7 @@ def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None)
     if not entries or not compressions:
         raise ValueError(f"{file} has no experts (names with .tmoe.): is it an SPMTrack file?")
     if "expert_alpha" in net:
-        alpha, origin = float(net.pop("expert_alpha")), "as the file says"
+        alpha, origin = number_of(net.pop("expert_alpha"), "expert_alpha"), "as the file says"
         if given is not None and given != alpha:
             raise ValueError(f"alpha is {given}, but {file} says {alpha:g}.")
     elif given is not None:
@@ -89,7 +96,7 @@ def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None)
         r=shape_of({"compression": compressions[0]}, "compression", 2, str(file))[0],
         alpha=alpha,
         num_experts=len({entry for entry in entries if entry.startswith("routed_experts")}),
-        use_rsexpert=bool(net.pop("use_rsexpert", torch.tensor(False))),
+        use_rsexpert=bool(number_of(net.pop("use_rsexpert", torch.tensor(False)), "use_rsexpert")),
         shared_low_rank_expert="shared_expert" in entries,
         routed_compression=any(entry.startswith("compress_expert.") for entry in entries),
     )
