@@ -152,15 +152,18 @@ def depth_of(tensors: Mapping[str, Tensor]) -> int:
     return 1 + max((int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")), default=-1)
 
 
-def _facts(file: Path, license: str) -> TrainingFacts:
-    return TrainingFacts(data=f"as its authors trained it; converted from `{file.name}`", license=license)
+def _facts(file: Path, known: Mapping[str, str]) -> TrainingFacts:
+    return TrainingFacts(data=f"as its authors trained it; converted from the official file `{file.name}`", **known)
 
 
 def save_model(
     job: ConversionJob, folder: Path, kind: type[TrackerPreTrainedModel], config: Any, tensors: Mapping[str, Tensor],
-    license: str,
+    facts: Mapping[str, str],
 ) -> nn.Module:
     """Writes a full model with image processor and card.
+
+    Args:
+        facts: what the card says beside the file's name: fields of `TrainingFacts`.
 
     Raises:
         ValueError: tensors are missing, unexpected or of another shape; they are named.
@@ -172,18 +175,20 @@ def save_model(
     model.load_state_dict(tensors)
     model.save_pretrained(folder)
     model.image_processor().save_pretrained(folder)
-    write_card(folder, _facts(job.file, license))
+    write_card(folder, _facts(job.file, facts))
     return model
 
 
 def save_adapter(
     job: ConversionJob, base: str | Path, kind: type[TrackerPreTrainedModel], adapter_config: PeftConfig,
-    tensors: Mapping[str, Tensor], license: str, check: Callable[[nn.Module], None] | None = None, **fields: Any,
+    tensors: Mapping[str, Tensor], facts: Mapping[str, str], check: Callable[[nn.Module], None] | None = None,
+    **fields: Any,
 ) -> nn.Module:
     """Writes an adapter folder: a fresh adapter on a base, filled with the file's tensors.
 
     Args:
         tensors: the adapter's, under the names here without peft's prefix.
+        facts: as of `save_model`.
         check: called with the tracker before it is filled, if given.
         fields: of the tracker's config.
 
@@ -194,7 +199,7 @@ def save_adapter(
     if check is not None:
         check(model)
     fill_adapter(model, "default", with_prefix(tensors), str(job.file))
-    model.eval().save_pretrained(job.out, card=_facts(job.file, license))
+    model.eval().save_pretrained(job.out, card=_facts(job.file, facts))
     if not (job.out / PREPROCESSOR_CONFIG).is_file():  # the base has none beside it
         model.image_processor().save_pretrained(job.out)
     return model

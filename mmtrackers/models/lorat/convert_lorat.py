@@ -198,7 +198,7 @@ def convert_on_dinov2(
         # positions up to the rounding of their resampling
         check_same_base({n: base[n] for n in frozen if n in base}, frozen, str(job.file), tolerance=1e-5)
 
-    model = save_adapter(job, job.base, kind, adapter_config, trained, "apache-2.0", check, **fields)
+    model = save_adapter(job, job.base, kind, adapter_config, trained, {"license": "apache-2.0"}, check, **fields)
     config = model.config
     report = ConversionReport(system, _variant(config), {"adapter": job.out})
     report.facts += [f"read {count(trained)} of the adapter: {found}", f"base: {job.base}"]
@@ -242,7 +242,7 @@ def _convert_merged(job: ConversionJob, tensors: dict[str, Tensor]) -> Conversio
         raise ValueError(f"{job.file} is merged, a whole tracker: it needs no base, leave it out")
     heads = {name: job.overrides[name] for name in ("num_attention_heads",) if name in job.overrides}
     config = merged_config(tensors, crop_fields(job, tensors.get("model.embeddings.position")) | heads)
-    model = save_model(job, job.out, LoRATForTracking, config, tensors, "apache-2.0")
+    model = save_model(job, job.out, LoRATForTracking, config, tensors, {"license": "apache-2.0"})
     report = ConversionReport("lorat", _variant(config), {"model": job.out})
     layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
     report.facts.append(f"read {count(tensors)}: {layers}, adapter merged")

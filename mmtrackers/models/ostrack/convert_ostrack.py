@@ -151,7 +151,7 @@ def save_ostrack(
     form: OfficialForm = OSTRACK,
 ) -> nn.Module:
     """Writes the tensors of a base, under the names here, as a full model; returns it."""
-    return save_model(job, folder, form.model, ostrack_config(tensors, form, **overrides), tensors, "mit")
+    return save_model(job, folder, form.model, ostrack_config(tensors, form, **overrides), tensors, {"license": "mit"})
 
 
 def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> ConversionReport:

@@ -237,7 +237,7 @@ def convert_seatrack(job: ConversionJob) -> ConversionReport:
         f"read {count(adapter)} of the adapter (k and v apart), in layers {settings['adapter_layers']}",
         _merge_fact(finding.merged, finding.reason),
     ]
-    model = save_adapter(job, base, SEATrackForTracking, AMGLoraConfig(**settings), adapter, "mit")
+    model = save_adapter(job, base, SEATrackForTracking, AMGLoraConfig(**settings), adapter, {"license": "mit"})
     check_result(report, job, model, plain, adapter, tolerance=ROUNDING if finding.difference else 0.0)
     return report
 
