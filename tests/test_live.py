@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,15 +119,7 @@ def test_a_camera_that_stays_away_is_given_up(camera):
 
 
 def test_a_stream_of_mpeg_ts_that_ends_is_connected_again(camera):
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mpegts") as container:
-        stream = container.add_stream("mpeg2video", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(30):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * i, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    camera.piece = buffer.getvalue()
+    camera.piece = mpeg_ts(30)
     frames = iter(open_live(camera.url.replace("/live", "/ts")))
     for _ in range(3):
         assert next(frames)["rgb"].shape == (48, 64, 3)
@@ -238,3 +231,96 @@ def test_addresses_that_cannot_be_used(track):
     result = track(url="rtsp://127.0.0.1:9/x")
     assert result.exit_code == 2 and "rtsp://127.0.0.1:9/x gave no picture" in result.stderr
     assert "Traceback" not in result.output
+
+
+# ------------------------------------------------------------------------------------------------------------- RTSP
+
+
+class RTSPServer:
+    """One client after the other gets MPEG-TS in RTP, interleaved on its connection; `cut` hangs up on it."""
+
+    SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track1\r\n"
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece, self.connections, self.cut, self.closed = piece, 0, False, False
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"rtsp://127.0.0.1:{self.socket.getsockname()[1]}/stream"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while not self.closed:
+            try:
+                client, _ = self.socket.accept()
+            except OSError:
+                return
+            self.connections, self.cut = self.connections + 1, False
+            with client, client.makefile("rb") as lines:
+                try:
+                    if self._agree(client, lines):
+                        self._play(client)
+                except OSError:
+                    pass
+
+    def _agree(self, client, lines) -> bool:
+        while words := lines.readline().split():
+            headers = {}
+            while line := lines.readline().strip():
+                name, _, value = line.decode().partition(":")
+                headers[name.lower()] = value.strip()
+            body, more = "", {"CSeq": headers["cseq"], "Session": "7"}
+            if words[0] == b"OPTIONS":
+                more["Public"] = "DESCRIBE, SETUP, PLAY, TEARDOWN"
+            elif words[0] == b"DESCRIBE":
+                body, more["Content-Type"] = self.SDP, "application/sdp"
+            elif words[0] == b"SETUP":
+                more["Transport"] = "RTP/AVP/TCP;unicast;interleaved=0-1"
+            more["Content-Length"] = str(len(body))
+            head = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+            client.sendall(f"RTSP/1.0 200 OK\r\n{head}\r\n{body}".encode())
+            if words[0] == b"PLAY":
+                return True
+        return False
+
+    def _play(self, client) -> None:
+        size = 7 * 188
+        for number in range(10**6):
+            at = number * size % (len(self.piece) // size * size)
+            data = self.piece[at : at + size]
+            header = bytes((0x80, 33)) + struct.pack(">HII", number & 0xFFFF, number * 900, 7)
+            client.sendall(b"$\0" + struct.pack(">H", len(header) + len(data)) + header + data)
+            if self.cut:
+                return
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        self.closed = self.cut = True
+        self.socket.close()
+
+
+def mpeg_ts(count: int) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 5
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def test_rtsp_and_a_pulled_cable(caplog):
+    server = RTSPServer(mpeg_ts(60))
+    try:
+        frames = iter(open_live(server.url, patience=20))
+        assert next(frames)["rgb"].shape == (48, 64, 3)
+        next(frames)
+        server.cut = True
+        while server.connections < 2:
+            next(frames)
+        for _ in range(3):
+            assert next(frames)["rgb"].shape == (48, 64, 3)
+        frames.close()
+    finally:
+        server.close()
+    assert any("rtsp://127.0.0.1" in r.message and "connecting again" in r.message for r in caplog.records)
