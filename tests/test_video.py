@@ -7,12 +7,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+import tracking_stub
 from PIL import Image
-from tracking_stub import frame
+from tracking_stub import RedPatchModel, frame
 
-from mmtrackers import Prediction
+from mmtrackers import Prediction, Tracker
 from mmtrackers.tracking.drawing import COLORS, annotate, plot_run, visible
-from mmtrackers.tracking.sources import open_source
+from mmtrackers.tracking.sources import open_source, with_rig
 from mmtrackers.tracking.video import VideoWriter
 
 
@@ -307,3 +308,15 @@ def test_a_tiff_of_many_pages_is_a_sequence(tmp_path):
     folder = write_images(tmp_path / "rgb", 4)
     paired = list(open_source(folder, {"thermal": tmp_path / "heat.tiff"}))
     assert [int(f["thermal"][0, 0]) for f in paired] == [7000, 7001, 7002, 7003]
+
+
+def test_a_tracker_takes_a_recording_with_its_rig(tmp_path):
+    folder = write_images(tmp_path / "heat", 3, sixteen=True)
+    tracker = Tracker(RedPatchModel(), tracking_stub.processor())
+    found = list(tracker.track(folder, [3, 3, 10, 10]))
+    assert len(found) == 3, "16-bit pictures alone are read in the place of RGB"
+    two = Tracker(RedPatchModel(streams=2, modality="thermal"), tracking_stub.processor())
+    pair = open_source(write_images(tmp_path / "rgb", 3, size=(40, 60)), {"thermal": folder})
+    assert len(list(two.track(with_rig(pair, "scale", (900, 1100)), [3, 3, 10, 10]))) == 3
+    with pytest.raises(ValueError, match="differ in size"):
+        list(two.track(pair, [3, 3, 10, 10]))

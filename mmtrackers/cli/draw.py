@@ -10,25 +10,26 @@ if TYPE_CHECKING:
     from mmtrackers.tracking.sources import FrameSource
 
 
-def drawn_boxes(source: "FrameSource", argument: str) -> list[list[float]]:
+def drawn_boxes(source: "FrameSource") -> list[list[float]]:
     """Boxes drawn in a browser on the first frame; empty where the annotation knows one, or nobody is at a terminal.
 
     A camera has no first frame to wait for: by the time that a box is drawn the picture is another.
 
     Args:
         source (`FrameSource`): the opened source.
-        argument (`str`): what it was opened from.
     """
-    if source.boxes_xywh is not None or argument.isdecimal() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if source.boxes_xywh is not None or source.live or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return []
     from mmtrackers.browser.first_frame import ask_boxes
+    from mmtrackers.tracking.drawing import visible
 
     frames = iter(source)
     frame = next(frames, None)
     getattr(frames, "close", lambda: None)()
     if frame is None:
         return []
-    boxes = ask_boxes(frame["rgb"], source.name, lambda line: typer.echo(line, err=True))
+    shown = next(iter(frame))
+    boxes = ask_boxes(visible(frame[shown], shown), source.name, lambda line: typer.echo(line, err=True))
     given = [part for box in boxes for part in ("--box", ",".join(f"{value:g}" for value in box))]
     typer.echo(f"the same without a browser: {shlex.join(['mmtrackers', *sys.argv[1:], *given])}", err=True)
     return boxes

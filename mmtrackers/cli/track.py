@@ -143,7 +143,7 @@ def track(
         recover=recover,
     )
     _check_streams(tracker, opened, repo)
-    boxes = boxes or drawn_boxes(opened, source)
+    boxes = boxes or drawn_boxes(opened)
     if pack is None and exact and not quiet:
         typer.echo("the model is packed for inference, which changes no box (--no-pack leaves it as it is)", err=True)
     settings = {

@@ -289,7 +289,7 @@ class _Steps:
     def _found(self, frame: Frame) -> list[Prediction]:
         result, clock = self.result, self.result.clock
         if self.session is None:
-            self.session = _started(self.tracker, result.source, frame, self.given)
+            self.session = self.tracker.start(frame, self.given, **result.source.rig(self.tracker.streams))
             result.size = next(iter(frame.values())).shape[:2]
             if self.files is not None:
                 shown = (self.session.modality,) if self.tracker.streams == 1 else None
@@ -326,12 +326,6 @@ class _Steps:
             result.stopped = str(error)
         del result.predictions[max(0, recorder.count - result.dropped) :]
         result.recording = recorder.seconds
-
-
-def _started(tracker: Tracker, source: FrameSource, frame: Frame, given: np.ndarray) -> TrackingSession:
-    alone = source.modality if source.alone else None
-    alignment = source.alignment if tracker.streams == 2 else None
-    return tracker.start(frame, given, alone, alignment=alignment, thermal_range=source.thermal_range)
 
 
 def _bar(source: FrameSource, first: int, max_frames: int | None, progress: bool) -> Any:

@@ -73,6 +73,11 @@ class FrameSource:
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()
 
+    def rig(self, streams: int) -> dict[str, Any]:
+        """What `Tracker.start` has to know of this recording, for a tracker of so many streams."""
+        known = {"alignment": self.alignment if streams == 2 else None, "thermal_range": self.thermal_range}
+        return known | ({"modality": self.modality} if self.alone else {})
+
     @property
     def first(self) -> int:
         """Index of the first frame whose ground truth shows the target: tracking starts there (0 without any)."""

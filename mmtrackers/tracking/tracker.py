@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -276,9 +277,16 @@ class Tracker:
                 print(prediction.box, prediction.score)
             ```
         """
-        from .sources import frames_of
+        from .sources import FrameSource, frames_of, open_source
 
         second = {"thermal": thermal, "depth": depth, "event": event}
+        second = {name: other for name, other in second.items() if other is not None}
+        if isinstance(frames, (str, Path)) and len(second) < 2:
+            frames, second = open_source(frames, second), {}
+        if isinstance(frames, FrameSource):
+            rig = frames.rig(self.streams)
+            modality = modality or rig.pop("modality", None)
+            kwargs = rig | kwargs
         opened, known = frames_of(frames, second, annotated=box_xywh is None)
         box_xywh = known if box_xywh is None else box_xywh
         if box_xywh is None:
