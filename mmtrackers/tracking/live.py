@@ -80,7 +80,7 @@ class NewestFrame:
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            if self._number <= number:
+            if self._number <= number or time.monotonic() - self._last > self.patience:
                 waited = "" if self._ended else f" within {self.patience:g} s"
                 again = "gave no picture" if self._number == 0 else "gives no more pictures"
                 raise ValueError(f"{self.place} {again}{waited} ({self._reason}): {_way_out(self.place)}")
@@ -165,7 +165,8 @@ def _from_device(place: str) -> Iterator[Picture]:
 def open_live(place: str, second: dict[str, str] | None = None, patience: float | None = None) -> FrameSource:
     """A camera or stream, or two of them, as a source of its newest frames: what came meanwhile is left out.
 
-    With two, each frame of the first goes with the newest one of the second.
+    With two, each frame of the first goes with the newest one of the second; where that one has broken off, its last
+    frame stands until it is back or given up.
 
     Args:
         place (`str`): as for [`NewestFrame`].
@@ -189,14 +190,12 @@ def open_live(place: str, second: dict[str, str] | None = None, patience: float 
     def frames() -> Iterator[Frame]:
         readers = {stream: NewestFrame(where, patience) for stream, where in places.items()}
         try:
-            number = 0
+            number, others = 0, {stream: reader for stream, reader in readers.items() if stream != "rgb"}
+            for reader in others.values():
+                reader.newer_than(0)  # all are there before the first pair is made
             while True:
                 number, picture = readers["rgb"].newer_than(number)
-                frame = {"rgb": picture}
-                for stream, reader in readers.items():
-                    if stream != "rgb":
-                        frame[stream] = reader.newer_than(0)[1]
-                yield frame
+                yield {"rgb": picture} | {stream: reader.newer_than(0)[1] for stream, reader in others.items()}
         finally:
             for reader in readers.values():
                 reader.close()
