@@ -49,6 +49,7 @@ class LocalHub:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.fault = ("", "")  # what requests meet ("cut", "html" or a status), and a part of their paths
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -125,7 +126,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self._path()
-        if path == "/api/whoami-v2":
+        kind, where = self.hub.fault
+        if path.startswith("/fault/"):
+            _, _, kind, where = path.split("/", 3)
+            self.hub.fault = (kind, where)
+            self._json({})
+        elif kind and where in path:
+            self._fail(kind)
+        elif path == "/api/whoami-v2":
             self._json({"name": "tester", "type": "user", "orgs": []})
         elif path.startswith(("/api/models/", "/api/datasets/")):
             self._get_info(_api_path(path))
@@ -133,6 +141,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._get_file(path)
         else:
             self._error(404, "EntryNotFound")
+
+    def _fail(self, kind: str) -> None:
+        if kind == "html":  # a captive portal
+            self._send(200, b"<html>Please log in</html>", "text/html", {})
+        elif kind == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"{")
+            self.close_connection = True
+        else:
+            self._send(int(kind), b"{}", "application/json", {})
 
     def do_POST(self) -> None:
         path, body = self._path(), self._body()

@@ -60,6 +60,7 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with LocalHub() as hub:
         found["online"] = json.loads(hub.run(code.format("online", str(folder), ""), home).splitlines()[-1])
+        found["faults"] = json.loads(hub.run(code.format("faults", str(folder), ""), home).splitlines()[-1])
         found["files"] = {name: hub.files(name) for name in hub.repositories}
         found["url"] = hub.url
     for kind, more, flag in (("offline", "", True), ("local", ", local_files_only=True", False)):
@@ -116,6 +117,40 @@ def test_what_lies_on_the_hub(round_trip: dict[str, Any]) -> None:
 def test_errors_of_the_hub_are_named(round_trip: dict[str, Any], what: str, words: list[str]) -> None:
     for word in words:
         assert word in round_trip["online"][what]
+
+
+def test_crop_settings_are_those_of_the_base_that_was_loaded(round_trip: dict[str, Any]) -> None:
+    expected = {
+        "from_base": 9.0,
+        "from_base in another cache": 9.0,
+        "other cache was used": True,
+        "the base as it is now": 3.0,
+        "recorded revision": 9.0,
+        "base revision": 3.0,
+        "root": 2.0,
+        "subfolder": 5.0,
+        "by its class": "SEATrackForTracking",
+    }
+    assert {name: round_trip["online"][name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("fault", ["cut", "html", "500", "401", "403"])
+def test_a_hub_that_fails(round_trip: dict[str, Any], fault: str) -> None:
+    said = round_trip["faults"]
+    assert said[f"{fault} cached"] == "no error"
+    message = said[f"{fault} fresh"]
+    words = "is gated or private" if fault in ("401", "403") else "Cannot reach 'org/seatrack-tiny-thermal' on the Hub"
+    assert message.startswith("OSError: ") and words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("fault", ["cut", "500"])
+def test_a_hub_that_fails_at_the_base(round_trip: dict[str, Any], fault: str) -> None:
+    message = round_trip["faults"][f"{fault} of the base"]
+    assert "Adapter org/seatrack-tiny-thermal needs its base 'org/ostrack-tiny'" in message
+    assert "Cannot reach 'org/ostrack-tiny'" in message and "base_model=" in message
+    message = round_trip["faults"][f"{fault} of the base's file"]
+    assert "Cannot reach 'org/ostrack-tiny' at revision" in message
+    assert "pytorch_model.bin" not in message and "local directory" not in message
 
 
 @pytest.mark.parametrize("kind", ["offline", "local"])

@@ -125,7 +125,8 @@ def download(name: str, options: Mapping[str, Any], files: Iterable[str]) -> Pat
 
 
 def _why_not(where: str, error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    answers = (getattr(cause, "response", None) for cause in (error, error.__cause__))
+    status = next((answer.status_code for answer in answers if answer is not None), None)
     if isinstance(error, GatedRepoError) or status in (401, 403):
         unknown = ", or there is none of this name" if status == 401 else ""
         return (
