@@ -91,7 +91,7 @@ class LocalHub:
         environment = self.environment(home, offline)
         environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root.parent), environment.get("PYTHONPATH", "")])
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=400, check=False
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout

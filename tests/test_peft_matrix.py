@@ -255,7 +255,7 @@ known()
 import mmtrackers
 known()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     names = sorted({row.peft_type for row in ROWS})
     before = [f"{name} {name}" if name == "LORA" else f"{name} KeyError '{name}'" for name in names]
