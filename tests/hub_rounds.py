@@ -90,7 +90,7 @@ def crops_of_hub_bases(folder: Path, commit: str) -> dict[str, object]:
                                     revision=commit, cache_dir=elsewhere)  # fmt: skip
     general.save_pretrained(folder / "general")
     TrackerImageProcessor(search_size=64, template_size=32, search_factor=3.0).save_pretrained(folder / "base")
-    push(folder / "base", BASE)
+    push(folder / "base", BASE, card=TrainingFacts(data="made-up pictures", samples=1234))
     bare = folder / "adapter" / "preprocessor_config.json"
     bare.unlink()
     config = folder / "adapter" / "adapter_config.json"
