@@ -132,6 +132,16 @@ def load(path: Path, settings: dict[str, object]) -> dict[str, dict]:
     return found
 
 
+def folder_of(tuner: Tuner) -> str:
+    """The name of a tuner's folder and of its row."""
+    return f"{tuner.name.lower()}-{tuner.modality}"
+
+
+def rows_of(found: dict[str, dict]) -> list[Row]:
+    """The rows that are there, in the tuners' order."""
+    return [Row(**found["rows"][name]) for name in map(folder_of, TUNERS) if name in found["rows"]]
+
+
 def main(
     base: Annotated[Path, typer.Option(help="Folder of an OSTrack base for RGB.")],
     pictures: Annotated[Path, typer.Option(help="Pictures to compose sequences from.")],
@@ -146,7 +156,7 @@ def main(
     results = output / "results.json"
     found = load(results, {"base": base.name, "steps": steps, "count": count, "length": length})
     for tuner in TUNERS:
-        name = f"{tuner.name.lower()}-{tuner.modality}"
+        name = folder_of(tuner)
         if name not in found["rows"]:
             clips = held_out(pictures, tuner.modality, count, length)
             if tuner.modality not in found["base"]:
@@ -165,8 +175,8 @@ def main(
             )
             found["rows"][name] = asdict(row)
             write_json(results, found)
-            (output / "table.md").write_text(as_table([Row(**row) for row in found["rows"].values()]))
-    rows = [Row(**row) for row in found["rows"].values()]
+            (output / "table.md").write_text(as_table(rows_of(found)))
+    rows = rows_of(found)
     print(as_table(rows))
     return rows
 

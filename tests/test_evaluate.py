@@ -21,14 +21,13 @@ from typer.testing import CliRunner
 
 from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor, cli
 from mmtrackers.data import open_dataset
-from mmtrackers.evaluation import EvaluationResult, RawResult, Truth, run, score
+from mmtrackers.evaluation import EvaluationResult
 from mmtrackers.evaluation.plan import planned
 from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.evaluation.raw import score_folder
 from mmtrackers.evaluation.run import SCORES, FrameReader, evaluate_tracker
 from mmtrackers.evaluation.truths import truth_of
 from mmtrackers.hub.card import TrainingFacts, read_facts, write_card
-from mmtrackers.processing.files import FolderLock
 from mmtrackers.tracking.session import update_together
 
 LENGTHS = {"tree": 12, "walk": 9, "car": 7, "dog": 5}
@@ -140,52 +139,6 @@ def test_a_result_that_was_cut_or_changed_is_made_again(dataset, tmp_path):
         tracker = stub()
         assert evaluate_tracker(tracker, sequences, "lasher", output=tmp_path / "out").scores == expected
         assert tracker.model.seen == LENGTHS["car"] - 1
-
-
-def test_a_damaged_file_of_frames_is_made_again_or_named(dataset, tmp_path):
-    sequences = open_dataset(dataset)
-    expected = evaluate_tracker(stub(), sequences, "lasher", output=tmp_path / "out")
-    file = tmp_path / "out" / "frames" / "car.csv"
-    whole = file.read_text()
-    for text in ("", whole[:-30], whole.replace("1.0", "one"), "score\n"):
-        file.write_text(text)
-        tracker = stub()
-        assert evaluate_tracker(tracker, sequences, "lasher", output=tmp_path / "out").scores == expected.scores
-        assert tracker.model.seen == LENGTHS["car"] - 1
-    job = planned([truth_of(s, "lasher") for s in sequences], sequences, PROTOCOLS["lasher"])[0]
-    (tmp_path / "out" / "frames" / f"{job.label}.csv").write_text("score\n1,2\n")
-    with pytest.raises(ValueError, match=rf"{job.label}\.csv .*delete it"):
-        run._frame_table(tmp_path / "out", job)
-
-
-def test_a_folder_that_another_run_writes_is_left_alone(dataset, tmp_path):
-    with FolderLock(tmp_path / "out"), pytest.raises(OSError, match=f"is being written by process {os.getpid()}"):
-        evaluate_tracker(stub(), open_dataset(dataset), "lasher", output=tmp_path / "out")
-    assert not (tmp_path / "out" / "raw").exists()
-
-
-def test_two_sequences_of_one_name_are_refused(dataset, tmp_path):
-    twice = [*open_dataset(dataset), open_dataset(dataset)[0]]
-    with pytest.raises(ValueError, match="1 names stand for several sequences: car"):
-        evaluate_tracker(stub(), twice, "lasher")
-
-
-def test_own_sequences_under_neutral_rules(tmp_path, tiny):
-    """Frames without the target and the given one do not count; no set's published figures stand beside them."""
-    boxes = [(40.0, 40, 24, 20)] * 6
-    truth = Truth("a", np.array([(0, 0, 0, 0), *boxes[:3], [np.nan] * 4, boxes[0]]))
-    moved = np.array(boxes)
-    moved[:, 0] += [0, 99, 0, 12, 99, 99]
-    result = score("folder", [truth], [RawResult(moved)])
-    # counted: a hit, one of overlap 1/3 (7 of 21 thresholds, 12 pixels off), a miss
-    assert result.scores["AUC"] == pytest.approx((20 + 7 + 0) / 21 / 3)
-    assert (result.scores["P"], result.scores["OP50"]) == pytest.approx((2 / 3, 1 / 3))
-    root = write_set(tmp_path / "mine", {"one": 5, "two": 4})
-    found = call("--root", root, "--dataset", "folder", "--tracker", tiny, "--output", tmp_path / "o", "--report")
-    assert found.exit_code == 0, found.output
-    assert "mine: 2 sequences, rules of one-pass evaluation" in found.stdout
-    report = (tmp_path / "o" / "folder-report" / "report.md").read_text()
-    assert report.startswith("## mine\n") and "published" not in report
 
 
 def test_results_of_other_settings_are_not_reused(dataset, tmp_path):

@@ -100,6 +100,9 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         refuse_kernel(config._attn_implementation)
         super().__init__(config, *args, **kwargs)
 
+    def get_input_embeddings(self) -> None:
+        """None: pictures are projected, not looked up. Whoever shards a model or ties its weights asks for it."""
+
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """As in transformers, but for kernels of Hub repositories, which are code.
 
