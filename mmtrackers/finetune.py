@@ -19,6 +19,7 @@ import mmtrackers
 from mmtrackers.data import Sequence, SequenceSet
 from mmtrackers.hub.adapters import PeftConfig
 from mmtrackers.hub.folders import MODEL_CONFIG, TrackerFiles
+from mmtrackers.pretrained import located
 from mmtrackers.processing.files import FolderLock
 from mmtrackers.training import Augmentation, DeiTAugmentation, TrainingAugmentation
 from mmtrackers.training.loop import Trainer
@@ -44,14 +45,24 @@ def parse(arguments: list[str] | None = None) -> TrainingOptions:
     arguments = sys.argv[1:] if arguments is None else arguments
     usage = "%(prog)s --output FOLDER (--model REPO | --new-base FOLDER) (--data SET ... | --synthetic FOLDER) ..."
     description = "Train an adapter on a frozen tracker, or a whole base."
-    parser = HfArgumentParser(TrainingOptions, usage=usage, description=description)
+    layout = (
+        "Sequences of your own: FOLDER/NAME/rgb/ with pictures, FOLDER/NAME/thermal/ (or depth/, event/) with the "
+        "same numbers, FOLDER/NAME/groundtruth.txt with x,y,width,height a line; `mmtrackers data check FOLDER` looks."
+    )
+    parser = HfArgumentParser(TrainingOptions, usage=usage, description=description, epilog=layout)
     early = argparse.ArgumentParser(add_help=False)
     early.add_argument("--preset", default="")
     preset = early.parse_known_args(arguments)[0].preset
     if preset and preset not in RECIPES:
         raise ValueError(f"--preset {preset!r} is unknown; there are {', '.join(RECIPES)}.")
     parser.set_defaults(**(RECIPES[preset].values() if preset else {}))
-    return parser.parse_args_into_dataclasses(arguments)[0]
+    asked = {argument.partition("=")[0] for argument in arguments}
+    if not asked & {"--model", "--new-base", "--help", "-h"} and {"--system", "--adapter", "--preset"} & asked:
+        parser.set_defaults(model="ostrack-tiny")
+    options = parser.parse_args_into_dataclasses(arguments)[0]
+    if options.model:
+        options.model = located(options.model)
+    return options
 
 
 def build_model(options: TrainingOptions) -> nn.Module:

@@ -12,7 +12,7 @@ BELOW = {
     "cli": {"browser", "finetune", "evaluation", "conversion", "models", "training", "tracking", "data", "hub",
             "pretrained", "processing"},
     "browser": {"tracking", "processing", "pretrained"},
-    "finetune": {"hub", "synthetic", "training", "data", "processing"},
+    "finetune": {"hub", "synthetic", "training", "data", "pretrained", "processing"},
     "pipeline": {"tracking", "processing"},
     "evaluation": {"tracking", "data", "hub", "processing"},
     "conversion": {"models", "tuners", "modeling", "hub", "processing"},

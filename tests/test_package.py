@@ -119,37 +119,6 @@ def test_readme_states_the_command(command: str) -> None:
     assert command in README
 
 
-def test_readme_options_exist() -> None:
-    """Every `--option` in the README's shell blocks is one that the named program has."""
-    sources = {
-        "mmtrackers": "".join(p.read_text(encoding="utf-8") for p in (ROOT / "mmtrackers" / "cli").glob("*.py")),
-        **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")},
-    }
-    options = [ROOT / "mmtrackers" / "training" / name for name in ("recipes.py", "options.py")]
-    sources["finetune.py"] += "".join(path.read_text(encoding="utf-8") for path in options)
-    sources["mmtrackers"] += sources["finetune.py"]
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-    seen = 0
-    for line in blocks.splitlines():
-        program = next((name for name in sources if re.search(rf"(?:^|/){name}\b", line)), None)
-        for option in re.findall(r"--([a-z-]+)", line) if program else ():
-            seen += 1
-            assert option == "help" or re.search(rf"\b{option.replace('-', '_')}: ", sources[program]), (line, option)
-    assert seen > 10
-
-
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_readme_python_is_python(block: str) -> None:
-    compile(block, "README.md", "exec")
-
-
-def test_readme_names_only_files_that_exist() -> None:
-    named = set(re.findall(r"\]\(([^)#:]+)\)", README))
-    named |= set(re.findall(r"\b(?:examples|mmtrackers)/[\w/]+\.\w+", README))
-    assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert "python -m pytest" in lines

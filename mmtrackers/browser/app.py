@@ -21,7 +21,7 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
+from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint, located
 from mmtrackers.processing.boxes import check_box_xywh
 from mmtrackers.tracking.drawing import COLORS, visible
 from mmtrackers.tracking.sources import FrameSource, open_source
@@ -330,7 +330,7 @@ class App:
 
 @lru_cache(maxsize=4)
 def _loaded(repo: str, modality: str) -> Tracker:
-    return Tracker.from_pretrained(str(default_checkpoint(modality)) if repo == EMBEDDED else repo, pack=True)
+    return Tracker.from_pretrained(str(default_checkpoint(modality)) if repo == EMBEDDED else located(repo), pack=True)
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def _without_paths(text: str) -> str:
     """A message in which folders of this machine have gone and names of files are left.
 
     Example:
-        >>> _without_paths("/tmp/a b/c/clip.mp4 cannot be read")
-        '/tmp/a clip.mp4 cannot be read'
+        >>> _without_paths("/srv/app/clip.mp4 cannot be read")
+        'clip.mp4 cannot be read'
     """
     return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:,;'\"()]+[\\/])+", "", text)

@@ -66,6 +66,13 @@ def _raised_on_purpose(error: Exception) -> bool:
     return place is not None and dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
 
 
+def quiet_loading() -> None:
+    """Models load without transformers' own progress bar, which would also go into files and pipes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def fail(message: str) -> None:
     """Ends the command with one line on the error output and exit code 2."""
     typer.echo("error: " + " ".join(message.split()), err=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .ending import exit_code_of
+from .ending import exit_code_of, quiet_loading
 
 
 def evaluate(
@@ -59,9 +59,14 @@ def evaluate(
     A run that was ended goes on where it was. Many processes: accelerate launch -m mmtrackers.cli evaluate ...
     """
     given = locals()
-    given["trackers"], given["results"] = given.pop("tracker") or (), results or ()
+    from mmtrackers.pretrained import located
+
+    named = [one.rpartition("=") for one in given.pop("tracker") or ()]
+    given["trackers"] = [f"{name}{equals}{located(repo)}" for name, equals, repo in named]
+    given["results"] = results or ()
     from mmtrackers.evaluation.command import evaluate as run_evaluation
 
+    quiet_loading()
     try:
         run_evaluation(**given)
     except KeyboardInterrupt as interrupt:

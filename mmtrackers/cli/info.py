@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .ending import quiet_loading
+
 
 def info(
     repo: Annotated[
@@ -19,10 +21,10 @@ def info(
             typer.echo(line)
         return
     from mmtrackers.hub.auto import AutoTracker
-    from mmtrackers.pretrained import default_checkpoint
+    from mmtrackers.pretrained import located
 
-    if not Path(repo).is_dir() and repo.startswith(("ostrack-tiny", "seatrack-tiny-")):
-        repo = str(default_checkpoint(repo.removeprefix("seatrack-tiny-").replace("ostrack-tiny", "rgb")))
+    quiet_loading()
+    repo = located(repo)
     model = AutoTracker.from_pretrained(repo, **({"base_model": base_model} if base_model else {}))
     for name, value in describe(model, repo).items():
         typer.echo(f"{name:<12}{value}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .draw import drawn_boxes
-from .ending import exit_code_of, fail
+from .ending import exit_code_of, fail, quiet_loading
 
 if TYPE_CHECKING:
     from mmtrackers.tracking.runs import RunResult
@@ -114,7 +114,7 @@ def track(
     if len(second) > 1:
         raise ValueError(f"--{' and --'.join(second)} were given: a tracker reads one stream beside RGB, choose one")
 
-    from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
+    from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint, located
     from mmtrackers.tracking.export import label_files
     from mmtrackers.tracking.runs import run
     from mmtrackers.tracking.sources import open_source, with_rig
@@ -130,7 +130,8 @@ def track(
     opened = with_rig(opened, align, "frame" if thermal_per_frame else thermal_range)
     for note in opened.notes:
         typer.echo(note, err=True)
-    repo = model or str(default_checkpoint("rgb" if opened.alone else opened.modality))
+    repo = located(model) if model else str(default_checkpoint("rgb" if opened.alone else opened.modality))
+    quiet_loading()
     tracker = Tracker.from_pretrained(
         repo,
         dtype=dtype,

@@ -27,3 +27,17 @@ def default_checkpoint(modality: str = "rgb") -> Path:
         known = ["rgb", *sorted(path.name.removeprefix("seatrack-tiny-") for path in FOLDER.glob("seatrack-tiny-*"))]
         raise ValueError(f"no checkpoint for {modality!r} comes with the package, only for {', '.join(known)}")
     return folder
+
+
+def located(repo: str) -> str:
+    """The folder of a checkpoint that comes with the package, if this is its bare name; else the name as it is.
+
+    Example:
+        >>> located("org/seatrack-thermal")
+        'org/seatrack-thermal'
+        >>> Path(located("ostrack-tiny")).name
+        'ostrack-tiny'
+    """
+    own = FOLDER / repo
+    is_own = "/" not in repo and not Path(repo).exists() and any(own.glob("*model.safetensors"))
+    return str(own) if is_own else repo

@@ -349,7 +349,21 @@ class Trainer:
         data = f"sequences of {', '.join(names)}" if names else "sequences composed from pictures, at random"
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
-        return TrainingFacts(data, on_hub, steps * self.pairs_per_step, steps, minutes, hardware, recipe)
+        pairs = steps * self.pairs_per_step
+        return TrainingFacts(
+            data, on_hub, pairs, steps, minutes, hardware, recipe, self.figures(), license=self.options.license
+        )
+
+    def figures(self) -> list[dict[str, Any]]:
+        """The best validation so far, for the card."""
+        found = [entry for entry in self.progress.history if "validation" in entry]
+        if not found:
+            return []
+        best = max(found, key=lambda entry: entry["validation"])
+        places = [entry.rpartition("=") for entry in self.options.validate]
+        names = ", ".join(name or Path(place).name for name, _, place in places)
+        note = f"validation on {len(self.validation)} sequences, at step {best['step']}"
+        return [{"dataset": names, "metric": "mean overlap", "value": round(best["validation"], 4), "note": note}]
 
     def write_log(self, folder: Path) -> None:
         """`training_log.json`: the course of the losses."""

@@ -18,7 +18,10 @@ class TrainingOptions(Recipe):
 
     output: str = option("", "Folder for the result, its checkpoints and logs.")
     preset: str = option("", f"A published recipe, whose fields the other options replace: {', '.join(RECIPES)}.")
-    model: str | None = option(None, "Repository or folder of a base, or of an adapter to go on with.")
+    model: str | None = option(
+        None, "Repository or folder of a base, or of an adapter to go on with; of an adapter the package's own base "
+        "by default."
+    )
     new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
     search_size: int = option(0, "Side of the search crop on a plain DINOv2; 0: LoRAT 224, SPMTrack 378.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
@@ -56,7 +59,8 @@ class TrainingOptions(Recipe):
     max_steps: int = option(0, "Stop after N optimiser steps of the whole run, with a checkpoint; 0: no limit.")
     max_minutes: float = option(0.0, "Stop N minutes after this start, with a checkpoint; 0: no limit.")
     log_every: int = option(50, "Steps per entry in training_log.json.")
-    track_with: Literal["none", "tensorboard"] = option("none", "Where to send the curves besides.")
+    track_with: Literal["none", "tensorboard", "trackio"] = option("none", "Where to send the curves besides.")
+    license: str = option("", "License of the weights for the card, such as apache-2.0; none is claimed by default.")
     push_to_hub: str | None = option(None, "Repository to upload the result to.")
     hub_base: str | None = option(None, "Hub id of the base, for the upload of an adapter trained on a local folder.")
 
