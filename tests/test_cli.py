@@ -425,6 +425,7 @@ def test_align_by_points_and_what_it_refuses(tmp_path):
     cases = [
         ((*pair, "b.txt", "--points", tmp_path / "none.txt"), "none.txt cannot be read"),
         ((*pair, "b.txt", "--points", tmp_path / "p.txt", "--model", "homography"), "3 points are too few"),
+        ((*pair, "b.jpg"), "b.jpg is where the picture would lie"),
         ((*pair, "b.txt", "--modality", "infrared"), "expected thermal, depth or event"),
         (("align", tmp_path / "rgb", pair[2], "b.txt"), "is a folder, but the other one is a file"),
         (("align", tmp_path / "rgb", tmp_path / "nothing", "b.txt"), "nothing is not there|is a folder"),

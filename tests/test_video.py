@@ -283,6 +283,10 @@ def test_folders_take_a_rate(tmp_path):
     for rate in (0, -1, float("nan")):
         with pytest.raises(ValueError, match=r"--fps .*positive"):
             open_source(folder, fps=rate)
+    with pytest.raises(ValueError, match="--fps 25 is for folders of images and pages"):
+        open_source(video, {"thermal": video}, fps=25)
+    with pytest.raises(ValueError, match="modality 'ir': expected one of rgb"):
+        open_source(folder, modality="ir")
     with pytest.raises(ValueError, match="not by 'name'"):
         open_source(folder, pair_by="name")
 

@@ -124,6 +124,8 @@ def open_source(
         raise ValueError(f"streams are paired by {', '.join(PAIRINGS)}, not by {pair_by!r}")
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"--fps {fps:g}: expected a positive number of frames per second")
+    if modality is not None and modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
     text, path = str(source), Path(source)
     from .live import is_address, is_live, open_live
 
@@ -142,6 +144,7 @@ def open_source(
             f"there is no {source}: give a video, a folder of images, a dataset's sequence folder, a camera index or "
             "the address of a stream"
         )
+    timed = opened.stamped is not None
     opened = _with_rate(opened, fps)
     for stream, where in (second or {}).items():
         if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
@@ -149,7 +152,11 @@ def open_source(
 
             opened = with_events(opened, where, event_window, event_start)
         else:
-            opened = pair(opened, _with_rate(_second_stream(Path(where), stream), fps), stream, pair_by)
+            other = _second_stream(Path(where), stream)
+            timed = timed and other.stamped is not None
+            opened = pair(opened, _with_rate(other, fps), stream, pair_by)
+    if fps is not None and timed:
+        raise ValueError(f"--fps {fps:g} is for folders of images and pages: {source} has times of its own")
     return replace(opened, name=_sequence_of(path)) if path.is_dir() and opened.name == path.resolve().name else opened
 
 
