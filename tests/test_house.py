@@ -15,7 +15,7 @@ BELOW = {
     "finetune": {"hub", "synthetic", "training", "data", "pretrained", "processing"},
     "pipeline": {"tracking", "processing"},
     "evaluation": {"tracking", "data", "hub", "processing"},
-    "conversion": {"models", "tuners", "modeling", "hub", "processing"},
+    "conversion": {"models", "tuners", "modeling", "tracking", "hub", "processing"},
     "models": {"tuners", "modeling", "tracking", "hub", "processing"},
     "synthetic": {"training", "data", "processing"},
     "training": {"modeling", "tracking", "data", "hub", "processing"},

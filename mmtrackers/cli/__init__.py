@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import align, browse, data, evaluate, finetune, info, share, track
+from . import align, browse, data, evaluate, export, finetune, info, share, track
 from .ending import Commands, interrupt_on_signals
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ for command in (
     info.info,
     share.push,
     share.convert,
+    export.export,
 ):
     app.command()(command)
 app.command(context_settings=finetune.OWN_OPTIONS)(finetune.finetune)

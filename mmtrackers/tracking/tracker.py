@@ -14,6 +14,7 @@ from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
+from .exported import GRAPHS, ExportedModel
 from .session import Box, Prediction, TrackingSession
 
 
@@ -97,7 +98,7 @@ class Tracker:
         """Loads a full tracker, or an adapter and the base that it names, from a folder or a Hub repository.
 
         Args:
-            repo (`str`): a folder or a Hub id; of a full model or of an adapter.
+            repo (`str`): a folder or a Hub id; of a full model or of an adapter. Or a folder of `mmtrackers export`.
             dtype (`torch.dtype` or `str`, *optional*): precision of the weights, such as `"bfloat16"`; boxes are
                 decoded in float32 all the same. Float32 by default.
             device (`torch.device` or `str`, *optional*): such as `"cuda"`; the CPU by default.
@@ -117,6 +118,13 @@ class Tracker:
         """
         from mmtrackers.hub.auto import AutoTracker
 
+        if (Path(repo) / GRAPHS).is_file():
+            if pack or base_model or device not in (None, "cpu") or as_dtype(dtype) not in (None, torch.float32):
+                raise ValueError(
+                    f"{repo} is exported: pack, dtype, device and base_model were settled then; export it again"
+                )
+            processor = TrackerImageProcessor.from_pretrained(repo)
+            return cls(ExportedModel(repo), processor, modality, absent_below, allow_missing, size_momentum, recover)
         dtype = as_dtype(dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
         if device is not None:

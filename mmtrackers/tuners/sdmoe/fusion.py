@@ -122,7 +122,8 @@ class GSAHF(nn.Module):
             unit = F.normalize(x.float(), dim=-1)
             cosine = unit @ unit.mT
         # the distance of a vertex from itself is not exactly zero
-        cosine.diagonal(dim1=-2, dim2=-1).fill_(2.0)
+        itself = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
+        cosine = cosine.masked_fill_(itself, 2.0)  # exporters know no views of a diagonal
         if self.rule == "epsilon":
             return cosine.gt_(1.0 - self.epsilon**2 / 2)
         if self.neighbours > x.shape[-2]:

@@ -1,0 +1,22 @@
+"""`mmtrackers export`: a tracker as ONNX graphs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the graphs.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Matrix products with 8-bit weights: faster, less exact.")] = False,
+    opset: Annotated[int, typer.Option(min=18, help="Version of the ONNX operators.")] = 20,
+    base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
+) -> None:
+    """Write a tracker as ONNX graphs, for ONNX Runtime and devices without torch."""
+    from mmtrackers.conversion.onnx import export_onnx
+    from mmtrackers.tracking.tracker import Tracker
+
+    folder = export_onnx(Tracker.from_pretrained(model, base_model=base_model), out, int8, opset)
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    typer.echo(f"wrote {folder} ({size:.1f} MB); track with it: mmtrackers track VIDEO --model {folder}")

@@ -1,0 +1,121 @@
+"""ONNX graphs: the boxes of the tracker they were made of, through the same session and without this package."""
+
+import json
+from pathlib import Path
+
+import cv2
+import example_scripts
+import numpy as np
+import pytest
+import torch
+from model_rows import ROWS, scramble
+from tracking_stub import frame, moving
+from typer.testing import CliRunner
+
+from mmtrackers import LoRATConfig, LoRATForTracking, SPMTrackConfig, SPMTrackForTracking, Tracker
+from mmtrackers.cli import app
+from mmtrackers.tuners.tmoe.config import tmoe_config
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'mmtrackers[onnx]'")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'mmtrackers[onnx]'")
+
+from mmtrackers.conversion.onnx import export_onnx
+
+TINY_DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def dinov2_family(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if name == "lorat":
+        return LoRATForTracking(LoRATConfig(**TINY_DINO, search_size=112, template_size=56)).eval()
+    model = SPMTrackForTracking(SPMTrackConfig(**TINY_DINO, search_size=112, template_size=56))
+    model.requires_grad_(False).add_adapter(tmoe_config(r=2))
+    scramble(model, 0.05, trainable_only=True)
+    return model.eval()
+
+
+def tracker_of(name: str) -> Tracker:
+    rows = {row.name: row for row in ROWS}
+    model = rows[name].build() if name in rows else dinov2_family(name)
+    return Tracker(model, model.image_processor())
+
+
+def video(tracker: Tracker, count: int = 6) -> tuple[list[dict], np.ndarray]:
+    """A patch that moves over a noisy ground, with the second stream that the tracker reads."""
+    ground = np.random.default_rng(0).integers(0, 120, (120, 160, 3), dtype=np.uint8)
+    _, boxes = moving(count)
+    kind = None if tracker.streams == 1 else "depth" if tracker.modality == "any" else tracker.modality
+    made = [frame(tuple(int(v) for v in box), modality=kind) for box in boxes]
+    return [one | {"rgb": np.where(one["rgb"] == 100, ground, one["rgb"])} for one in made], boxes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [row.name for row in ROWS] + ["lorat", "spmtrack"])
+def test_an_exported_tracker_gives_the_same_boxes(name: str, tmp_path: Path) -> None:
+    tracker = tracker_of(name)
+    frames, boxes = video(tracker)
+    export_onnx(tracker, tmp_path / "out")
+    exported = Tracker.from_pretrained(str(tmp_path / "out"))
+    assert (exported.streams, exported.modality) == (tracker.streams, tracker.modality)
+    targets = [boxes[0], boxes[0] + [30, 10, 0, 0]]
+    for start in (boxes[0], targets):
+        found, expected = (list(one.track(frames, start)) for one in (exported, tracker))
+        for mine, theirs in zip(np.ravel(found), np.ravel(expected), strict=True):
+            assert np.abs(mine.box - theirs.box).max() <= 0.01
+            assert abs(mine.score - theirs.score) <= 1e-4
+
+
+@pytest.mark.slow
+def test_command_int8_card_and_the_script_without_this_package(tmp_path: Path) -> None:
+    tracker = tracker_of("ostrack-conv")
+    tracker.model.save_pretrained(tmp_path / "model")
+    tracker.image_processor.save_pretrained(tmp_path / "model")
+    for options in ([], ["--int8"]):
+        out = tmp_path / f"out{len(options)}"
+        done = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(out), *options])
+        assert done.exit_code == 0 and f"--model {out}" in done.output
+        assert {p.name for p in out.iterdir()} == {
+            "README.md", "onnx_config.json", "preprocessor_config.json", "search.onnx", "template.onnx",
+        }  # fmt: skip
+    assert "in int8" in (tmp_path / "out1" / "README.md").read_text()
+    plain, small = (tmp_path / out / "search.onnx" for out in ("out0", "out1"))
+    assert small.stat().st_size < plain.stat().st_size
+    frames, boxes = video(tracker)
+    expected = [p.box for p in tracker.track(frames, boxes[0])]
+    script = example_scripts.load("run_onnx").OnnxTracker(tmp_path / "out0")
+    script.start(frames[0]["rgb"], boxes[0])
+    for one, box in zip(frames[1:], expected[1:], strict=True):
+        assert np.abs(script.update(one["rgb"])[0] - box).max() <= 0.01
+    found = [p.box for p in Tracker.from_pretrained(str(tmp_path / "out1")).track(frames, boxes[0])]
+    assert np.isfinite(found).all()
+    (tmp_path / "pictures").mkdir()
+    for i, one in enumerate(frames):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{i}.png"), one["rgb"][..., ::-1])
+    read = list(example_scripts.load("run_onnx").frames_of(str(tmp_path / "pictures")))
+    assert all(np.array_equal(a, b["rgb"]) for a, b in zip(read, frames, strict=True))
+    check_damage(tmp_path / "out0")
+
+
+def check_damage(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is exported: pack, dtype, device and base_model were settled"):
+        Tracker.from_pretrained(str(folder), pack=True)
+    with pytest.raises(OSError, match="is not empty: name a new folder"):
+        export_onnx(tracker_of("ostrack"), folder)
+    record = json.loads((folder / "onnx_config.json").read_text())
+    record["config"]["search_size"] = 96
+    (folder / "onnx_config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"takes \[1, 1, 3, 64, 64\], but .* says search_size 96"):
+        Tracker.from_pretrained(str(folder))
+    (folder / "search.onnx").write_bytes(b"cut")
+    with pytest.raises(OSError, match=r"search.onnx cannot be opened .*export the tracker again"):
+        Tracker.from_pretrained(str(folder))
+    (folder / "onnx_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config, template_policy, reads_template_mask, state is missing or damaged"):
+        Tracker.from_pretrained(str(folder))
+
+
+def test_a_packed_tracker_is_not_exported(tmp_path: Path) -> None:
+    tracker = tracker_of("ostrack")
+    tracker.model.pack()
+    with pytest.raises(ValueError, match=r"only a plain float32 model on the CPU can be exported"):
+        export_onnx(tracker, tmp_path)
