@@ -5,8 +5,7 @@ Tracks with an exported tracker by numpy, OpenCV and onnxruntime alone: for a Je
     python run_onnx.py out/onnx video.mp4 353,396,53,148                   # where it is not
 
 Prints a line `x,y,w,h,score` per frame. SOURCE is a video, or a folder of pictures in the order of their names. For
-trackers of RGB with one template and OSTrack's crops, as OSTrack's whole family has; the session of mmtrackers runs all
-others too.
+trackers of RGB with one template and OSTrack's crops; the session of mmtrackers runs all others too.
 """
 
 import json

@@ -9,7 +9,7 @@ import typer
 def export(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")],
     out: Annotated[Path, typer.Argument(help="New folder for the graphs.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Matrix products with 8-bit weights: faster, less exact.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights: faster, less exact.")] = False,
     opset: Annotated[int, typer.Option(min=18, help="Version of the ONNX operators.")] = 20,
     base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
 ) -> None:

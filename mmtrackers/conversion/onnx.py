@@ -31,9 +31,9 @@ from mmtrackers import Tracker
 tracker = Tracker.from_pretrained("this/folder")      # pip install 'mmtrackers[onnx]'
 ```
 
-Without mmtrackers: its `examples/run_onnx.py` needs numpy, OpenCV and onnxruntime alone. `{graphs}` holds sizes and the
-template rule, `preprocessor_config.json` the crops. Crops go in normalized; boxes come out as center x, center y, width and
-height in fractions of the search crop, chosen under the window that favors the last place.
+Without mmtrackers: its `examples/run_onnx.py` needs numpy, OpenCV and onnxruntime alone. `{graphs}` holds sizes and
+the template rule, `preprocessor_config.json` the crops. Crops go in normalized; boxes come out as center x, center y,
+width and height in fractions of the search crop, chosen under the window that favors the last place.
 """
 
 
@@ -95,7 +95,7 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
     if folder.is_dir() and any(folder.iterdir()):
         raise OSError(f"{folder} is not empty: name a new folder for the exported tracker")
     if tracker.model.is_packed or tracker.dtype != torch.float32 or tracker.device.type != "cpu":
-        raise ValueError("only a plain float32 model on the CPU can be exported: load it without pack, dtype or device")
+        raise ValueError("only a plain float32 model on the CPU can be exported: load it without pack, dtype, device")
     folder.mkdir(parents=True, exist_ok=True)
     model = tracker.model_for().eval().requires_grad_(False)
     template, state = _export_graphs(model, folder, opset)
