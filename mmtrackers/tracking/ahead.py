@@ -5,11 +5,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-_AHEAD_BYTES = 48 << 20
+_AHEAD_BYTES = 32 << 20
 
 
 class ReadAhead:
-    """An iterator over frames that a thread reads beforehand, as many as fit 48 MB, at least one.
+    """An iterator over frames that a thread reads beforehand, as many as fit 32 MB, at least one.
 
     An error of the source is raised after the frames before it. Leaving the `with` block ends the thread and closes
     the source.

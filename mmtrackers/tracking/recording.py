@@ -7,11 +7,12 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
+import cv2
 import numpy as np
 
 from mmtrackers.processing.alignment import Alignment
@@ -23,7 +24,8 @@ from .sources import FrameSource
 from .video import VideoWriter
 
 _WRITER = "mmtrackers track"
-_WAITING_BYTES = 64 << 20  # of pictures that wait for the video
+_WAITING_BYTES = 32 << 20  # of pictures that wait for the video
+_LARGE, _SHOWN = 1440, 1080  # the shorter side, in pixels: videos of more than the one are shrunk to the other
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _Lines:
 class Recorder:
     """Takes what was found in each frame and writes it in a thread: lines of boxes and scores, then the video.
 
-    Text and video hold the same frames, however the run ends.
+    Text and video hold the same frames, however the run ends. Videos of more than 1,440 lines are shrunk to 1,080.
 
     Args:
         files ([`ResultFiles`]): already claimed.
@@ -187,6 +189,7 @@ class Recorder:
             for lines in self._boxes:
                 lines.add(box_line(np.zeros(4)))
             self._scores.add(score_line([math.nan] * files.targets))
+        self._scale = 1.0
         self._queue: queue.Queue[Any] | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -197,16 +200,25 @@ class Recorder:
         Raises:
             OSError, ValueError: an earlier frame could not be written.
         """
-        shown = {name: frame[name] for name in self.shown or frame}
+        shown = None if self._video is None else self._shrunk({name: frame[name] for name in self.shown or frame})
         if self._queue is None:
-            size = sum(picture.nbytes for picture in shown.values())
+            size = sum(picture.nbytes for picture in (shown or {}).values())
             self._queue = queue.Queue(max(1, min(16, _WAITING_BYTES // max(size, 1))))
             self._thread.start()
         if self._error is not None:
             raise self._error
         begin = time.perf_counter()
-        self._queue.put((index, shown if self._video is not None else None, found))
+        self._queue.put((index, shown, found))
         self.seconds["waiting"] += time.perf_counter() - begin
+
+    def _shrunk(self, frame: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Large pictures are shrunk at once: those that wait would take hundreds of megabytes."""
+        side = min(next(iter(frame.values())).shape[:2])
+        if side <= _LARGE or self.alignment:
+            return frame
+        self._scale = _SHOWN / side
+        size = [round(length * self._scale) for length in next(iter(frame.values())).shape[1::-1]]
+        return {name: cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for name, picture in frame.items()}
 
     def close(self) -> None:
         """Writes what was handed over and finishes the files.
@@ -251,7 +263,8 @@ class Recorder:
         begin = time.perf_counter()
         truth = self.source.boxes_xywh
         known = truth is not None and index < len(truth) and self.source.present[index]
-        drawn = annotate(frame, found, index, truth[index] if known else None, self.alignment)
+        shown = [replace(prediction, box=self._scale * prediction.box) for prediction in found]
+        drawn = annotate(frame, shown, index, self._scale * truth[index] if known else None, self.alignment)
         middle = time.perf_counter()
         self._video.write(drawn)
         self.seconds["drawing"] += middle - begin

@@ -66,10 +66,12 @@ def decoded(path: str | Path, facts: VideoFacts | None = None) -> Iterator[tuple
     count, cause, start, time = 0, None, None, 0.0
     damage = av.FFmpegError  # a name of its own: as Python ends, the module's go before a generator that is not done
     with av.open(str(path)) as container:
-        container.streams.video[0].thread_type = "AUTO"
+        stream = container.streams.video[0]
+        # threads that decode several frames at a time hold as many: too much memory at 4K
+        stream.thread_type = "AUTO" if stream.width * stream.height < 4_000_000 else "SLICE"
         try:
             for picture in container.decode(video=0):
-                image = picture.to_ndarray(format="rgb24")
+                image = _pixels(picture)
                 turns = round(getattr(picture, "rotation", 0) / 90) % 4
                 time = picture.time if picture.time is not None else count / fps
                 start = time if start is None else start
@@ -88,6 +90,15 @@ def decoded(path: str | Path, facts: VideoFacts | None = None) -> Iterator[tuple
     if cause is not None or short:
         why = f" ({_reason(cause)})" if cause is not None else ""
         raise ValueError(f"the video {path} is damaged or truncated: it ends after {count}{of}{why}") from cause
+
+
+def _pixels(picture: av.VideoFrame) -> np.ndarray:
+    """`[H, W, 3]` RGB; the frame's own memory where its rows lie without gaps, as `to_ndarray` would copy it."""
+    picture = picture.reformat(format="rgb24")
+    plane = picture.planes[0]
+    if plane.line_size != 3 * picture.width:
+        return picture.to_ndarray()
+    return np.frombuffer(plane, np.uint8).reshape(picture.height, picture.width, 3)
 
 
 def _reason(error: BaseException) -> str:
@@ -140,7 +151,8 @@ class VideoWriter:
         fragments = {"movflags": "+hybrid_fragmented", "frag_duration": "500000", "flush_packets": "1"}
         self._container = av.open(str(self.path), "w", options=fragments)
         self._stream = self._container.add_stream("libx264", rate=self.fps)
-        self._stream.options = {"crf": "20", "preset": "superfast"}
+        # no frames held back, which cost memory and would be lost with the process
+        self._stream.options = {"crf": "20", "preset": "superfast", "tune": "zerolatency"}
         self._stream.height, self._stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
         self._stream.pix_fmt = "yuv420p"
 
