@@ -9,7 +9,7 @@ Trains an adapter on a frozen tracker, or a whole base, with accelerate.
     python examples/finetune.py --new-base folder-with-config --synthetic pictures --output out/tiny \
         --mixed-precision bf16 --lr 1e-3 --schedule cosine --max-minutes 60 --resume
 
-`--batch-size` counts the pairs of an optimiser step, over all processes and passes. Which pair comes when depends on
+`--batch-size` counts the pairs of an optimizer step, over all processes and passes. Which pair comes when depends on
 seed, epoch and number only: not on workers, and not on how pairs are spread over processes.
 Over several processes the loss is the mean over processes; it equals one process's loss on the whole batch as long as
 every process has the same number of peaks on its target maps (it divides the focal term): one a pair from 8 cells on.

@@ -124,8 +124,8 @@ def open_data(entry: str) -> SequenceSet:
 
 
 def build_augmentation(options: TrainingOptions, model: nn.Module) -> TrainingAugmentation:
-    """The recipe's changes of crops and colours."""
-    jitter = {"centre_jitter": options.centre_jitter, "size_jitter": options.size_jitter}
+    """The recipe's changes of crops and colors."""
+    jitter = {"center_jitter": options.center_jitter, "size_jitter": options.size_jitter}
     if options.augmentation == "deit":
         return DeiTAugmentation(**jitter, template_grid=model.config.template_grid)
     return Augmentation(**jitter, lost_crops=options.lost_crops)

@@ -145,7 +145,7 @@ FAULTS = {
     "three numbers": ({"": {}}, {"groundtruth.txt": BOX + "1,2,3\n"}, "line 2: 3 numbers; expected 4"),
     "empty annotation": ({"": {}}, {"groundtruth.txt": ""}, "0 boxes for 12 frames"),
     "two second streams": ({"rgb": {}, "thermal": {}, "depth": DEPTH}, {}, "modality='thermal'"),
-    "nothing": ({}, {"notes.txt": "?"}, "no sequence was recognised.*images in the folder itself"),
+    "nothing": ({}, {"notes.txt": "?"}, "no sequence was recognized.*images in the folder itself"),
 }
 
 

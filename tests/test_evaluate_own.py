@@ -59,3 +59,11 @@ def test_own_sequences_under_neutral_rules(tmp_path, tiny):  # noqa: F811
     assert "mine: 2 sequences, rules of one-pass evaluation" in found.stdout
     report = (tmp_path / "o" / "folder-report" / "report.md").read_text()
     assert report.startswith("## mine\n") and "published" not in report
+
+
+def test_nan_frames_of_uav123_hit_in_precision_and_miss_in_success():
+    boxes = np.array([(30.0, 40, 24, 20)] * 4)
+    truth = Truth("bike", np.where([[False], [True], [False], [False]], np.nan, boxes))
+    result = score("uav123", [truth], [RawResult(boxes)])
+    assert result.scores["P"] == 1.0 and result.scores["AUC"] == pytest.approx(3 / 4 * 20 / 21)
+    assert score("nfs", [truth], [RawResult(boxes)]).scores["P"] == 0.75

@@ -18,7 +18,7 @@ FAMILY = {"epochs": 60, "samples_per_epoch": 60_000, "lr": 4e-4, "weight_decay":
     ("name", "numbers"),
     [
         ("ostrack-256", {"epochs": 300, "lr_drop_epoch": 240, "batch_size": 128, "trunk_lr_factor": 0.1}),
-        ("ostrack-384", {"centre_jitter": 4.5, "size_jitter": 0.5, "full_token_epochs": 20, "elimination_warmup": 80}),
+        ("ostrack-384", {"center_jitter": 4.5, "size_jitter": 0.5, "full_token_epochs": 20, "elimination_warmup": 80}),
         ("odtrack-384", {"samples_per_epoch": 30_000, "templates": 3, "searches": 2, "max_gap": 400, "lr": 1e-4}),
         ("odtrack-384", {"full_token_epochs": 0, "elimination_warmup": 0}),
         ("seatrack-rgbt", FAMILY | {"batch_size": 64, "lr_drop_epoch": 48}),

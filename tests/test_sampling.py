@@ -197,6 +197,33 @@ def test_data_of_lorats_style_are_cleaned(scene):
         pairs[0]
 
 
+@pytest.mark.parametrize(("w", "h"), [(110, 2), (2, 90), (128, 1)])
+def test_extreme_aspect_ratios(scene, processor, w, h):
+    sequence = open_sequence(scene)
+    sequence.boxes_xywh[:] = [4, 3, w, h]
+    pairs = PairDataset([sequence], processor, "thermal", 2, 20)
+    for index in range(20):
+        item = pairs[index]
+        assert item["labels"].isfinite().all() and (item["labels"][2:] > 0).all()
+        assert item["search"].float().std() > 0
+    # with crops of one size LoRAT's recipe leaves out what is thinner than 10 pixels of the crop, and says so
+    lorat = TrackerImageProcessor(crop_style="lorat", template_size=32, search_size=64, search_factor=2.0)
+    pairs = PairDataset([sequence], lorat, "rgb", 1, 20, augment=DeiTAugmentation())
+    with pytest.raises(RuntimeError, match=r"samples in a row cannot be used .*a crop is empty"):
+        pairs[0]
+
+
+def test_blank_frames_of_the_second_stream(scene, processor, tmp_path):
+    for i in range(30):
+        (tmp_path / "rgb").mkdir(exist_ok=True)
+        (tmp_path / "rgb" / f"{i}.png").write_bytes((scene / "rgb" / f"{i}.png").read_bytes())
+        (tmp_path / "event").mkdir(exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "event" / f"{i}.png"), np.zeros((96, 128, 3), np.uint8))
+    (tmp_path / "groundtruth.txt").write_text((scene / "groundtruth.txt").read_text())
+    item = PairDataset([open_sequence(tmp_path)], processor, "event", 2, 4)[0]
+    assert item["search"][0].any() and not item["search"][1].any()
+
+
 def test_a_balanced_plan_gives_every_set_and_sequence_its_share():
     # sets of 3, 40 and 1,000 sequences, the second with twice the weight, and one that is never drawn
     sizes, weights = [3, 40, 1000, 5], np.array([1, 2, 1, 0]) / 4

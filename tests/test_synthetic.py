@@ -360,9 +360,9 @@ class Recorded(SyntheticPairs):
 class Asked(DeiTAugmentation):
     """Keeps the last boxes, and the generator as it was."""
 
-    def places(self, processor, boxes_xywh, frames, templates, rng):
+    def crop_windows(self, processor, boxes_xywh, frames, templates, rng):
         asked.update(boxes=boxes_xywh, rng=copy.deepcopy(rng))
-        return super().places(processor, boxes_xywh, frames, templates, rng)
+        return super().crop_windows(processor, boxes_xywh, frames, templates, rng)
 
 
 asked = {}

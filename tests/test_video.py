@@ -111,7 +111,7 @@ def test_sources_that_are_not_there_or_hold_nothing(tmp_path):
         (tmp_path / "none", None, r"there is no .*none: give a video"),
         (tmp_path / "text.mp4", None, r"text\.mp4 cannot be read as a video"),
         (tmp_path / "void.mp4", None, r"void\.mp4 cannot be read as a video"),
-        (tmp_path / "empty", None, r"no sequence was recognised in .*empty"),
+        (tmp_path / "empty", None, r"no sequence was recognized in .*empty"),
         (folder, {"thermal": tmp_path / "none"}, "--thermal takes the folder of the thermal frames"),
         (folder, {"thermal": tmp_path / "empty"}, r"the folder .*empty holds no images"),
         (video, {"depth": video}, "depth comes as a folder of 16-bit images"),

@@ -125,7 +125,7 @@ def _numbers(path: str | Path, number: int, line: str) -> list[float]:
 
 
 def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
-    """The trajectory of a binary file of the VOT toolkit; a code (unknown, initialisation, failure) is no box."""
+    """The trajectory of a binary file of the VOT toolkit; a code (unknown, initialization, failure) is no box."""
     at = struct.calcsize("<hI")
     (count,) = struct.unpack_from("<I", data, 2)
     rows: list[list[float]] = []

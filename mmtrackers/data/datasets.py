@@ -61,7 +61,7 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
     _check_modality(modality)
     layout = _detect(folder)
     if layout is None:
-        raise ValueError(_not_recognised(folder))
+        raise ValueError(_not_recognized(folder))
     return _read(_entry(folder), layout, modality, FileStamps(), pair_by)
 
 
@@ -73,7 +73,7 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
 
     Args:
         root (`str` or `Path`): the set's folder. Without `dataset` also one sequence, or a folder that holds sequences
-            at most four levels down; each is recognised by what lies in it.
+            at most four levels down; each is recognized by what lies in it.
         names (`str`, `Path` or iterable of `str`, *optional*): the sequences to take, in this order: names, or a text
             file with one per line. By default all of the split.
         modality (`str`, *optional*): as in `open_sequence`.
@@ -331,7 +331,7 @@ EXPECTED = ("Expected images in the folder itself, or one of: "
              + "; own folders may add thermal/, depth/ or event/ to rgb/")
 
 
-def _not_recognised(folder: Path) -> str:
+def _not_recognized(folder: Path) -> str:
     for layout in LAYOUTS:
         streams = layout.streams | layout.optional
         there = [m for m, names in streams.items() if _stream_folder(folder, names) is not None]
@@ -340,7 +340,7 @@ def _not_recognised(folder: Path) -> str:
             names = layout.streams[lacking[0]]
             return (f"{folder} has the {there[0]} frames of a sequence ({layout.name}) but no {lacking[0]} frames: "
                     f"the folder {names[0]}/ is missing")
-    return f"no sequence was recognised in {folder}. {EXPECTED}"
+    return f"no sequence was recognized in {folder}. {EXPECTED}"
 
 
 def _read(entry: Entry, layout: Layout, modality: str | None, stamps: FileStamps, pair_by: str | None = None

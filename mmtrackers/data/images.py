@@ -174,7 +174,7 @@ def _to_edge_form(image: np.ndarray, modality: str, path: str | Path | EncodedIm
                              "PNG; if another unit, multiply by that")
         if image.ndim != 2 or image.dtype != np.uint16:
             raise ValueError(f"{path}: a depth image has one channel of 16 bits, this one is "
-                             f"{image.shape} {image.dtype}; a coloured depth picture cannot be used")
+                             f"{image.shape} {image.dtype}; a colored depth picture cannot be used")
         return image
     if modality == "thermal" and image.dtype == np.float32 and image.ndim == 2:
         return image

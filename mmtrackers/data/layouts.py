@@ -25,11 +25,11 @@ class Layout:
     Args:
         name (`str`): the sets that have this form.
         streams (`dict[str, tuple[str, ...]]`): modality -> its folder, with alternatives; "" = the sequence's folder
-            itself. All of them must exist for the layout to be recognised. Images of any kind count, sorted naturally.
+            itself. All of them must exist for the layout to be recognized. Images of any kind count, sorted naturally.
         optional (`dict[str, tuple[str, ...]]`): streams that may be there as well.
         boxes, second_boxes (`tuple[str, ...]`): annotation files of the RGB and of the second stream; the first that
             exists is read. Numbers may be parted by comma, tab, space or semicolon.
-        required (`tuple[str, ...]`): files of which one must exist for the layout to be recognised.
+        required (`tuple[str, ...]`): files of which one must exist for the layout to be recognized.
         corners (`bool`): rows of four numbers are two opposite corners (in any order), not x, y, w, h.
         flags (`dict[str, tuple[int, ...]]`): presence files -> the values that mean **present**; files that lack are
             skipped. Their numbers are kept in `Sequence.extras` under the file's stem.

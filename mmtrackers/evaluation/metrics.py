@@ -1,4 +1,4 @@
-"""The arithmetic that benchmarks share: overlaps, centre errors, curves, long-term and multi-start scores.
+"""The arithmetic that benchmarks share: overlaps, center errors, curves, long-term and multi-start scores.
 
 Everything is vectorised over the frames of a whole data set; which sequence a frame belongs to is one index per frame.
 What differs between benchmarks stands in `mmtrackers.evaluation.protocols`. Boxes are x, y, width, height in pixels.
@@ -43,11 +43,11 @@ def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) ->
 
 
 def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
-    """Distance of the centres, in pixels or in units of `scale` along each axis.
+    """Distance of the centers, in pixels or in units of `scale` along each axis.
 
     Args:
         result_xywh, truth_xywh (`np.ndarray`): `[N, 4]`.
-        scale (`np.ndarray`, *optional*): `[N, 2]`; each centre is divided by it before the difference is taken, as the
+        scale (`np.ndarray`, *optional*): `[N, 2]`; each center is divided by it before the difference is taken, as the
             toolkits do (in float32 the order decides ties).
 
     Returns:
@@ -237,7 +237,7 @@ def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1,
     """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row.
 
     Args:
-        overlaps (`np.ndarray`): `[L]` of the run; frame 0, where it is initialised, has 0.
+        overlaps (`np.ndarray`): `[L]` of the run; frame 0, where it is initialized, has 0.
         seen (`np.ndarray`): `[L]` bool, the frame has a ground truth; others interrupt no failure and count as good.
         threshold (`float`): an overlap at or below it is bad.
         grace (`int`): so many in a row are a failure.

@@ -15,8 +15,8 @@ from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, too_s
 
 _LABELS = {
     "success": ("overlap threshold", "success rate"),
-    "precision": ("centre error threshold (pixels)", "precision"),
-    "normalized_precision": ("normalised centre error threshold", "normalised precision"),
+    "precision": ("center error threshold (pixels)", "precision"),
+    "normalized_precision": ("normalized center error threshold", "normalized precision"),
 }
 
 
@@ -42,7 +42,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class OnePass(Protocol):
-    """One run from the first frame to the last: success, precision and normalised precision.
+    """One run from the first frame to the last: success, precision and normalized precision.
 
     Args:
         metrics (`tuple[Metric, ...]`): the figures.
@@ -65,8 +65,8 @@ class OnePass(Protocol):
         empty_removed (`bool`): nor do those whose ground truth has no area.
         unusable (`str`, *optional*): with "", every frame is measured. Otherwise a frame whose ground truth has a
             number that is not above 0 (also an x or y of 0, at the border) misses in success; and "hit" or "miss" says
-            how its centre error counts (toolkits write -1 or infinity).
-        unusable_normalized (`str`): the same for its normalised error.
+            how its center error counts (toolkits write -1 or infinity).
+        unusable_normalized (`str`): the same for its normalized error.
         hidden_normalized (`str`): the same for hidden frames.
         divide_by_usable (`bool`): the denominator leaves out unusable frames.
         normalizer (`str`): the error is divided by the ground truth's "size", by "size + 1e-8" or by "max(1, size)".
@@ -286,7 +286,7 @@ class OnePassFrames:
         return np.where(missed, -1, found)
 
     def errors(self, normalized: bool = False) -> np.ndarray:
-        """`[F]` centre errors; -1 for a hit and infinity for a miss where a frame is not measured."""
+        """`[F]` center errors; -1 for a hit and infinity for a miss where a frame is not measured."""
         protocol, values = self.protocol, {"hit": -1.0, "miss": np.inf, "": np.nan}
         scales = [self._scale(rows) if normalized else None for rows in self._truths]
         pairs = zip(self._truths, scales, strict=True)

@@ -62,7 +62,7 @@ def result_file(folder: str | Path, name: str, protocol: Protocol, anchor: int |
 def write_result(folder: str | Path, name: str, protocol: Protocol, result: RawResult) -> Path:
     """Writes a sequence's raw result in the layout of the set's toolkit: `x,y,w,h` with 4 decimals per frame.
 
-    Files of the VOT toolkit begin with the code 1 (initialisation) and have the confidences beside them, in
+    Files of the VOT toolkit begin with the code 1 (initialization) and have the confidences beside them, in
     `<name>_001_confidence.value`. Every file is written whole or not at all, confidences before boxes.
 
     Returns:

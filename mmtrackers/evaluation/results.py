@@ -104,7 +104,7 @@ class Speed:
     """Where the time of tracking goes.
 
     Args:
-        stages (`dict[str, StageTime]`): "read" (files to arrays), "crop" (crops, copy to the device, normalisation),
+        stages (`dict[str, StageTime]`): "read" (files to arrays), "crop" (crops, copy to the device, normalization),
             "model" (the forward pass), "decode" (maps to boxes in the frame, copy back), "track" (crop to decode
             together) and "total" (with reading). With several sequences in a batch, a step's time is divided by them.
         frames (`int`): frames measured.

@@ -31,7 +31,7 @@ INITIALIZATION, FAILURE = 1, 2
 def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
     """Answers the toolkit's requests on standard input and output (or on `TRAX_SOCKET`) until it says goodbye.
 
-    Every initialisation begins a new session on the same model, so that the many runs of a multi-start experiment
+    Every initialization begins a new session on the same model, so that the many runs of a multi-start experiment
     load it once.
 
     Args:
@@ -62,7 +62,7 @@ def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
                 session = tracker.start(frame, request.objects[0][0].bounds())
                 prediction = session.initial_prediction()
             elif session is None:
-                raise ValueError("a frame came before the first initialisation")
+                raise ValueError("a frame came before the first initialization")
             else:
                 prediction = session.update(frame)
             server.status([_answer(trax, prediction)])

@@ -143,7 +143,7 @@ class MultiStartMeasured(Measured):
 
 
 def _overlaps(boxes_xywh: np.ndarray, truth_xywh: np.ndarray, truth: Truth) -> np.ndarray:
-    """Raster overlaps of a run; its first frame is the initialisation and has no region."""
+    """Raster overlaps of a run; its first frame is the initialization and has no region."""
     boxes = np.array(boxes_xywh, dtype=np.float64)
     boxes[0] = np.nan
     return metrics.raster_overlaps(boxes, truth_xywh, needed(truth, "image_size"))

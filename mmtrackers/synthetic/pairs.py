@@ -138,11 +138,11 @@ class SyntheticPairs(Dataset):
             return None
         boxes_xywh = [np.array((x1, y1, x2 - x1, y2 - y1)) for x1, y1, x2, y2 in boxes]
         frames = [(scene.height, scene.width)] * len(times)
-        places = self.augment.places(self.processor, boxes_xywh, frames, self.templates, rng)
-        if places is None:
+        windows = self.augment.crop_windows(self.processor, boxes_xywh, frames, self.templates, rng)
+        if windows is None:
             return None
-        crops = [self._crop(scene, time, where) for time, where in zip(times, places, strict=True)]
-        return self.augment.changed(self.processor, crops, places, boxes_xywh, self.templates, rng)
+        crops = [self._crop(scene, time, where) for time, where in zip(times, windows, strict=True)]
+        return self.augment.apply(self.processor, crops, windows, boxes_xywh, self.templates, rng)
 
     def _times(self, span: tuple[float, float], draw: Draw) -> list[float]:
         """When templates and search frames are taken, in order."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Sample = dict[str, torch.Tensor]
 SMALLEST_LABEL = 10.0
 JITTER_DRAWS = 12
-SOLARISE_FROM = 128
+SOLARIZE_FROM = 128
 LOST_SCALE = (1.5, 2.5)
 
 
@@ -62,10 +62,10 @@ class Augmentation:
     never is a grey sample: here it acts on three channels only.
 
     Args:
-        grey (`float`): probability that both frames lose their colour (three channels only).
+        grey (`float`): probability that both frames lose their color (three channels only).
         flip (`float`): probability that both frames are mirrored before the crop.
         size_jitter (`float`): the search region's sides are multiplied by exp(size_jitter * n), n normal, each alone.
-        centre_jitter (`float`): its centre moves by up to half of this times sqrt(w h) on each axis.
+        center_jitter (`float`): its center moves by up to half of this times sqrt(w h) on each axis.
         lost_crops (`float`): share of search regions that are 1.5 to 2.5 times too large or too small besides, as a
             tracker takes them that is about to lose its target.
         brightness (`float`): each crop is multiplied by a factor from [1 - brightness, 1 + brightness].
@@ -81,7 +81,7 @@ class Augmentation:
     grey: float = 0.05
     flip: float = 0.5
     size_jitter: float = 0.25
-    centre_jitter: float = 3.0
+    center_jitter: float = 3.0
     lost_crops: float = 0.0
     brightness: float = 0.2
     crop_flip: float = 0.5
@@ -104,13 +104,13 @@ class Augmentation:
             rng (`np.random.Generator`): the only source of chance.
         """
         images, boxes = self.joint(images, boxes_xywh, rng)
-        places = self.places(processor, boxes, [image.shape[:2] for image in images], templates, rng)
-        if places is None:
+        windows = self.crop_windows(processor, boxes, [image.shape[:2] for image in images], templates, rng)
+        if windows is None:
             return None
-        crops = [cut_square(image, where) for image, where in zip(images, places, strict=True)]
-        return self.changed(processor, crops, places, boxes, templates, rng)
+        crops = [cut_square(image, where) for image, where in zip(images, windows, strict=True)]
+        return self.apply(processor, crops, windows, boxes, templates, rng)
 
-    def places(
+    def crop_windows(
         self,
         processor: "TrackerImageProcessor",
         boxes_xywh: Sequence[np.ndarray],
@@ -123,20 +123,20 @@ class Augmentation:
         Args:
             frames (2 `int` each): heights and widths.
         """
-        places = []
+        windows = []
         for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
             role = "template" if index < templates else "search"
             region = box if index < templates else self.jitter(box, rng)
             if not _has_pixels(frame, region, getattr(processor, f"{role}_factor")):
                 return None
-            places.append(processor.locate(region, role))
-        return places
+            windows.append(processor.locate(region, role))
+        return windows
 
-    def changed(
+    def apply(
         self,
         processor: "TrackerImageProcessor",
         crops: Sequence[np.ndarray],
-        places: Sequence[Crop],
+        windows: Sequence[Crop],
         boxes_xywh: Sequence[np.ndarray],
         templates: int,
         rng: np.random.Generator,
@@ -144,7 +144,7 @@ class Augmentation:
         """Crops `[s, s, 3 S]`, where they were taken and what boxes `[4]` (pixels) they hold, templates first, to a
         training item."""
         pictures, labels = [], []
-        for crop, where, box in zip(crops, places, boxes_xywh, strict=True):
+        for crop, where, box in zip(crops, windows, boxes_xywh, strict=True):
             picture, label = self.crop(crop, processor.box_to_crop(box, where), rng)
             pictures.append(picture)
             labels.append(label)
@@ -180,7 +180,7 @@ class Augmentation:
         size = box_xywh[2:] * np.exp(self.size_jitter * rng.standard_normal(2))
         if self.lost_crops and rng.random() < self.lost_crops:
             size = size * rng.uniform(*LOST_SCALE) ** rng.choice((-1, 1))
-        shift = np.sqrt(size.prod()) * self.centre_jitter * (rng.random(2) - 0.5)
+        shift = np.sqrt(size.prod()) * self.center_jitter * (rng.random(2) - 0.5)
         return np.concatenate([box_xywh[:2] + box_xywh[2:] / 2 + shift - size / 2, size])
 
     def crop(self, image: np.ndarray, box_xywh: np.ndarray, rng: np.random.Generator
@@ -215,28 +215,28 @@ def _has_pixels(frame: tuple[int, int], box_xywh: np.ndarray, factor: float) -> 
 
 @dataclass(frozen=True)
 class DeiTAugmentation:
-    """Jittered crops, mirror, colours, and one of grey, solarise and blur: LoRAT's and SPMTrack's.
+    """Jittered crops, mirror, colors, and one of grey, solarize and blur: LoRAT's and SPMTrack's.
 
-    After LitingLin/LoRAT (trackit/data/methods/siamese_tracker_train): mirror and colours are drawn for each crop,
+    After LitingLin/LoRAT (trackit/data/methods/siamese_tracker_train): mirror and colors are drawn for each crop,
     one of the three changes of DeiT III (arXiv 2204.07118) for all crops together. Needs a processor of the "lorat"
     crop style.
 
     Args:
         size_jitter (`float`): search crop: each axis is scaled by exp(-size_jitter * n), n normal.
-        centre_jitter (`float`): it moves by up to this times the box's mean side, on each axis.
-        colour (`float`): brightness, contrast and saturation change by factors from [1 - colour, 1 + colour].
+        center_jitter (`float`): it moves by up to this times the box's mean side, on each axis.
+        color (`float`): brightness, contrast and saturation change by factors from [1 - color, 1 + color].
         flip (`float`): probability that a crop is mirrored.
         blur (two `float`): smallest and largest standard deviation of the blur, in pixels.
         template_grid (`int`): cells along a template's side; of the template mask.
 
     Example:
-        >>> DeiTAugmentation(template_grid=8).colour
+        >>> DeiTAugmentation(template_grid=8).color
         0.4
     """
 
     size_jitter: float = 0.25
-    centre_jitter: float = 3.0
-    colour: float = 0.4
+    center_jitter: float = 3.0
+    color: float = 0.4
     flip: float = 0.5
     blur: tuple[float, float] = (0.1, 2.0)
     template_grid: int = 8
@@ -251,13 +251,13 @@ class DeiTAugmentation:
     ) -> Sample | None:
         """As `Augmentation`; the item has `template_mask` int64 `[T, g, g]` besides. None if no jitter leaves enough
         of the target in a search crop."""
-        places = self.places(processor, boxes_xywh, [image.shape[:2] for image in images], templates, rng)
-        if places is None:
+        windows = self.crop_windows(processor, boxes_xywh, [image.shape[:2] for image in images], templates, rng)
+        if windows is None:
             return None
-        crops = [cut_aligned(image, where, mean_color(image)) for image, where in zip(images, places, strict=True)]
-        return self.changed(processor, crops, places, boxes_xywh, templates, rng)
+        crops = [cut_aligned(image, where, mean_color(image)) for image, where in zip(images, windows, strict=True)]
+        return self.apply(processor, crops, windows, boxes_xywh, templates, rng)
 
-    def places(
+    def crop_windows(
         self,
         processor: "TrackerImageProcessor",
         boxes_xywh: Sequence[np.ndarray],
@@ -265,8 +265,8 @@ class DeiTAugmentation:
         templates: int,
         rng: np.random.Generator,
     ) -> list[AlignedCrop] | None:
-        """As `Augmentation.places`."""
-        places: list[AlignedCrop] = []
+        """As `Augmentation.crop_windows`."""
+        windows: list[AlignedCrop] = []
         for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
             if index < templates:
                 where = processor.locate(box, "template", frame)
@@ -274,22 +274,22 @@ class DeiTAugmentation:
                 where = self.jitter(processor, box, frame, rng)
             if where is None:
                 return None
-            places.append(where)
-        return places
+            windows.append(where)
+        return windows
 
-    def changed(
+    def apply(
         self,
         processor: "TrackerImageProcessor",
         crops: Sequence[np.ndarray],
-        places: Sequence[AlignedCrop],
+        windows: Sequence[AlignedCrop],
         boxes_xywh: Sequence[np.ndarray],
         templates: int,
         rng: np.random.Generator,
     ) -> Sample:
-        """As `Augmentation.changed`; the crops may be float32, 0 to 255."""
+        """As `Augmentation.apply`; the crops may be float32, 0 to 255."""
         crops = list(crops)
-        masks = processor.template_mask(places[:templates], self.template_grid)
-        found = list(zip(places, boxes_xywh, strict=True))[templates:]
+        masks = processor.template_mask(windows[:templates], self.template_grid)
+        found = list(zip(windows, boxes_xywh, strict=True))[templates:]
         labels = [_inside(where.box_to_crop(box), where.size) / where.size for where, box in found]
         for index, mirrored in enumerate(rng.random(len(crops)) < self.flip):
             if mirrored:
@@ -300,7 +300,7 @@ class DeiTAugmentation:
                     x, y, w, h = labels[index - templates]
                     labels[index - templates] = np.array([1 - x - w, y, w, h])
         change = self._common_change(rng)
-        crops = [change(_levels(self.colours(crop, rng))) for crop in crops]
+        crops = [change(_levels(self.colors(crop, rng))) for crop in crops]
         return as_sample(processor, crops, labels, templates) | {"template_mask": masks}
 
     def jitter(
@@ -314,15 +314,15 @@ class DeiTAugmentation:
         size, factor = processor.search_size, processor.search_factor
         for _ in range(JITTER_DRAWS):
             scale = aligned_scale(box_xywh, factor, size) / np.exp(self.size_jitter * rng.standard_normal(2))
-            reach = self.centre_jitter * (box_xywh[2:] * scale).sum() / 2
+            reach = self.center_jitter * (box_xywh[2:] * scale).sum() / 2
             where = aligned_crop(box_xywh, factor, size, *frame, scale=scale, shift=rng.uniform(-1, 1, 2) * reach)
             if (_inside(where.box_to_crop(box_xywh), size)[2:] >= SMALLEST_LABEL).all():
                 return where
         return None
 
-    def colours(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def colors(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Brightness, contrast and saturation in random order; float32 `[s, s, 3 S]`, 0 to 255."""
-        factors, streams = rng.uniform(1 - self.colour, 1 + self.colour, 3), np.split(crop, crop.shape[2] // 3, axis=2)
+        factors, streams = rng.uniform(1 - self.color, 1 + self.color, 3), np.split(crop, crop.shape[2] // 3, axis=2)
         order = rng.permutation(3)
         for index, stream in enumerate(streams):
             picture = stream.astype(np.float32, order="C")
@@ -332,13 +332,13 @@ class DeiTAugmentation:
         return np.concatenate(streams, axis=2)
 
     def _common_change(self, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-        """Grey, solarise or blur, as a function of a uint8 crop."""
+        """Grey, solarize or blur, as a function of a uint8 crop."""
         which, deviation = rng.integers(3), rng.uniform(*self.blur)
         if which == 0:
             return lambda crop: _per_stream(crop, lambda c: cv2.cvtColor(_grey(c), cv2.COLOR_GRAY2RGB))
         if which == 1:
             levels = np.arange(256)
-            return lambda crop: cv2.LUT(crop, np.where(levels >= SOLARISE_FROM, 255 - levels, levels).astype(np.uint8))
+            return lambda crop: cv2.LUT(crop, np.where(levels >= SOLARIZE_FROM, 255 - levels, levels).astype(np.uint8))
         return lambda crop: cv2.GaussianBlur(crop, (0, 0), deviation)
 
 

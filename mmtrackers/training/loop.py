@@ -85,7 +85,7 @@ class Trainer:
             cast_frozen(model, getattr(torch, options.frozen_dtype))
         if options.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        # The command line rules the rate and the decay: both are written into the optimiser anew, step by step.
+        # The command line rules the rate and the decay: both are written into the optimizer anew, step by step.
         optimizer = torch.optim.AdamW(parameter_groups(model, options))
         loader = DataLoader(
             self.dataset,
@@ -205,7 +205,7 @@ class Trainer:
         return False
 
     def train_batch(self, batch: dict[str, torch.Tensor]) -> None:
-        """Forward, backward and, at the end of an accumulation, the optimiser step."""
+        """Forward, backward and, at the end of an accumulation, the optimizer step."""
         accelerator, options = self.accelerator, self.options
         with accelerator.accumulate(self.model):
             pixels = {name: self.processor.normalize(batch[name]) for name in ("search", "template")}

@@ -14,7 +14,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """
-    The learning rate of one optimiser step, from the step's number alone.
+    The learning rate of one optimizer step, from the step's number alone.
 
     Args:
         recipe (`Recipe`): its schedule, one of
@@ -22,7 +22,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
             "cosine" (down to 0 at the end of the last epoch), all of them after `warmup_steps` of linear growth;
             "warm-cosine" (LoRAT's: from `warmup_lr` up to `lr`, and only then a cosine as long as the run, to
             `final_lr`, which therefore is not reached; the rate lags one step behind).
-        step (`int`): optimiser steps done before this one.
+        step (`int`): optimizer steps done before this one.
         steps_per_epoch (`int`): their number in an epoch.
 
     Returns:
@@ -56,10 +56,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         model (`nn.Module`): the tracker, without wrappers.
         recipe (`Recipe`): `trunk_lr_factor` is for the trunk (`model.*`); `decay` says what decays: "all";
             "matrices" (tensors of two or more dimensions, without embeddings and positions, as SPMTrack); "weights"
-            (the same after axes of length 1 are dropped, and nothing of a normalisation, as LoRAT).
+            (the same after axes of length 1 are dropped, and nothing of a normalization, as LoRAT).
 
     Returns:
-        `list[dict]`: groups for an optimiser, each with `factor` (of the learning rate) and `decays`.
+        `list[dict]`: groups for an optimizer, each with `factor` (of the learning rate) and `decays`.
 
     Example:
         >>> groups = parameter_groups(nn.Linear(4, 1), Recipe(decay="weights"))

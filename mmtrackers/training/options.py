@@ -39,7 +39,7 @@ class TrainingOptions(Recipe):
         "drawn", "Composed sequences: what keeps RGB from seeing the target, in all of them."
     )
     workers: int = option(4, "Processes that prepare data, per training process.")
-    gradient_accumulation: int = option(1, "Passes that an optimiser step is split into.")
+    gradient_accumulation: int = option(1, "Passes that an optimizer step is split into.")
     frozen_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that frozen weights are held in.")
     checkpointing: bool = option(False, "Compute activations anew in the backward pass: less memory, a third slower.")
     frame_by_frame: bool = option(False, "Backward after each frame of a clip: less memory, the same gradients.")
@@ -54,9 +54,9 @@ class TrainingOptions(Recipe):
     resume: str | None = option(
         None, "Go on from the newest checkpoint in --output (if any), or the one given.", nargs="?", const="latest"
     )
-    save_steps: int = option(0, "Checkpoint every N optimiser steps; 0: only by time.")
+    save_steps: int = option(0, "Checkpoint every N optimizer steps; 0: only by time.")
     save_minutes: float = option(10.0, "Checkpoint every N minutes; 0: only by steps.")
-    max_steps: int = option(0, "Stop after N optimiser steps of the whole run, with a checkpoint; 0: no limit.")
+    max_steps: int = option(0, "Stop after N optimizer steps of the whole run, with a checkpoint; 0: no limit.")
     max_minutes: float = option(0.0, "Stop N minutes after this start, with a checkpoint; 0: no limit.")
     log_every: int = option(50, "Steps per entry in training_log.json.")
     track_with: Literal["none", "tensorboard", "trackio"] = option("none", "Where to send the curves besides.")
@@ -98,6 +98,6 @@ class TrainingOptions(Recipe):
         if self.batch_size % parts:
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be split over {processes} processes x "
-                f"{self.gradient_accumulation} passes: it counts all samples of an optimiser step."
+                f"{self.gradient_accumulation} passes: it counts all samples of an optimizer step."
             )
         return self.batch_size // parts

@@ -38,7 +38,7 @@ class Recipe:
     weights: list[float] = listed("Chance of each set; equal if left out.")  # noqa: RUF009
     samples_per_epoch: int = option(60_000, "Pairs or clips per epoch, over all processes.")
     epochs: int = option(60, "Length of the run.")
-    batch_size: int = option(32, "Pairs or clips per optimiser step, over all processes.")
+    batch_size: int = option(32, "Pairs or clips per optimizer step, over all processes.")
 
     frame_sampler: Literal["causal", "interval", "ordered"] = option("causal", "Rule by which frames are drawn.")
     balanced: bool = option(False, "Each sequence as evenly often in an epoch as possible, not drawn at random.")
@@ -46,10 +46,10 @@ class Recipe:
     searches: int = option(1, "Search frames of a sample; with more than one the state is carried through the clip.")
     max_gap: int = option(200, "Frames between templates, and from template to search frame.")
     search_gap: int = option(400, "Frame sampler 'ordered': frames from the references to the search frames.")
-    centre_jitter: float = option(3.0, "Search crop: shift, in mean sides of the box.")
+    center_jitter: float = option(3.0, "Search crop: shift, in mean sides of the box.")
     size_jitter: float = option(0.25, "Search crop: standard deviation of the logarithm of the sides.")
     lost_crops: float = option(0.0, "Share of search crops that are 1.5 to 2.5 times too large or small besides.")
-    augmentation: Literal["ostrack", "deit"] = option("ostrack", "Changes of colour and mirror images.")
+    augmentation: Literal["ostrack", "deit"] = option("ostrack", "Changes of color and mirror images.")
 
     lr: float = option(4e-4, "Full learning rate.")
     trunk_lr_factor: float = option(1.0, "Of the trunk, where all weights are trained.")
@@ -106,7 +106,7 @@ _OSTRACK = Recipe(
 # github.com/GXNU-ZhongLab/ODTrack, experiments/odtrack/baseline.yaml; batch 8 on each GPU
 _ODTRACK = replace(
     _OSTRACK, samples_per_epoch=30_000, batch_size=8, templates=3, searches=2, max_gap=400, lr=1e-4,
-    centre_jitter=4.5, size_jitter=0.5, full_token_epochs=0, elimination_warmup=0,
+    center_jitter=4.5, size_jitter=0.5, full_token_epochs=0, elimination_warmup=0,
 )  # fmt: skip
 # github.com/AutoLab-SAI-SJTU/SEATrack, experiments/seatrack: 2 GPUs x 32 pairs
 _SEATRACK = Recipe(system="seatrack", batch_size=64, lr_drop_epoch=48)
@@ -131,7 +131,7 @@ _SPMTRACK = replace(
 
 RECIPES: dict[str, Recipe] = {
     "ostrack-256": _OSTRACK,
-    "ostrack-384": replace(_OSTRACK, centre_jitter=4.5, size_jitter=0.5),
+    "ostrack-384": replace(_OSTRACK, center_jitter=4.5, size_jitter=0.5),
     "odtrack-384": _ODTRACK,
     "seatrack-rgbt": replace(_SEATRACK, modality="thermal", sets=["lasher/train_882"]),
     "seatrack-rgbd": replace(_SEATRACK, modality="depth", sets=["depthtrack/train_146"], epochs=25),
@@ -141,7 +141,7 @@ RECIPES: dict[str, Recipe] = {
     "patrack-rgbe": replace(_PATRACK, modality="event", sets=["visevent/train"]),
     "sdmoea-256": replace(_SDMOEA, modality="any"),
     "sdmoea-384": replace(
-        _SDMOEA, modality="any", epochs=85, lr_drop_epoch=78, batch_size=8, max_gap=400, centre_jitter=4.5,
+        _SDMOEA, modality="any", epochs=85, lr_drop_epoch=78, batch_size=8, max_gap=400, center_jitter=4.5,
         size_jitter=0.5,
     ),
     "lorat": _LORAT,

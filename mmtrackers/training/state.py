@@ -69,7 +69,7 @@ class TrainingProgress:
 
     Args:
         epoch (`int`), batch (`int`): the epoch under way (from 0) and the batches of it that are done, per process.
-        step (`int`): optimiser steps done.
+        step (`int`): optimizer steps done.
         seconds (`float`): time in the training loop, over all parts of the run.
         history (`list[dict]`): one entry per `log_every` steps: step, epoch, rate, losses.
         meter (`dict`): the unread part of the losses, so that the entry after a resume equals the uninterrupted one.
@@ -112,7 +112,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Call after each optimiser step."""
+        """Call after each optimizer step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         for name, now in changing_tensors(model).items():
@@ -301,7 +301,7 @@ class CheckpointStore:
         return None
 
     def load(self, folder: Path) -> TrainingProgress:
-        """Restores tensors, optimiser and random states; returns where the run stood."""
+        """Restores tensors, optimizer and random states; returns where the run stood."""
         if not (Path(folder) / self.PROGRESS).is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no {self.PROGRESS}.")
         progress = TrainingProgress(**json.loads((Path(folder) / self.PROGRESS).read_text()))

@@ -25,12 +25,12 @@ from .sets import (
     speeds,
 )
 
-# Styles of lines, bars and boxes in the page's style sheet: eight colours, then the same with dotted lines.
+# Styles of lines, bars and boxes in the page's style sheet: eight colors, then the same with dotted lines.
 STYLES = 16
 CURVES = {
     "success": "Success",
     "precision": "Precision",
-    "normalized_precision": "Normalised precision",
+    "normalized_precision": "Normalized precision",
     "precision_recall": "Precision and recall",
     "expected_overlap": "Expected average overlap",
 }
