@@ -46,12 +46,6 @@ _OPE = OnePass(
 OWN_SEQUENCES = "folder"
 
 _ROWS: tuple[Protocol, ...] = (
-    # No toolkit's habits: the frames after the given one that show the target count, each sequence as much as another.
-    replace(
-        _OPE, name=OWN_SEQUENCES, title="own sequences", source="one-pass evaluation (Wu et al., TPAMI 2015)",
-        first_frame="given dropped", repair="none", unusable="", hidden="removed", unannotated_removed=True,
-        empty_removed=True, inclusive_edges=False, normalizer="max(1, size)",
-    ),
     _LASHER,
     _RGBT234,
     OnePass(
@@ -98,6 +92,12 @@ _ROWS: tuple[Protocol, ...] = (
         "lasot_got10k", "LaSOT", "got-10k/toolkit, experiments/lasot.py", "AUC",
         metrics=(_AUC, Metric("Pnorm", "normalized_precision", 20), Metric("P", "precision", 20)),
         first_frame="truth", inclusive_edges=False, unannotated_removed=True, normalizer="max(1, size)",
+    ),
+    # No toolkit's habits: the frames after the given one that show the target count, each sequence as much as another.
+    replace(
+        _OPE, name=OWN_SEQUENCES, title="own sequences", source="one-pass evaluation (Wu et al., TPAMI 2015)",
+        first_frame="given dropped", repair="none", unusable="", hidden="removed", unannotated_removed=True,
+        empty_removed=True, inclusive_edges=False, normalizer="max(1, size)",
     ),
     LongTerm("depthtrack", "DepthTrack", f"{_VOT}, analysis/longterm.py", "F", "vot"),
     LongTerm("cdtb", "CDTB", f"{_VOT}, analysis/longterm.py", "F", "vot"),
