@@ -35,6 +35,7 @@ from mmtrackers import (
     finetune,
 )
 from mmtrackers.data import open_sequence
+from mmtrackers.pretrained import default_checkpoint
 from mmtrackers.training.loop import Trainer
 from mmtrackers.training.state import changing_tensors
 
@@ -297,13 +298,24 @@ def test_frozen_weights_in_bf16_and_activation_checkpointing(place, tmp_path):
         train(place, tmp_path / "all", "--train-base", "--frozen-dtype", "bfloat16", model="base")
 
 
+def test_an_adapter_goes_on_the_base_of_the_package_unless_another_is_named():
+    options = ["--system", "seatrack", "--modality", "thermal", "--data", "mine", "--output", "out"]
+    assert finetune.parse(options).model == str(default_checkpoint())
+    assert finetune.parse([*options, "--model", "org/base"]).model == "org/base"
+
+
 def test_best_by_validation_is_kept(place, tmp_path, capsys):
-    train(place, tmp_path / "out", "--validate", str(place / "sequences"), "--validate-sequences", "1")
+    validated = ("--validate", str(place / "sequences"), "--validate-sequences", "1", "--license", "mit")
+    train(place, tmp_path / "out", *validated)
     log = json.loads((tmp_path / "out" / "training_log.json").read_text())["history"]
     overlaps = [entry["validation"] for entry in log if "validation" in entry]
     assert len(overlaps) == 2 and all(0 <= overlap <= 1 for overlap in overlaps)
     kept = json.loads((tmp_path / "out" / "best" / "training_log.json").read_text())["history"]
     assert kept[-1]["validation"] == max(overlaps)
+    facts = json.loads((tmp_path / "out" / "best" / "training_facts.json").read_text())
+    assert facts["license"] == "mit" and facts["figures"][0]["metric"] == "mean overlap"
+    assert facts["figures"][0]["value"] == pytest.approx(max(overlaps), abs=1e-4)
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
     assert AutoTracker.from_pretrained(tmp_path / "out" / "best", base_model=place / "base").has_adapter
 
 
