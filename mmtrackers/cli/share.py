@@ -38,8 +38,15 @@ def convert(
     modality: Annotated[str | None, typer.Option(help="thermal, depth or event.")] = None,
     search_size: Annotated[int | None, typer.Option(help="Side of the search crop, where a file lacks it.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(help="Folder of the authors' raw boxes on the set in --root, to compare with.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set that --verify tracks through.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Which set that is, where its folders do not say.")] = None,
 ) -> None:
-    """Turn an official checkpoint into a folder of this package."""
+    """Turn an official checkpoint into a folder of this package; --verify compares its boxes with the authors'."""
+    if (verify is None) != (root is None):
+        raise ValueError("--verify FOLDER_OF_RAW_RESULTS and --root FOLDER_OF_THE_SET belong together")
     from mmtrackers.conversion.systems import convert_checkpoint
 
     told = {} if search_size is None else {"search_size": search_size}
@@ -48,6 +55,16 @@ def convert(
     except FileExistsError as error:
         raise ValueError(f"{error}, or --force to write into it") from error
     typer.echo(str(report))
+    if verify is not None and root is not None:
+        from mmtrackers.data import open_dataset
+        from mmtrackers.evaluation.verify import verify as compare
+        from mmtrackers.tracking.tracker import Tracker
+
+        tracker = Tracker.from_pretrained(str(out), base_model=base)
+        modality = None if tracker.modality == "any" else tracker.modality
+        sequences = open_dataset(root, modality=modality, dataset=dataset)
+        for agreement in compare(tracker, sequences, verify):
+            typer.echo(str(agreement))
 
 
 def _local(file: str) -> Path:

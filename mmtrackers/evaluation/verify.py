@@ -1,0 +1,81 @@
+"""A converted tracker against its authors' published raw boxes, sequence by sequence."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmtrackers.data import Sequence
+from mmtrackers.data.annotations import read_boxes
+from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a tracker's boxes are those of a file.
+
+    Args:
+        sequence (`str`): its name.
+        frames (`int`): compared, without the given one.
+        mean_iou (`float`): overlap of the two boxes, averaged over the frames.
+        first_different (`int`, *optional*): the first frame, from 0, whose boxes overlap less than asked for.
+
+    Example:
+        >>> str(Agreement("tree", 99, 0.9991, 40))
+        'tree: mean overlap 0.9991 over 99 frames, the first that differs is 40'
+    """
+
+    sequence: str
+    frames: int
+    mean_iou: float
+    first_different: int | None
+
+    def __str__(self) -> str:
+        where = "none differs" if self.first_different is None else f"the first that differs is {self.first_different}"
+        return f"{self.sequence}: mean overlap {self.mean_iou:.4f} over {self.frames} frames, {where}"
+
+
+def verify(tracker: Tracker, sequences: Iterable[Sequence], folder: str | Path, same: float = 0.95
+           ) -> Iterator[Agreement]:  # fmt: skip
+    """Tracks through the sequences that a folder of raw results has a file of, and compares box by box.
+
+    Once a box differs, the crops of all later frames do: the first frame that differs says more than the mean.
+
+    Args:
+        tracker ([`Tracker`]): in evaluation mode.
+        sequences (iterable of [`Sequence`]): of the set that the results belong to.
+        folder (`str` or `Path`): `<sequence>.txt` each, a line x,y,w,h per frame, as the authors publish them.
+        same (`float`): overlap from which two boxes count as the same; published boxes are rounded.
+
+    Yields:
+        [`Agreement`] per sequence, as each is done.
+
+    Raises:
+        ValueError: no sequence has a file there, or a file has another number of frames.
+
+    Example:
+        ```python
+        for agreement in verify(tracker, open_dataset("LasHeR", dataset="lasher", split="test"), "raw/lasher"):
+            print(agreement)
+        ```
+    """
+    compared = 0
+    for sequence in sequences:
+        file = Path(folder) / f"{sequence.name}.txt"
+        if not file.is_file():
+            continue
+        first, rows = int(np.argmax(sequence.present)), read_boxes(file)
+        if len(rows) not in (len(sequence), len(sequence) - first):
+            raise ValueError(f"{file} has {len(rows)} boxes and sequence {sequence.name} {len(sequence)} frames")
+        rows = rows[len(rows) - (len(sequence) - first) :]
+        frames = (sequence.read(k) for k in range(first, len(sequence)))
+        found = np.array([p.box for p in tracker.track(frames, sequence.boxes_xywh[first])])
+        overlaps = np.nan_to_num(iou_xywh(found, rows))[1:]
+        bad = np.flatnonzero(overlaps < same)
+        compared += 1
+        mean = float(overlaps.mean()) if len(overlaps) else 1.0
+        yield Agreement(sequence.name, len(overlaps), mean, int(bad[0]) + first + 1 if len(bad) else None)
+    if not compared:
+        raise ValueError(f"{folder} has no <sequence>.txt of a sequence of this set: expected raw boxes, a file each")
