@@ -44,10 +44,6 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
 
 def natural_names(names: Iterable[str]) -> list[str]:
     """Sort file names as `natural_order` does; fast for names that are plain numbers.
-
-    Example:
-        >>> natural_names(["10.jpg", "9.jpg"])
-        ['9.jpg', '10.jpg']
     """
     names = list(names)
     stems = [name.rpartition(".")[0] or name for name in names]
@@ -151,11 +147,6 @@ class Sequence:
     Raises:
         ValueError: no RGB frames, more than two modalities, counts that differ, or a name that leads elsewhere; names
             the sequence and both counts.
-
-    Example:
-        >>> sequence = Sequence("a", {"rgb": [Path("1.jpg")]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
-        >>> len(sequence), sequence.modality
-        (1, 'rgb')
     """
 
     name: str

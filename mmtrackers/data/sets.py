@@ -22,11 +22,6 @@ class SequenceSet(collections.abc.Sequence):
 
     Args:
         items (iterable of [`Sequence`]): in order.
-
-    Example:
-        >>> one = Sequence("a", {"rgb": [Path("1.jpg")]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
-        >>> SequenceSet([one]).usable.tolist()
-        [1]
     """
 
     def __init__(self, items: Iterable[Sequence]) -> None:

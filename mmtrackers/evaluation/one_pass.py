@@ -29,10 +29,6 @@ class Metric:
         curve (`str`): where it is taken from: "success", "precision" or "normalized_precision"; "overlap" is the mean
             overlap of the frames, "breakout" COESOT's success weighted by each sequence's difficulty.
         take (`int` or `str`): index into the curve, "mean" of its values, or "area" by trapezoids.
-
-    Example:
-        >>> Metric("PR", "precision", 20).take
-        20
     """
 
     name: str

@@ -23,10 +23,6 @@ class Curve:
     Args:
         x, y (`tuple[float, ...]`): of the same length; y is a fraction.
         x_label, y_label (`str`): what stands at the axes, such as "overlap threshold" and "success rate".
-
-    Example:
-        >>> Curve((0.0, 0.5, 1.0), (1.0, 0.6, 0.0), "overlap threshold", "success rate").y[1]
-        0.6
     """
 
     x: tuple[float, ...]
@@ -49,10 +45,6 @@ class SequenceScore:
         notes (`tuple[str, ...]`): what was noticed in its result file (cut, padded in front, another pixel base).
         file (`str`, *optional*): its raw result (one box per line), as it was read or written.
         frames_per_second (`float`, *optional*): of the tracker alone, without reading; where times are known.
-
-    Example:
-        >>> SequenceScore("tree", 120, {"PR": 0.8, "SR": 0.61}).scores["SR"]
-        0.61
     """
 
     name: str
@@ -72,10 +64,6 @@ class AttributeScore:
     Args:
         sequences (`tuple[str, ...]`): their names.
         scores (`dict[str, float]`): metric -> fraction.
-
-    Example:
-        >>> len(AttributeScore(("tree", "walk"), {"SR": 0.5}).sequences)
-        2
     """
 
     sequences: tuple[str, ...]
@@ -88,10 +76,6 @@ class StageTime:
 
     Args:
         median, low, high (`float`): 50th, 25th and 75th percentile over the frames.
-
-    Example:
-        >>> StageTime(20.0, 19.0, 22.5).median
-        20.0
     """
 
     median: float

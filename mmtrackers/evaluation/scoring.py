@@ -26,10 +26,6 @@ class Truth:
         image_size (`tuple[int, int]`, *optional*): width and height of its frames in pixels.
         anchors (`np.ndarray`, *optional*): `[N]`, > 0 where a forward run starts, < 0 where a backward one does.
         attributes (`tuple[str, ...]`): of the whole sequence.
-
-    Example:
-        >>> len(Truth("a", np.ones((3, 4))))
-        3
     """
 
     name: str
@@ -65,10 +61,6 @@ class RawResult:
         boxes_xywh (`np.ndarray`): `[N, 4]` pixels, one row per frame.
         confidence (`np.ndarray`, *optional*): `[N]`, for long-term protocols; none counts as 0 everywhere.
         runs (`dict[int, np.ndarray]`): multi-start protocols: anchor -> `[L, 4]` in the order of the run.
-
-    Example:
-        >>> RawResult(np.zeros((3, 4))).boxes_xywh.shape
-        (3, 4)
     """
 
     boxes_xywh: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))

@@ -22,11 +22,6 @@ def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Setting
         tracker ([`Tracker`]): base or base and adapter.
         name (`str`): folder or Hub id that it came from.
         pack (`bool`): whether it will be packed.
-
-    Example:
-        ```python
-        settings_of(Tracker.from_pretrained(default_checkpoint())).fingerprint
-        ```
     """
     import mmtrackers
 

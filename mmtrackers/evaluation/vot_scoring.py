@@ -20,11 +20,6 @@ class LongTerm(Protocol):
 
     Args:
         resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
-
-    Example:
-        >>> from mmtrackers.evaluation import PROTOCOLS
-        >>> PROTOCOLS["depthtrack"].metric_names
-        ('Pr', 'Re', 'F')
     """
 
     resolution: int | None = 100
@@ -76,11 +71,6 @@ class MultiStart(Protocol):
     Args:
         threshold (`float`), grace (`int`): so many frames in a row with an overlap at or below it end a run.
         low, high (`int`): the expected overlap is averaged over run lengths from `low` to `high` - 1.
-
-    Example:
-        >>> from mmtrackers.evaluation import PROTOCOLS
-        >>> PROTOCOLS["vot22rgbd"].metric_names
-        ('EAO', 'A', 'R')
     """
 
     threshold: float = 0.1

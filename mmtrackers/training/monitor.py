@@ -139,11 +139,6 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
 class StopRequest:
     """
     Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once.
-
-    Example:
-        >>> with StopRequest() as stop:
-        ...     stop.wanted
-        False
     """
 
     def __init__(self) -> None:
@@ -178,10 +173,6 @@ def quiet_worker(_: int) -> None:
 class TimedBatches:
     """
     Passes a loader's batches on and adds up the seconds spent waiting for them in `waited`.
-
-    Example:
-        >>> list(TimedBatches([1, 2]))
-        [1, 2]
     """
 
     def __init__(self, batches: Iterable) -> None:

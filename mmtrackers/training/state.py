@@ -74,10 +74,6 @@ class TrainingProgress:
         history (`list[dict]`): one entry per `log_every` steps: step, epoch, rate, losses.
         meter (`dict`): the unread part of the losses, so that the entry after a resume equals the uninterrupted one.
         fixed (`dict`): options that decide which pair comes when; a resumed run must have the same.
-
-    Example:
-        >>> TrainingProgress(step=3).step
-        3
     """
 
     epoch: int = 0
@@ -146,11 +142,6 @@ class CheckpointStore:
         optimizer (`torch.optim.Optimizer`, *optional*): the prepared one; needed where FSDP2 shards the model.
         average (`WeightAverage`, *optional*): saved along.
         limit (`int`): checkpoints kept.
-
-    Example:
-        >>> store = CheckpointStore(Accelerator(cpu=True), nn.Linear(1, 1), Path("out/checkpoints"))
-        >>> store.newest() is None
-        True
     """
 
     TENSORS, AVERAGE, PROGRESS = "trained.safetensors", "average.safetensors", "progress.json"
