@@ -1,7 +1,10 @@
 """Template memory: which frames serve when, what is kept for them, and that long videos stay small."""
 
 import gc
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,13 +37,13 @@ POLICIES = [
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_every_template_was_kept_since_its_frame_passed(policy):
     memory = TemplateMemory(policy)
-    memory.add(0, 0)
+    memory.add(0, (torch.tensor(0), None))
     for now in range(1, 1200):
         indices = policy.indices(now)
-        assert [memory[index] for index in indices] == list(indices)
+        assert [int(memory[index][0]) for index in indices] == list(indices)
         assert indices[0] == 0 and all(0 <= index < now for index in indices)
         if memory.wants(now):
-            memory.add(now, now)
+            memory.add(now, (torch.tensor(now), None))
         if policy != TemplatePolicy() and policy.max_memory is not None:
             assert len(memory) <= policy.max_memory + 1
             assert len(indices) <= policy.templates + 1
@@ -180,3 +183,35 @@ class Forgetful(list):
 
     def append(self, item: object) -> None:
         pass
+
+
+GROWTH = """
+import numpy as np, torch
+from mmtrackers import ODTrackConfig, ODTrackForTracking, Tracker, TrackerImageProcessor
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+torch.manual_seed(0)
+config = ODTrackConfig(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=1, head_channels=8, template_size=192, search_size=192
+)
+tracker = Tracker(ODTrackForTracking(config).eval(), TrackerImageProcessor(template_size=192, search_size=192))
+frame = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+session = tracker.start(frame, [140, 100, 60, 40])
+before, most = 0, 0
+for now in range(1, 1501):
+    session.update(frame)
+    most = max(most, len(session._memory))
+    if now == 100:
+        before, kept = resident(), len(session._memory)
+print(resident() - before, (most - kept) * 3 * 192 * 192)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_resident_memory_grows_by_what_the_kept_crops_need():
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True)
+    grown, needed = map(int, done.stdout.split())
+    assert needed > 80e6 and grown < 1.05 * needed, (grown, needed)

@@ -237,7 +237,7 @@ def followed(description: dict, tensors: dict[str, Tensor], rule: str) -> Iterat
     session.model.register_forward_pre_hook(lambda _m, args: seen.update(search=args[0]))
     session.model.register_forward_hook(lambda _m, _args, out: seen.update(output=out))
     for step in run["steps"]:
-        seen["references"] = [session._memory._crops[index] for index in step["reference_frames"]]
+        seen["references"] = [[one.clone() for one in session._memory[index]] for index in step["reference_frames"]]
         assert list(session._memory.policy.indices(step["frame"])) == step["reference_frames"]
         prediction = session.update(pictures[step["frame"]])
         yield step, prediction, seen

@@ -245,7 +245,7 @@ def test_one_tracker_for_every_second_stream(modality: str):
 
 def state_of(session):
     """What a session stands for: boxes, count, carried state, kept crops."""
-    kept = {i: session._memory[i].pixels.tolist() for i in session._memory}
+    kept = {i: session._memory[i][0].tolist() for i in session._memory}
     return session.boxes_xywh.tolist(), session.frame_index, session._state.tolist(), kept
 
 

@@ -2,8 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import torch
+from torch import Tensor
+
+Crops = tuple[Tensor | None, ...]
+
+_BLOCK_BYTES = 48 << 20
 _FIRST_REFERENCES = {1: (0, 0, 0), 2: (0, 1, 1), 3: (0, 1, 2)}
 
 
@@ -130,6 +135,36 @@ class ThirdReferences(GrowingPolicy):
         return _FIRST_REFERENCES.get(frame) or (0, frame // 3, 2 * frame // 3)
 
 
+class _Shelf:
+    """Tensors of one shape, kept in large blocks that are made beforehand.
+
+    Kept one by one they would lie between the large tensors of each frame that come and go, and the memory of those
+    could not be given back: a session of ODTrack grew by ten times of what it kept.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        # so large that the system gives pages of their own, which cost nothing until they are written
+        self._rows = -(-_BLOCK_BYTES // max(1, like.nbytes))
+        self._shape, self._dtype = like.shape, like.dtype
+        self._blocks: list[Tensor] = []
+        self._free: list[int] = []
+
+    def __getitem__(self, slot: int) -> Tensor:
+        return self._blocks[slot // self._rows][slot % self._rows]
+
+    def put(self, tensor: Tensor) -> int:
+        if not self._free:
+            first = len(self._blocks) * self._rows
+            self._blocks.append(torch.empty((self._rows, *self._shape), dtype=self._dtype))
+            self._free = list(range(first + self._rows - 1, first - 1, -1))
+        slot = self._free.pop()
+        self[slot].copy_(tensor)
+        return slot
+
+    def drop(self, slot: int) -> None:
+        self._free.append(slot)
+
+
 class TemplateMemory:
     """The crops of one video that its policy may still ask for.
 
@@ -139,35 +174,55 @@ class TemplateMemory:
     Example:
         >>> memory = TemplateMemory(SpreadTemplates(templates=2))
         >>> for frame in range(5):
-        ...     memory.add(frame, f"crop {frame}")
-        >>> [memory[frame] for frame in memory.policy.indices(5)]
-        ['crop 0', 'crop 1', 'crop 3']
+        ...     memory.add(frame, (torch.tensor([frame]), None))
+        >>> [int(memory[frame][0]) for frame in memory.policy.indices(5)]
+        [0, 1, 3]
     """
 
     def __init__(self, policy: TemplatePolicy) -> None:
         self.policy = policy
-        self._crops: dict[int, Any] = {}
+        self._first: Crops = ()
+        self._shelves: tuple[_Shelf | None, ...] = ()
+        self._slots: dict[int, list[int]] = {}
         self._kept = range(0)
 
     def __len__(self) -> int:
-        return len(self._crops)
+        return len(self._slots) + 1
 
     def __iter__(self) -> Iterator[int]:
         """The frames whose crops are kept."""
-        return iter(self._crops)
+        return iter((0, *self._slots))
 
-    def __getitem__(self, frame: int) -> Any:
-        """The crops of frame `frame`; `KeyError` if they were not added."""
-        return self._crops[frame]
+    def __getitem__(self, frame: int) -> Crops:
+        """The crops of frame `frame`, valid until the next `add`; `KeyError` if they were not added."""
+        if frame == 0:
+            return self._first
+        slots = self._slots[frame]
+        return tuple(shelf and shelf[slot] for shelf, slot in zip(self._shelves, slots, strict=True))
 
     def wants(self, frame: int) -> bool:
         """Whether the crops of frame `frame` can ever be asked for, so that they are worth cutting."""
         return frame == 0 or frame in self.policy.kept(frame + 1)
 
-    def add(self, frame: int, crops: Any) -> None:
-        """Keeps the crops of the newest frame; forgets those that no later frame can ask for."""
+    def add(self, frame: int, crops: Crops) -> None:
+        """Keeps a copy of the crops of the newest frame; forgets those that no later frame can ask for.
+
+        Args:
+            frame (`int`): its number, 0 first.
+            crops (`tuple` of `Tensor` or None): of one form for all frames of a video.
+        """
+        if frame == 0:
+            self._first = tuple(crops)
+            self._shelves = tuple(None if one is None else _Shelf(one) for one in crops)
+            return
         kept = self.policy.kept(frame + 1)
         if (kept.start, kept.step) != (self._kept.start, self._kept.step):
-            self._crops = {index: crop for index, crop in self._crops.items() if index == 0 or index in kept}
+            for index in [index for index in self._slots if index not in kept]:
+                self._drop(index)
             self._kept = kept
-        self._crops[frame] = crops
+        self._slots[frame] = [shelf.put(one) if shelf else 0 for shelf, one in zip(self._shelves, crops, strict=True)]
+
+    def _drop(self, frame: int) -> None:
+        for shelf, slot in zip(self._shelves, self._slots.pop(frame), strict=True):
+            if shelf is not None:
+                shelf.drop(slot)

@@ -173,8 +173,8 @@ class TrackingSession:
         """
         frames = self._memory.policy.indices(self.frame_index + 1)
         if frames != self._template_frames:
-            known = self._tokens
-            tokens = {i: known[i] if i in known else self._embed(self._memory[i]) for i in dict.fromkeys(frames)}
+            tokens = {i: self._tokens[i] for i in frames if i in self._tokens}
+            tokens |= {i: self._embed(_Crops(*self._memory[i])) for i in dict.fromkeys(frames) if i not in tokens}
             parts = [tokens[i] for i in frames]
             self._template = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             self._tokens, self._template_frames = tokens, frames
