@@ -126,7 +126,7 @@ def test_untouched_norms_and_dead_entries_are_left_out(patrack: Net, tmp_path: P
     file = save_official(tmp_path / "a.pth", net)
     report = str(convert_checkpoint("patrack", file, tmp_path / "out", None, "thermal", **SMALL))
     assert len(load_file(tmp_path / "out" / "adapter_model.safetensors")) == 4 * 9 + 4 * 4 + 6
-    assert "left out 8 entries of CEA's norms, plain normalisations" in report
+    assert "left out 8 entries of CEA's norms, plain normalizations" in report
     assert "not in the file: highfuseadapter1.gamma2 of layers [1], norm1" in report
     assert "check the file" not in report
     report = str(convert_checkpoint("patrack", file, tmp_path / "other", None, "thermal", num_attention_heads=4))

@@ -320,7 +320,7 @@ def _weights(
     """The tensors of the wanted entry; only here are numbers read."""
     expected = " or ".join(map(repr, entries))
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {_told(content)}, not a dictionary with an entry {expected}")
+        raise CheckpointError(f"{path} holds {_described(content)}, not a dictionary with an entry {expected}")
     entry = next((name for name in entries if name in content), None)
     if entry is not None:
         content = content[entry]
@@ -334,14 +334,14 @@ def _weights(
             "Is it the checkpoint of another tracker? Save its weights alone as safetensors"
         )
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: where the weights should be ({entry!r}) there is {_told(content)}")
+        raise CheckpointError(f"{path}: where the weights should be ({entry!r}) there is {_described(content)}")
     weights, left = {}, _LARGEST * path.stat().st_size
     for name, value in content.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: one of the weights has {_told(name)} for a name, expected text")
+            raise CheckpointError(f"{path}: one of the weights has {_described(name)} for a name, expected text")
         if not isinstance(value, _TensorRef):
             raise CheckpointError(
-                f"{path}: the weights' entry {name!r} is {_told(value)}, not a plain tensor, and nothing else "
+                f"{path}: the weights' entry {name!r} is {_described(value)}, not a plain tensor, and nothing else "
                 "is read. Take the file from its authors' page, or save its weights alone as safetensors"
             )
         _check_form(path, name, value)
@@ -355,7 +355,7 @@ def _weights(
 def _check_form(path: Path, name: str, ref: _TensorRef) -> None:
     """Raises CheckpointError where a tensor's shape cannot lie in its numbers without some counting twice."""
     if not isinstance(ref.storage, _StorageRef):
-        raise CheckpointError(f"{path}: the weights' entry {name!r} has {_told(ref.storage)} for its numbers")
+        raise CheckpointError(f"{path}: the weights' entry {name!r} has {_described(ref.storage)} for its numbers")
     sizes = (ref.offset, *ref.size, *ref.stride)
     sound = len(ref.size) == len(ref.stride) and all(type(n) is int and n >= 0 for n in sizes)
     if sound and all(ref.size):
@@ -365,7 +365,7 @@ def _check_form(path: Path, name: str, ref: _TensorRef) -> None:
         sound = sound and math.prod(ref.size) <= ref.storage.length
     if not sound:
         raise CheckpointError(
-            f"{path}: the entry {name!r} of shape {_told(ref.size)} does not fit its {ref.storage.length} numbers"
+            f"{path}: the entry {name!r} of shape {_described(ref.size)} does not fit its {ref.storage.length} numbers"
         )
 
 
@@ -386,7 +386,7 @@ def _listed(content: dict) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, tuple) and all(type(part) is int for part in value):
         return str(list(value))
     return repr(value) if isinstance(value, Placeholder) else f"a {type(value).__name__}"

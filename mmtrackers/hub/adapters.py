@@ -49,6 +49,7 @@ from .folders import (
     sha256,
     shorten,
 )
+from .patterns import check_patterns
 
 KEY_PREFIX = "base_model.model."
 # no rank, number of experts or seed is larger; one in a file is broken, or meant to fill the memory
@@ -94,6 +95,7 @@ class AdapterFolder:
         check_fields(content, where, peft_type=str, base_model_name_or_path=str | None, revision=str | None)
         if huge := sorted(name for name, value in content.items() if type(value) is int and value > LARGEST_NUMBER):
             raise ValueError(f"{where}: {huge[0]!r} is {content[huge[0]]}, more than {LARGEST_NUMBER}.")
+        check_patterns(content, where)
         kind, known = content.get("peft_type"), loaded_types()
         if kind not in known:
             raise ValueError(

@@ -38,13 +38,13 @@ class TrackingOutput(ModelOutput):
     Args:
         loss (`Tensor`, shape `()`): training loss, auxiliary loss included; only with `labels`.
         loss_parts (`dict[str, Tensor]`): the unweighted terms of the loss and the mean overlap, detached.
-        boxes (`Tensor`, shape `[B, 4]`): centre x, centre y, width, height as fractions of the search crop,
+        boxes (`Tensor`, shape `[B, 4]`): center x, center y, width, height as fractions of the search crop,
             decoded without a window.
-        score_map (`Tensor`, shape `[B, 1, g, g]`): a cell's score, 0 to 1: centre heads, whether it holds the target's
-            centre; MLP heads, how well its box fits.
+        score_map (`Tensor`, shape `[B, 1, g, g]`): a cell's score, 0 to 1: center heads, whether it holds the target's
+            center; MLP heads, how well its box fits.
         score_logits (`Tensor`, shape `[B, 1, g, g]`): MLP heads: the scores before the sigmoid.
-        size_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: width and height as fractions of the search crop.
-        offset_map (`Tensor`, shape `[B, 2, g, g]`): centre heads: x and y offset of the centre in its cell, in cells.
+        size_map (`Tensor`, shape `[B, 2, g, g]`): center heads: width and height as fractions of the search crop.
+        offset_map (`Tensor`, shape `[B, 2, g, g]`): center heads: x and y offset of the center in its cell, in cells.
         box_map (`Tensor`, shape `[B, 4, g, g]`): MLP heads: every cell's box, x1, y1, x2, y2 as fractions of the crop.
         state (`Tensor`): what the next frame's forward takes as `state`, for trackers that carry one; detached.
         auxiliary_loss (`Tensor`, shape `()`): the tuners' own losses, summed over layers.

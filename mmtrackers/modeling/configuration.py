@@ -10,7 +10,10 @@ LARGEST = {
     "patch_size": 256,
     "template_size": 4_096,
     "search_size": 4_096,
+    "mlp_ratio": 64,
 }
+LARGEST_GRID = 128
+LARGEST_TRUNK = 20_000_000_000
 
 
 class CropConfigMixin:
@@ -35,11 +38,22 @@ class CropConfigMixin:
         for name, most in LARGEST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {most}.")
+        weights = self.num_hidden_layers * self.hidden_size**2 * (4 + 2 * self.mlp_ratio)
+        if weights > LARGEST_TRUNK:
+            raise ValueError(
+                f"{self.num_hidden_layers} layers of width {self.hidden_size} and mlp_ratio {self.mlp_ratio} make "
+                f"{weights:,.0f} weights, expected at most {LARGEST_TRUNK:,}."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads.")
         for name in ("template_size", "search_size"):
             if getattr(self, name) % self.patch_size:
                 raise ValueError(f"{name} {getattr(self, name)} is no multiple of patch_size {self.patch_size}.")
+            if getattr(self, name) > LARGEST_GRID * self.patch_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} makes more than {LARGEST_GRID} x {LARGEST_GRID} patches of "
+                    f"{self.patch_size} pixels."
+                )
 
     def check_choices(self, **choices: tuple) -> None:
         """Raises ValueError where `streams`, `modality`, `fusion` or a field of `choices` has a value not allowed."""

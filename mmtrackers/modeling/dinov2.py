@@ -95,7 +95,6 @@ class Dinov2Attention(Attention):
     def forward(
         self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """As `Attention.forward`."""
         y, weights, query, key = super().forward(h, query_tokens, layout, **kwargs)
         return self.scale(y), weights, query, key
 
@@ -148,7 +147,6 @@ class Dinov2Layer(ViTLayer):
     def forward(
         self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
-        """As `ViTLayer.forward`."""
         if not (self.training and self.subset_rate):
             return super().forward(x, kept, layout, keep_rate, **kwargs)
         last = self.drops_template

@@ -1,4 +1,4 @@
-"""Losses of trackers: of a centre head (GIoU, L1 and the weighted focal loss), and of an MLP head with a box per cell.
+"""Losses of trackers: of a center head (GIoU, L1 and the weighted focal loss), and of an MLP head with a box per cell.
 
 All sums are taken over the whole batch at once, on the tensors' own device, and no value is read back to the host.
 """
@@ -27,9 +27,9 @@ def _radius(width: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
 
 
 def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
-    """Target of the score map: a Gaussian cut to a square round each box's centre cell, 1 at its peak.
+    """Target of the score map: a Gaussian cut to a square round each box's center cell, 1 at its peak.
 
-    As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose centre lies outside the crop leaves
+    As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose center lies outside the crop leaves
     only the part of its square that reaches in.
 
     Args:
@@ -56,7 +56,7 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
-    """Focal loss of centre heads, exponents 2 and 4 (CornerNet, equation 1).
+    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1).
 
     Args:
         score_map (`torch.Tensor`): probabilities, any shape; computed in float32.
@@ -117,7 +117,7 @@ def center_loss(
     l1_weight: float = 5.0,
     focal_weight: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Training loss of a centre head: `2 GIoU + 5 L1 + 1 focal` (OSTrack, Ye et al., ECCV 2022, equation 5).
+    """Training loss of a center head: `2 GIoU + 5 L1 + 1 focal` (OSTrack, Ye et al., ECCV 2022, equation 5).
 
     Args:
         score_map (`torch.Tensor` `[B, 1, g, g]`): probabilities.

@@ -18,7 +18,7 @@ def _mlp(width: int, outputs: int) -> nn.Sequential:
 class MlpHead(nn.Module):
     """Two MLPs of three linear maps over the search tokens (LoRAT, arXiv 2403.05231).
 
-    A box is the cell's centre moved outwards by four sigmoids, fractions of the whole crop.
+    A box is the cell's center moved outwards by four sigmoids, fractions of the whole crop.
 
     Args:
         width (`int`): width C of the tokens and inside the MLPs.

@@ -111,7 +111,6 @@ class WrittenOutAttention(AttentionCore):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
-        """As `AttentionCore.forward`."""
         if query.device.type != "cpu":
             return super().forward(query, key, value, scaling, layout, **kwargs)
         return written_out_attention(query if scaling == 1.0 else query * scaling, key, value), None
@@ -158,7 +157,7 @@ class Mlp(nn.Module):
 
 
 class CandidateElimination(nn.Module):
-    """Keeps the search tokens that the template's centre attends to most (OSTrack, section 3.2 of arXiv 2203.11991).
+    """Keeps the search tokens that the template's center attends to most (OSTrack, section 3.2 of arXiv 2203.11991).
 
     Args:
         template_rows (`list[int]` or None): the tokens of each template that vote; None for all of them.
@@ -282,7 +281,6 @@ class PackedLayer(nn.Module):
     def forward(
         self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
-        """As `ViTLayer.forward`."""
         last = self.drops_template
         h = self.norm1(x)
         if self.q is not None:

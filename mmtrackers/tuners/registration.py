@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from typing import ClassVar
 
 import torch
 from peft import PeftConfig
@@ -29,7 +30,7 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
         adapter_name (`str`): name of the first adapter.
         config (`PeftConfig`): its sizes.
         dim (`int`): width of the tokens, for targets that do not tell.
-        place (`str`): the target's attribute name in its parent.
+        place (`str`): the target's dotted name in the model.
     """
 
     container: type[nn.Module] = nn.ParameterDict
@@ -80,10 +81,12 @@ class TrackerTuner(BaseTuner):
     """What this package's tuners share: targets without weights, nested adapter modules, and no merging.
 
     Seams have no parameters, so the device of a new layer is taken from the parent's nearest parameter. A subclass
-    chooses the layer for a target in `_new_layer`.
+    names the layer for each kind of target in `layer_classes`, and the kinds in words in `targets`.
     """
 
     target_module_mapping: dict[str, list[str]] = {}
+    layer_classes: ClassVar[dict[type[nn.Module], type[TrackerTunerLayer]]] = {}
+    targets = "nothing"
     no_merge_reason = "its adapters mix tokens or streams"
 
     def _create_and_replace(
@@ -96,18 +99,24 @@ class TrackerTuner(BaseTuner):
         current_key: str,
         **kwargs,
     ) -> None:
+        self._check_base(peft_config)
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = self._new_layer(peft_config, adapter_name, target, target_name, current_key)
+        layer_class = next((layer for kind, layer in self.layer_classes.items() if isinstance(target, kind)), None)
+        if layer_class is None:
+            raise TypeError(
+                f"{self.prefix.rstrip('_').upper()} cannot adapt {current_key} ({type(target).__name__}): expected "
+                f"{self.targets}."
+            )
+        width = getattr(getattr(self.model, "config", None), "hidden_size", None)
+        layer = layer_class(target, adapter_name, peft_config, width, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _new_layer(
-        self, config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str, current_key: str
-    ) -> nn.Module:
-        raise NotImplementedError
+    def _check_base(self, config: PeftConfig) -> None:
+        """Raises ValueError where a config does not fit the model; a subclass knows how."""
 
     def _check_two_streams(self) -> None:
         streams = getattr(self.model.config, "streams", 1)

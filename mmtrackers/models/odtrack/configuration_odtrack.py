@@ -18,10 +18,6 @@ class ODTrackConfig(OSTrackConfig):
             published rule can ask for.
         fusion (`str`): how two streams' features and track tokens are fused. The head reads the product of both, so
             "sum" would make its input eight times as large as one stream's.
-
-    Example:
-        >>> ODTrackConfig().search_grid, ODTrackConfig(search_size=256, template_size=128).search_grid
-        (24, 16)
     """
 
     model_type = "mmt_odtrack"

@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 
 from mmtrackers.modeling.configuration import CropConfigMixin
 
-# The template token that stands for the target's centre, by grid side (the choice of the published trackers).
+# The template token that stands for the target's center, by grid side (the choice of the published trackers).
 _CENTER_CELL = {7: 3, 8: 3, 12: 5, 14: 6}
 
 
@@ -27,10 +27,6 @@ class OSTrackConfig(CropConfigMixin, PreTrainedConfig):
         elimination_keep_rate (`float`): share of search tokens that such a layer keeps.
         elimination_mask (`str`): template tokens that vote: "center" (one token) or "all".
         drop_path_rate (`float`): stochastic depth of the last layer, linear from 0 at the first.
-
-    Example:
-        >>> OSTrackConfig(search_size=384, template_size=192).search_grid
-        24
     """
 
     model_type = "mmt_ostrack"

@@ -14,10 +14,6 @@ class PATrackConfig(OSTrackConfig):
 
     Args:
         modality (`str`): the second stream: "thermal", "depth" or "event".
-
-    Example:
-        >>> PATrackConfig(modality="event").streams
-        2
     """
 
     model_type = "mmt_patrack"

@@ -198,7 +198,7 @@ def _findings(
 ) -> list[str]:
     """What was found in the file, in sentences."""
     live = {name for names in patrack_entries(depth, config).values() for name in names}
-    # the norms of CEA layers that are plain normalisations are read by the model, and hold nothing
+    # the norms of CEA layers that are plain normalizations are read by the model, and hold nothing
     norms = set() if config.cea_train_norm else set(_live_norms(own, config))
     dead = dead_entries(depth, config)
     if unknown := sorted(set(own) - live - dead - norms):
@@ -211,7 +211,7 @@ def _findings(
         f"left out {len(left_out)} entries that the model never reads: {_summary(left_out)}",
     ]
     if norms:
-        facts.append(f"left out {len(norms)} entries of CEA's norms, plain normalisations (scale 1, shift 0)")
+        facts.append(f"left out {len(norms)} entries of CEA's norms, plain normalizations (scale 1, shift 0)")
     if config.cea_train_norm:
         facts.append("CEA's norms are trained, which the adapters' recipe does not do: kept with the adapter")
     if missing:

@@ -15,11 +15,6 @@ class SDMoEAConfig(ODTrackConfig):
     Args:
         modality (`str`): "any", as one adapter serves thermal, depth and event video alike and each video says which
             it is; or one of these three, to refuse the others.
-
-    Example:
-        >>> config = SDMoEAConfig()
-        >>> config.streams, config.modality, config.fusion, config.num_templates
-        (2, 'any', 'mean', 3)
     """
 
     model_type = "mmt_sdmoea"

@@ -13,10 +13,6 @@ class SEATrackConfig(OSTrackConfig):
 
     Args:
         modality (`str`): the second stream: "thermal", "depth" or "event".
-
-    Example:
-        >>> SEATrackConfig(modality="depth").streams
-        2
     """
 
     model_type = "mmt_seatrack"

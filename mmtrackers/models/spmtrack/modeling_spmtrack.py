@@ -39,7 +39,7 @@ class SPMTrackModel(SPMTrackPreTrainedModel, Dinov2Trunk):
 class SPMTrackForTracking(SPMTrackPreTrainedModel, LoRATForTracking):
     """SPMTrack: LoRAT's trunk and head, with three references and a state (Cai et al., CVPR 2025).
 
-    The head reads search features that are weighed by their product with the state token. What became of that token
+    The head reads search features that are weighted by their product with the state token. What became of that token
     comes back as `output.state` (`[S*B, 1, C]`, normed, detached) and goes into the next frame's `forward`.
 
     The frozen weights are DINOv2's. The published trackers are this base with a TMOE adapter (`tmoe_config`), which

@@ -24,10 +24,6 @@ class AMGLoraConfig(PeftConfig):
         hmoe_dropout (`float`): their dropout, in training.
         adapter_layers (`list[int]` or None): layers with an adapter; None for every second one, from layer 1.
         target_modules, exclude_modules, modules_to_save: as in peft; targets follow from the fields above.
-
-    Example:
-        >>> AMGLoraConfig(adapter_layers=[1, 3], use_hmoe=False).peft_type
-        <TrackerPeftType.AMG_LORA: 'AMG_LORA'>
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank maps."})

@@ -116,7 +116,6 @@ class PackedGuidedCore(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, None]:
-        """As `GuidedAttentionCore.forward`, without the weights."""
         query = query if scaling == 1.0 else query * scaling
         keys, output = key.transpose(-1, -2), torch.empty_like(query)
         pairs = query.shape[0] // 2
@@ -142,7 +141,7 @@ class MixtureJunction(AMGLoraLayer):
     base_layer: ResidualJunction
 
     def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
-        experts = config.hmoe_experts_attn if self.place == "attention_junction" else config.hmoe_experts_ffn
+        experts = config.hmoe_experts_attn if self.place.endswith("attention_junction") else config.hmoe_experts_ffn
         mixture = HMoE(self.dim, experts, config.hmoe_heads, config.hmoe_rank, config.hmoe_dropout)
         self.amg_lora_hmoe[adapter_name] = mixture.train(self.training)
 

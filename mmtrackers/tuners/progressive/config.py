@@ -20,7 +20,7 @@ class ProgressiveConfig(PeftConfig):
         cea_width (`int`): width inside a CEA.
         cea_layers (`list[int]` or None): layers with CEA; None for every third one: 3, 6, 9, ...
         cea_train_norm (`bool`): give CEA's own layer norm a trained scale and shift; the published recipe leaves it a
-            plain normalisation.
+            plain normalization.
         head_width (`int`): width inside the HA.
         head_dropout (`float`): its dropout, in training.
         mda_source (`str`): whose tokens a stream's MDA reads: "other" (the code) or "self" (the paper, which calls it
@@ -29,10 +29,6 @@ class ProgressiveConfig(PeftConfig):
             (the paper), not the attention over its own values and the other's residual (the code).
         head_residual (`bool`): add the HA to the features (a form left as a comment in the code), not replace them.
         target_modules, exclude_modules, modules_to_save: as in peft; targets are all junctions and the neck.
-
-    Example:
-        >>> ProgressiveConfig(cea_layers=[1, 3]).peft_type
-        <TrackerPeftType.PROGRESSIVE: 'PROGRESSIVE'>
     """
 
     mda_width: int = field(default=8, metadata={"help": "Width inside a modality-dependent adapter."})

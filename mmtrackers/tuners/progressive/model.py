@@ -1,6 +1,6 @@
 """The PROGRESSIVE tuner: PATrack's adapter on any two-stream base with this package's seams."""
 
-from torch import nn
+from typing import ClassVar
 
 from mmtrackers.modeling.seams import Neck, ResidualJunction
 from mmtrackers.tuners.registration import TrackerTuner
@@ -26,22 +26,8 @@ class ProgressiveModel(TrackerTuner):
     tuner_layer_cls = ProgressiveLayer
     no_merge_reason = "its terms come from both streams and from neighbouring tokens"
 
-    def _create_and_replace(
-        self, peft_config: ProgressiveConfig, adapter_name: str, target: nn.Module, *args, **kwargs
-    ) -> None:
-        self._check_base(peft_config)
-        super()._create_and_replace(peft_config, adapter_name, target, *args, **kwargs)
-
-    def _new_layer(
-        self, config: ProgressiveConfig, adapter_name: str, target: nn.Module, target_name: str, current_key: str
-    ) -> nn.Module:
-        for kind, layer in ((Neck, AdaptedNeck), (ResidualJunction, ParallelJunction)):
-            if isinstance(target, kind):
-                return layer(target, adapter_name, config, self.model.config.hidden_size, current_key)
-        raise TypeError(
-            f"PROGRESSIVE cannot adapt {current_key} ({type(target).__name__}): expected a residual junction or the "
-            "neck."
-        )
+    layer_classes: ClassVar = {Neck: AdaptedNeck, ResidualJunction: ParallelJunction}
+    targets = "a residual junction or the neck"
 
     def _check_base(self, config: ProgressiveConfig) -> None:
         self._check_two_streams()

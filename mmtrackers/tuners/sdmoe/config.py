@@ -48,15 +48,11 @@ class SDMoEConfig(PeftConfig):
         gram_mode (`str`), gram_temperature (`float`): alignment of the streams by a "token_cross" or "channel_cross"
             Gram matrix, or "none"; temperature of its softmax.
         hyperedge_rule (`str`), hyper_epsilon (`float`), hyper_knn (`int`): which vertices a hyperedge joins: those
-            nearer than `hyper_epsilon` to its centre (on unit-length features), or the `hyper_knn` nearest.
+            nearer than `hyper_epsilon` to its center (on unit-length features), or the `hyper_knn` nearest.
         hyper_scope (`str`): one graph over all levels ("joint") or one for each ("per_level").
-        hyper_conv (`str`), hyper_layers (`int`): two-step "mean" or symmetric normalisation; number of layers.
+        hyper_conv (`str`), hyper_layers (`int`): two-step "mean" or symmetric normalization; number of layers.
         target_modules, exclude_modules, modules_to_save: as in peft; targets follow from the fields above. The
             published tracker's head is trained with `modules_to_save=["head"]`, should it prove to be trained.
-
-    Example:
-        >>> SDMoEConfig(num_experts=8, top_k=2).peft_type
-        <TrackerPeftType.SDMOE: 'SDMOE'>
     """
 
     inferred: ClassVar[tuple[str, ...]] = (

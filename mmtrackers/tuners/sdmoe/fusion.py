@@ -36,7 +36,7 @@ class HyperConv(nn.Module):
 
     Args:
         dim (`int`): width of the vertices.
-        how (`str`): "mean" (from vertices to hyperedges and back by means) or "sym" (HGNN's symmetric normalisation,
+        how (`str`): "mean" (from vertices to hyperedges and back by means) or "sym" (HGNN's symmetric normalization,
             arXiv 1809.09401).
     """
 

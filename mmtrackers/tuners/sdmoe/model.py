@@ -1,8 +1,6 @@
 """The SDMOE tuner: SDMoEA's adapter on any base with this package's seams."""
 
-from typing import Any
-
-from torch import nn
+from typing import Any, ClassVar
 
 from mmtrackers.modeling.seams import ResidualJunction, StreamFusion
 from mmtrackers.tuners.registration import TrackerTuner
@@ -26,6 +24,8 @@ class SDMoEModel(TrackerTuner):
 
     prefix: str = "sdmoe_"
     tuner_layer_cls = SDMoELayer
+    layer_classes: ClassVar = {ResidualJunction: MixtureJunction, StreamFusion: HypergraphFusion}
+    targets = "a residual junction or the fusion of the streams"
     no_merge_reason = "experts are chosen per token and the hypergraph is another for every frame"
 
     def _prepare_adapter_config(self, peft_config: SDMoEConfig, model_config: dict[str, Any]) -> SDMoEConfig:
@@ -35,14 +35,3 @@ class SDMoEModel(TrackerTuner):
             # the file records the blocks themselves
             peft_config.hyper_levels = peft_config.levels(model_config["num_hidden_layers"])
         return peft_config
-
-    def _new_layer(
-        self, config: SDMoEConfig, adapter_name: str, target: nn.Module, target_name: str, current_key: str
-    ) -> nn.Module:
-        for kind, layer in ((ResidualJunction, MixtureJunction), (StreamFusion, HypergraphFusion)):
-            if isinstance(target, kind):
-                return layer(target, adapter_name, config, self.model.config.hidden_size, target_name)
-        raise TypeError(
-            f"SDMOE cannot adapt {current_key} ({type(target).__name__}): expected a residual junction or the fusion "
-            "of the streams."
-        )
