@@ -123,7 +123,7 @@ def test_from_base(tmp_path: Path) -> None:
     assert model.training and not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert torch.equal(model.model.norm.weight, base.model.norm.weight)
     base.model.save_pretrained(tmp_path / "trunk")
-    with pytest.raises(ValueError, match=r"no complete base for SEATrackForTracking: missing \['head\."):
+    with pytest.raises(ValueError, match=r"does not fit SEATrackForTracking: 90 missing: head\."):
         SEATrackForTracking.from_base(tmp_path / "trunk")
 
 
