@@ -72,6 +72,9 @@ class GuidedAttentionCore(AMGLoraLayer):
         query = query if scaling == 1.0 else query * scaling
         factors = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value, *factors)):
+            if self.base_layer.config._attn_implementation == "eager":  # chosen in order to see the weights
+                weights = guided_weights(query, key, *factors, layout.prefix).to(value.dtype)
+                return (weights @ value).transpose(1, 2), weights
             # maps of all tokens by all tokens are made again for backward: cheaper than keeping three of each layer
             output = checkpoint(guided, query, key, value, *factors, layout.prefix, use_reentrant=False)
             return output.transpose(1, 2), None
@@ -91,14 +94,19 @@ class GuidedAttentionCore(AMGLoraLayer):
         return PackedGuidedCore(self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name])
 
 
-def guided(query: Tensor, key: Tensor, value: Tensor, into_rgb: Tensor, into_x: Tensor, prefix: int) -> Tensor:
-    """Guided attention without writing in place: q, k, v `[2*B, H, N, d]` to `[2*B, H, N, d]`."""
+def guided_weights(query: Tensor, key: Tensor, into_rgb: Tensor, into_x: Tensor, prefix: int) -> Tensor:
+    """Guided attention's weights `[2*B, H, N, N]`, float32, without writing in place."""
     logits = (query @ key.transpose(-1, -2)).float()
     rgb, x = logits.view(2, -1, *logits.shape[1:])[..., prefix:, :]
     difference = x - rgb
     mixed = torch.cat([rgb + into_rgb * difference, x - into_x * difference])
     mixed = mixed if prefix == 0 else torch.cat([logits[:, :, :prefix], mixed], 2)
-    return mixed.softmax(-1).to(value.dtype) @ value
+    return mixed.softmax(-1)
+
+
+def guided(query: Tensor, key: Tensor, value: Tensor, into_rgb: Tensor, into_x: Tensor, prefix: int) -> Tensor:
+    """Guided attention of q, k, v `[2*B, H, N, d]`: `[2*B, H, N, d]`."""
+    return guided_weights(query, key, into_rgb, into_x, prefix).to(value.dtype) @ value
 
 
 # so many heads at a time: their logits stay in the caches
