@@ -145,10 +145,11 @@ def test_pairs_depend_on_seed_epoch_and_index_only(library, modality, streams):
     other = SyntheticPairs(library, PROCESSOR, modality, streams, samples_per_epoch=20, seed=4)
     other[3], other[11]
     assert all(torch.equal(item[key], other[7][key]) for key in item)
-    for change in ("epoch", "seed"):
-        setattr(other, change, 5)
-        assert not torch.equal(item["search"], other[7]["search"])
-        setattr(other, change, getattr(pairs, change))
+    other.set_epoch(5)
+    assert not torch.equal(item["search"], other[7]["search"])
+    other.set_epoch(0)
+    other.seed = 5
+    assert not torch.equal(item["search"], other[7]["search"])
     with pytest.raises(IndexError, match="pair 20 of 20"):
         pairs[20]
 
