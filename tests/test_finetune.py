@@ -479,7 +479,7 @@ def test_tensorboard(place, tmp_path):
 
 def test_push_sends_the_result(place, tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr(finetune, "push", lambda *args, **kwargs: sent.append((args, kwargs)))
+    monkeypatch.setattr("mmtrackers.training.loop.push", lambda *args, **kwargs: sent.append((args, kwargs)))
     train(place, tmp_path / "out", "--max-steps", "1", "--push-to-hub", "org/mine", "--hub-base", "org/base")
     assert sent == [((tmp_path / "out", "org/mine"), {"base_model": "org/base"})]
 
