@@ -8,9 +8,9 @@ Prints a line `x,y,w,h,score` per frame. SOURCE is a video, or a folder of pictu
 trackers of RGB with one template and OSTrack's crops; the session of mmtrackers runs all others too.
 """
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,14 +103,16 @@ def frames_of(source: str) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    if len(sys.argv) != 4:
-        raise SystemExit(__doc__)
-    folder, source, text = sys.argv[1:]
-    frames, box = frames_of(source), [float(part) for part in text.split(",")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="what mmtrackers export wrote")
+    parser.add_argument("source", help="a video, or a folder of pictures")
+    parser.add_argument("box", help="x,y,width,height of the target in the first frame, in pixels")
+    options = parser.parse_args()
+    frames, box = frames_of(options.source), [float(part) for part in options.box.split(",")]
     first = next(frames, None)
     if first is None or len(box) != 4:
-        raise SystemExit(f"{source} has no frame, or {text} is not x,y,width,height")
-    tracker = OnnxTracker(folder)
+        raise SystemExit(f"{options.source} has no frame, or {options.box} is not x,y,width,height")
+    tracker = OnnxTracker(options.folder)
     tracker.start(first, box)
     print(",".join(f"{value:.2f}" for value in box) + ",1.000")
     for frame in frames:

@@ -370,7 +370,8 @@ def test_only_what_a_user_can_mend_is_one_line(monkeypatch, fault, line):
 def test_signals_end_a_command_in_order(tmp_path, name, code):
     script = (
         "import os, signal, sys\nfrom mmtrackers import cli\nfrom mmtrackers.hub.auto import AutoTracker\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a script's background jobs ignore it
+        # a script's background jobs ignore the one, nohup's the other
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         f"def wait(*_, **__):\n    os.kill(os.getpid(), signal.{name})\n    signal.pause()\n"
         "AutoTracker.from_pretrained = wait\nsys.argv[1:] = ['info', 'x']\ncli.main()\n"
     )

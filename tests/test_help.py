@@ -25,7 +25,8 @@ def test_help_of_scripts(script, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
     module = load(script)
-    assert "run_script(" in (EXAMPLES / f"{script}.py").read_text()
+    # one of them stands without this package
+    assert script == "run_onnx" or "run_script(" in (EXAMPLES / f"{script}.py").read_text()
     with pytest.raises(SystemExit) as end:
         module.typer.run(module.main) if hasattr(module, "typer") else module.main()
     said = capsys.readouterr().out

@@ -47,7 +47,7 @@ def check_folder(root: str | Path) -> SetCheck:
     Example:
         >>> import tempfile
         >>> check_folder(tempfile.mkdtemp()).problems[0].partition(": ")[2][:45]
-        'no sequence. Expected images in the folder its'
+        'no sequence. Expected images in the folder it'
     """
     root = Path(root)
     if not root.is_dir():

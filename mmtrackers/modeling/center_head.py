@@ -1,9 +1,11 @@
 """Center head of the OSTrack family: three convolutional branches, and the decoding of their maps."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,6 +97,21 @@ class PackedCenterHead(CenterHead):
         return self.score(score), self.size(size), self.offset(offset)
 
 
+def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What turns `[offset, size]` into boxes: cells' corners `[4, g, g]` (0 for sizes), factors `[4, 1, 1]`."""
+    corners = np.zeros((4, grid, grid), np.float32)
+    corners[1], corners[0] = np.indices((grid, grid)) / grid
+    factors = np.array([1 / grid, 1 / grid, 1, 1], np.float32).reshape(4, 1, 1)
+    return torch.from_numpy(corners).to(device), torch.from_numpy(factors).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    # tensors made in inference mode could not serve a later training step
+    with torch.inference_mode(False):
+        return _cells(grid, device)
+
+
 def decode_center(
     score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -114,10 +131,10 @@ def decode_center(
         >>> decode_center(*maps)[0].shape
         torch.Size([2, 4])
     """
-    grid = score_map.shape[-1]
+    # while a program is traced, tensors are stand-ins that must not be kept
+    make = _cells if torch.compiler.is_compiling() else _kept_cells
+    corners, factors = make(score_map.shape[-1], score_map.device)
     response = score_map if window is None else score_map * window
     scores, cell = response.flatten(1).max(1)
-    found = torch.cat([offset_map, size_map], 1).flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2)
-    offset, size = found.chunk(2, 1)
-    corner = torch.stack([cell % grid, cell // grid], 1)
-    return torch.cat([(corner + offset) / grid, size], 1), scores
+    boxes = torch.addcmul(corners, torch.cat([offset_map, size_map], 1), factors)
+    return boxes.flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2), scores

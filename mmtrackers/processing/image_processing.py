@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypedDict
 
 import cv2
@@ -50,6 +51,16 @@ class TrackerImageProcessorKwargs(TypedDict, total=False):
     size_momentum: float
     absent_below: float | None
     calibration: list[float] | tuple[float, ...] | None
+
+
+@lru_cache(maxsize=16)
+def _normalization(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # tensors made in inference mode could not serve a later training step
+    with torch.inference_mode(False):
+        shift = torch.tensor([255 * m for m in mean], device=device).view(3, 1, 1)
+        return shift, torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
 
 
 def _as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
@@ -398,8 +409,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         """
         if pixels.ndim < 3 or pixels.shape[-3] != 3:
             raise ValueError(f"pixels need the shape [..., 3, height, width], got {tuple(pixels.shape)}")
-        mean = torch.tensor([255 * m for m in self.image_mean], device=pixels.device).view(3, 1, 1)
-        scale = torch.tensor([1 / (255 * s) for s in self.image_std], device=pixels.device).view(3, 1, 1)
+        mean, scale = _normalization(tuple(self.image_mean), tuple(self.image_std), pixels.device)
         return (pixels - mean).mul_(scale)
 
     def _crops(
