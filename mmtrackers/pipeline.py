@@ -33,8 +33,8 @@ class VisualObjectTrackingPipeline(Pipeline):
     """Follows one or several boxes through a video and yields the result of each frame as it is found.
 
     Made by `pipeline("visual-object-tracking", model=...)` after `import mmtrackers`, or by `from_pretrained`, which
-    also takes an adapter whose base is named relative to its folder. As all pipelines it takes the first GPU where
-    there is one; weights are float32 unless `dtype=` says otherwise.
+    also takes an adapter whose base is named relative to its folder, or that is pinned to a commit. As all pipelines
+    it takes the first GPU where there is one; weights are float32 unless `dtype=` says otherwise.
 
     Args:
         model (`TrackerPreTrainedModel`): with or without an adapter.

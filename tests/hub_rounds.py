@@ -7,12 +7,14 @@ from pathlib import Path
 from unittest.mock import patch
 from urllib.request import urlopen
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig
 from peft_rows import ROWS, inputs, maps, scramble, tiny_ostrack, with_adapter
+from transformers import pipeline
 
-from mmtrackers import AutoTracker, SEATrackForTracking, Tracker, TrackerImageProcessor
+from mmtrackers import AutoTracker, SEATrackForTracking, Tracker, TrackerImageProcessor, VisualObjectTrackingPipeline
 from mmtrackers.hub.publish import TrainingFacts, push
 
 AMG = next(row for row in ROWS if row.peft_type == "AMG_LORA")
@@ -25,6 +27,23 @@ def message_of(repo: str, **options: object) -> str:
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def piped(revision: str) -> list[bool]:
+    """Whether the pipeline finds the same boxes as `Tracker`, newest and pinned, and whether these differ."""
+    random = np.random.default_rng(0)
+    frames = [{name: random.integers(0, 255, (120, 160, 3), dtype=np.uint8) for name in ("rgb", "thermal")}
+              for _ in range(4)]  # fmt: skip
+    boxes = []
+    for options in ({}, {"revision": revision}):
+        if options:  # transformers looks for an adapter's revision in its base too
+            track = VisualObjectTrackingPipeline.from_pretrained(ADAPTER, device="cpu", **options)
+        else:
+            track = pipeline("visual-object-tracking", model=ADAPTER, device="cpu")
+        boxes.append([found["box"] for found in track(frames, box=[60, 40, 30, 20])])
+        tracker = Tracker.from_pretrained(ADAPTER, **options)
+        boxes.append([found.box.tolist() for found in tracker.track(frames, [60, 40, 30, 20])])
+    return [boxes[0] == boxes[1], boxes[2] == boxes[3], boxes[0] != boxes[2]]
 
 
 def online(folder: Path) -> dict[str, object]:
@@ -58,6 +77,7 @@ def online(folder: Path) -> dict[str, object]:
     found["both pinned"] = torch.equal(maps(both, feed), first)
     tracker = Tracker.from_pretrained(ADAPTER)
     found["processor"] = [tracker.image_processor.search_size, tracker.image_processor.template_size]
+    found["pipeline"] = piped(first_commit)
     pulled.save_pretrained(folder / "saved-again")
     found["base of the saved again"] = json.loads((folder / "saved-again/adapter_config.json").read_text())[
         "base_model_name_or_path"

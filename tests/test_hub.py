@@ -77,6 +77,7 @@ def test_push_and_pull(round_trip: dict[str, Any]) -> None:
     for what in ("base is the same", "adapter is the same", "pinned is the first", "both pinned"):
         assert found[what] is True, what
     assert "'org/base-that-is-gone' is not on the Hub" in found["refused"]
+    assert found["pipeline"] == [True, True, True]
     assert found["orphan with base_model="] is True
     assert found["processor"] == [64, 32]
     assert found["base of the saved again"] == "org/ostrack-tiny"
