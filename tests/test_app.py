@@ -32,6 +32,16 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(PYTHON is None, reason="MMTRACKERS_APP names no Python with gradio"),
 ]
+# at its own rate the sample is over before a click arrives
+SLOWLY = """
+import sys, time
+from mmtrackers.cli import main
+from mmtrackers.tracking.targets import Targets
+update = Targets.update
+Targets.update = lambda self, frame: (time.sleep(0.1), update(self, frame))[1]
+sys.argv = ["mmtrackers", "app", "--no-browser"]
+main()
+"""
 PEDESTRIAN = (353, 396), (406, 544)
 SIZE = (768, 576)
 
@@ -41,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     """The command, its address, and the folder that its own files must stay in and leave again."""
     temporary = tmp_path_factory.mktemp("server")
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command = [PYTHON, "-m", "mmtrackers", "app", "--no-browser"]
+    command = [PYTHON, "-c", SLOWLY]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     told: list[str] = []
     threading.Thread(target=lambda: told.extend(iter(process.stdout.readline, "")), daemon=True).start()

@@ -173,7 +173,7 @@ def test_track_without_a_box_asks_in_the_browser(browser: Any, tmp_path: Path) -
     output, _ = done.communicate(timeout=120)
     assert done.returncode == 0 and "3 frames" in output
     same = re.search(r"mmtrackers track sample --max-frames 3 --output \S+ --box ([\d.,]+)", told)
-    (text,) = tmp_path.glob("*.txt")
+    (text,) = tmp_path.glob("*_tracked.txt")
     first = [float(value) for value in text.read_text().splitlines()[0].split(",")]
     assert [float(value) for value in same[1].split(",")] == pytest.approx(first, abs=1e-3)
     assert np.allclose(first, [353, 396, 53, 148], atol=2)

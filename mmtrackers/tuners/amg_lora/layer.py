@@ -72,7 +72,8 @@ class GuidedAttentionCore(AMGLoraLayer):
         query = query if scaling == 1.0 else query * scaling
         factors = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value, *factors)):
-            if self.base_layer.config._attn_implementation == "eager":  # chosen in order to see the weights
+            config = getattr(self.base_layer, "config", None)
+            if getattr(config, "_attn_implementation", None) == "eager":  # chosen in order to see the weights
                 weights = guided_weights(query, key, *factors, layout.prefix).to(value.dtype)
                 return (weights @ value).transpose(1, 2), weights
             # maps of all tokens by all tokens are made again for backward: cheaper than keeping three of each layer
