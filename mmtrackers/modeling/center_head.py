@@ -1,6 +1,5 @@
 """Center head of the OSTrack family: three convolutional branches, and the decoding of their maps."""
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from mmtrackers.hub.adapters import merged
 
+from .kept import kept
 from .losses import center_loss
 from .packing import PackedConv
 
@@ -97,19 +97,13 @@ class PackedCenterHead(CenterHead):
         return self.score(score), self.size(size), self.offset(offset)
 
 
+@kept
 def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What turns `[offset, size]` into boxes: cells' corners `[4, g, g]` (0 for sizes), factors `[4, 1, 1]`."""
     corners = np.zeros((4, grid, grid), np.float32)
     corners[1], corners[0] = np.indices((grid, grid)) / grid
     factors = np.array([1 / grid, 1 / grid, 1, 1], np.float32).reshape(4, 1, 1)
     return torch.from_numpy(corners).to(device), torch.from_numpy(factors).to(device)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # tensors made in inference mode could not serve a later training step
-    with torch.inference_mode(False):
-        return _cells(grid, device)
 
 
 def decode_center(
@@ -131,9 +125,7 @@ def decode_center(
         >>> decode_center(*maps)[0].shape
         torch.Size([2, 4])
     """
-    # while a program is traced, tensors are stand-ins that must not be kept
-    make = _cells if torch.compiler.is_compiling() else _kept_cells
-    corners, factors = make(score_map.shape[-1], score_map.device)
+    corners, factors = _cells(score_map.shape[-1], score_map.device)
     response = score_map if window is None else score_map * window
     scores, cell = response.flatten(1).max(1)
     boxes = torch.addcmul(corners, torch.cat([offset_map, size_map], 1), factors)

@@ -1,11 +1,11 @@
 """MLP head of the LoRAT family: a score and a box for every search token, and their decoding."""
 
-import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from .kept import kept
 from .losses import cell_loss
 from .packing import LinearMap, packed_map
 
@@ -16,19 +16,13 @@ def _mlp(width: int, outputs: int) -> nn.Sequential:
     )
 
 
+@kept
 def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cells' centers as `x, y, x, y` `[4, g, g]`, and the signs of left, top, right and bottom `[4, 1, 1]`."""
     centers = (torch.arange(grid, device=device) + 0.5) / grid
     y, x = torch.meshgrid(centers, centers, indexing="ij")
     signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=device)
     return torch.stack([x, y, x, y]), signs.view(4, 1, 1)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # tensors made in inference mode could not serve a later training step
-    with torch.inference_mode(False):
-        return _cells(grid, device)
 
 
 class MlpHead(nn.Module):
@@ -63,9 +57,7 @@ class MlpHead(nn.Module):
             branch(features).float().transpose(1, 2).unflatten(2, (self.grid, self.grid))
             for branch in (self.score, self.box)
         )
-        # while a program is traced, tensors are stand-ins that must not be kept
-        make = _cells if torch.compiler.is_compiling() else _kept_cells
-        boxes = torch.addcmul(*make(self.grid, features.device), sides.sigmoid())
+        boxes = torch.addcmul(*_cells(self.grid, features.device), sides.sigmoid())
         return {"score_map": logits.sigmoid(), "score_logits": logits, "box_map": boxes}
 
     def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:

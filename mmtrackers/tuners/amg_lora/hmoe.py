@@ -1,12 +1,12 @@
 """HMoE: SEATrack's mixture of experts over the tokens of both streams."""
 
-import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmtrackers.modeling.kept import kept
 from mmtrackers.modeling.seams import TokenLayout
 
 
@@ -149,19 +149,12 @@ def token_groups(layout: TokenLayout, device: torch.device) -> Tensor | None:
     search group; None where only search tokens are left. Prefix tokens are in neither."""
     if layout.prefix + layout.template_tokens == 0:
         return None
-    # while a program is traced, tensors are stand-ins that must not be kept
-    return (_membership if torch.compiler.is_compiling() else _kept_membership)(layout, device)
+    return _membership(layout, device)
 
 
+@kept
 def _membership(layout: TokenLayout, device: torch.device) -> Tensor:
     place = torch.arange(layout.tokens, device=device)
     search = place >= layout.search.start
     template = [(place >= layout.prefix) & ~search] if layout.template_tokens else []
     return torch.stack([*template, search], 1).repeat(layout.streams, 1)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_membership(layout: TokenLayout, device: torch.device) -> Tensor:
-    # tensors made in inference mode could not serve a later training step
-    with torch.inference_mode(False):
-        return _membership(layout, device)
