@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import tracking_stub
 from example_scripts import load
 from tracking_stub import RedPatchModel
@@ -44,6 +45,18 @@ def corner_error(found: np.ndarray, true: np.ndarray, height: int, width: int) -
 
 
 # ------------------------------------------------------------------------------------------------------------ crops
+
+
+def test_a_lorat_crop_does_not_depend_on_the_number_of_threads():
+    processor, box = TrackerImageProcessor(crop_style="lorat"), (100, 80, 40, 30)
+    joined = processor.stack({"rgb": colors(scene(1)), "thermal": scene(2)}, "thermal", 2)
+    threads, crops = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        crops.append([processor.crop(joined, box, role)[0] for role in ("template", "search")])
+    torch.set_num_threads(threads)
+    for one, two in zip(*crops, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -186,10 +186,12 @@ def cut_aligned(image: np.ndarray, where: AlignedCrop, fill: np.ndarray) -> np.n
     left, top, right, bottom = where.target
     if right > left:
         x1, y1, x2, y2 = where.source
-        region = torch.from_numpy(image[y1:y2, x1:x2].astype(np.float32)).permute(2, 0, 1)[None]
-        # not OpenCV, whose coarser weights differ by up to 0.002 of 255 from the official pixels
-        resized = F.interpolate(region, (bottom - top, right - left), mode="bilinear", align_corners=False)
-        picture[top:bottom, left:right] = resized[0].permute(1, 2, 0).numpy()
+        # not OpenCV, whose coarser weights differ by up to 0.002 of 255 from the official pixels; one channel each, as
+        # torch's last digit depends on how many of them a picture has, and on the number of threads
+        region = np.ascontiguousarray(image[y1:y2, x1:x2].transpose(2, 0, 1), dtype=np.float32)
+        size = bottom - top, right - left
+        resized = F.interpolate(torch.from_numpy(region)[:, None], size, mode="bilinear", align_corners=False)
+        picture[top:bottom, left:right] = resized[:, 0].permute(1, 2, 0).numpy()
     return picture
 
 
