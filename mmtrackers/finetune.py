@@ -104,7 +104,8 @@ def build_dataset(options: TrainingOptions, model: nn.Module, processor: Any, sa
 
         frames = {"templates": sampler.templates, "searches": sampler.searches, "longest_gap": options.max_gap}
         blindness = None if options.blindness == "drawn" else options.blindness
-        return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames, blindness=blindness)
+        scenes = {"blindness": blindness, "absent": options.absent}
+        return SyntheticPairs(PictureLibrary(options.synthetic), **common, **frames, **scenes)
     from mmtrackers.training.sampling import PairDataset, mixture
 
     sequences, chances = mixture(map(open_data, options.data), options.weights or [1.0] * len(options.data))

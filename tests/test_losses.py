@@ -121,3 +121,20 @@ def test_loss_reads_nothing_back_to_the_host():
     score, boxes = torch.rand(2, 1, 16, 16, device="meta"), torch.rand(2, 4, device="meta")
     loss, parts = losses.center_loss(score, boxes, boxes)
     assert loss.device.type == "meta" and {part.device.type for part in parts.values()} == {"meta"}
+
+
+def test_an_absent_target_asks_for_an_empty_score_map_and_no_box():
+    generator = torch.Generator().manual_seed(0)
+    score, predicted = torch.rand(3, 1, 8, 8, generator=generator), torch.rand(3, 4, generator=generator) * 0.4 + 0.3
+    labels = torch.tensor([[0.2, 0.3, 0.2, 0.2], [0.0, 0.0, 0.0, 0.0], [0.5, 0.4, 0.3, 0.1]])
+    here = labels[:, 2] > 0
+    _, parts = losses.center_loss(score, predicted, labels)
+    _, alone = losses.center_loss(score[here], predicted[here], labels[here])
+    for part in ("giou", "l1", "iou"):
+        torch.testing.assert_close(parts[part], alone[part])
+    assert losses.center_heatmap(labels, 8)[1].max() == 0
+    assert parts["focal"] > alone["focal"]
+    none = torch.zeros(3, 4)
+    loss, parts = losses.center_loss(score.requires_grad_(), predicted.requires_grad_(), none)
+    loss.backward()
+    assert score.grad.min() > 0 and predicted.grad.abs().max() == 0 and parts["giou"] == 0

@@ -162,6 +162,18 @@ def test_pairs_at_night(library):
     assert 8 <= sum(float(item["template"].float().mean()) > 45 for item in items) <= 22
 
 
+def test_absent_samples_show_another_place_and_have_no_box(library):
+    pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=60, seed=2, absent=0.4)
+    plain = SyntheticPairs(library, PROCESSOR, samples_per_epoch=60, seed=2)
+    labels = np.array([pairs[index]["labels"].numpy() for index in range(60)])
+    gone = (labels == 0).all(1)
+    assert 0.25 < gone.mean() < 0.55
+    assert (labels[~gone, 2:] > 0).all()
+    assert all((plain[index]["labels"][2:] > 0).all() for index in range(20))
+    with pytest.raises(ValueError, match="less than 1 "):
+        SyntheticPairs(library, PROCESSOR, absent=1.0)
+
+
 def test_labels_follow_the_recipe(library):
     """Sizes, jitter and mapping: a quarter of the crop's side on average, the centre off by up to 3/2 of it."""
     pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=200, seed=1)

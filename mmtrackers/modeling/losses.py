@@ -26,11 +26,16 @@ def _radius(width: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
     return candidates.amin(dim=0).clamp(min=0).floor()
 
 
+def is_present(labels_xywh: torch.Tensor) -> torch.Tensor:
+    """Which labels `[B, 4]` are of a target that is there, bool `[B]`: those of absent ones are 0."""
+    return (labels_xywh[:, 2:] > 0).all(-1)
+
+
 def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
     """Target of the score map: a Gaussian cut to a square round each box's center cell, 1 at its peak.
 
     As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose center lies outside the crop leaves
-    only the part of its square that reaches in.
+    only the part of its square that reaches in, and a box without sides (the target is absent) nothing.
 
     Args:
         boxes_xywh (`torch.Tensor` `[B, 4]`): boxes as fractions of the search crop; may leave 0..1.
@@ -51,7 +56,7 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
     dy = cells[None, :, None] - torch.round(y + height / 2)[:, None, None]
     sigma = (2 * radius + 1) / 6
     gaussian = torch.exp(-(dx**2 + dy**2) / (2 * sigma**2))
-    inside = (dx.abs() <= radius) & (dy.abs() <= radius)
+    inside = (dx.abs() <= radius) & (dy.abs() <= radius) & is_present(boxes_xywh)[:, None, None]
     return torch.where(inside, gaussian, torch.zeros_like(gaussian))[:, None]
 
 
@@ -87,7 +92,7 @@ def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[tor
     """GIoU and L1 terms of predicted boxes, and the mean overlap.
 
     Truth is clamped to the crop after conversion to corners. The GIoU term counts 0 for a batch that holds a box with
-    a negative side (as where the official code's check fails).
+    a negative side (as where the official code's check fails). Means are over the samples whose target is present.
 
     Args:
         boxes_cxcywh (`torch.Tensor` `[B, 4]`): predictions, fractions of the search crop.
@@ -105,8 +110,11 @@ def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[tor
     truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
     giou, iou = giou_xyxy(predicted, truth)
     valid = (predicted[:, 2:] >= predicted[:, :2]).all() & (truth[:, 2:] >= truth[:, :2]).all()
-    giou_term = torch.where(valid, (1 - giou).mean(), torch.zeros_like(giou[0]))
-    return giou_term, (predicted - truth).abs().mean(), iou.mean()
+    present = is_present(labels_xywh)
+    count = present.sum().clamp(min=1)
+    giou_term = torch.where(valid, ((1 - giou) * present).sum() / count, torch.zeros_like(giou[0]))
+    l1 = (predicted - truth).abs().mean(-1)
+    return giou_term, (l1 * present).sum() / count, (iou * present).sum() / count
 
 
 def center_loss(
@@ -123,7 +131,8 @@ def center_loss(
         score_map (`torch.Tensor` `[B, 1, g, g]`): probabilities.
         boxes_cxcywh (`torch.Tensor` `[B, 4]`): boxes decoded at the score map's own maximum (no window), fractions of
             the search crop.
-        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1.
+        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1; 0 where the target
+            is absent, which then teaches a score map without a peak.
         giou_weight, l1_weight, focal_weight (`float`): weights of the terms.
 
     Returns:

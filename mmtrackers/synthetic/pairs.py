@@ -55,6 +55,8 @@ class SyntheticPairs(Dataset):
         augment: ``Augmentation`` for crops of the "ostrack" style (the default; without what it does to whole frames,
             since scenes are of any colour and orientation), ``DeiTAugmentation`` for "lorat".
         longest_gap: of the span, in frames; its logarithm is drawn uniformly.
+        absent: share of samples whose search crops do not show the target, but another place of the scene or another
+            scene; their labels are 0. Crops of the "ostrack" style only.
 
     Raises:
         ValueError: two streams without a second modality, or an unknown one; an unknown blindness; an augmentation of
@@ -79,8 +81,14 @@ class SyntheticPairs(Dataset):
         augment: TrainingAugmentation | None = None,
         blindness: str | None = None,
         longest_gap: float = 200.0,
+        absent: float = 0.0,
     ) -> None:
         augment = fitting(augment, processor)
+        if not 0 <= absent < 1 or (absent and processor.crop_style != "ostrack"):
+            raise ValueError(
+                f"absent is {absent!r} with crops of the {processor.crop_style!r} style; expected 0, or less than 1 "
+                "with 'ostrack'"
+            )
         if blindness not in (None, *BLINDNESSES):
             raise ValueError(f"blindness is {blindness!r}; expected None or one of {', '.join(BLINDNESSES)}")
         if modality not in (*MODALITIES, ANY) or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
@@ -92,7 +100,7 @@ class SyntheticPairs(Dataset):
         self.modality = modality if streams == 2 else "rgb"
         self.samples_per_epoch, self.seed, self._epoch = samples_per_epoch, seed, shared_epoch()
         self.templates, self.searches, self.augment = templates, searches, augment
-        self.blindness, self.longest_gap = blindness, longest_gap
+        self.blindness, self.longest_gap, self.absent = blindness, longest_gap, absent
 
     def __len__(self) -> int:
         return self.samples_per_epoch
@@ -136,13 +144,37 @@ class SyntheticPairs(Dataset):
         least = [0.6] * self.templates + [0.25] * self.searches
         if any(scene.visible_share(time) < share for time, share in zip(times, least, strict=True)):
             return None
-        boxes_xywh = [np.array((x1, y1, x2 - x1, y2 - y1)) for x1, y1, x2, y2 in boxes]
-        frames = [(scene.height, scene.width)] * len(times)
-        windows = self.augment.crop_windows(self.processor, boxes_xywh, frames, self.templates, rng)
+        boxes_xywh = [_xywh(box) for box in boxes]
+        scenes, places = [scene] * len(times), boxes_xywh
+        absent = self.absent > 0 and draw.chance(self.absent)
+        if absent:
+            scenes[self.templates :], places = self._elsewhere(scene, times, boxes_xywh, blind, draw)
+        frames = [(one.height, one.width) for one in scenes]
+        windows = self.augment.crop_windows(self.processor, places, frames, self.templates, rng)
         if windows is None:
             return None
-        crops = [self._crop(scene, time, where) for time, where in zip(times, windows, strict=True)]
-        return self.augment.apply(self.processor, crops, windows, boxes_xywh, self.templates, rng)
+        if absent and scenes[-1] is scene and any(map(_shows, windows[self.templates :], boxes[self.templates :])):
+            return None
+        crops = [self._crop(*seen) for seen in zip(scenes, times, windows, strict=True)]
+        sample = self.augment.apply(self.processor, crops, windows, places, self.templates, rng)
+        if absent:
+            sample["labels"].fill_(0)
+        return sample
+
+    def _elsewhere(
+        self, scene: SyntheticScene, times: list[float], boxes_xywh: list[np.ndarray], blind: str | None, draw: Draw
+    ) -> tuple[list[SyntheticScene], list[np.ndarray]]:
+        """Scenes of the search crops and places of all crops, where the search crops are not to show the target."""
+        searched = times[self.templates :]
+        if draw.chance(0.5):
+            other = SyntheticScene(self.library, draw.rng, scene.modality, blind, span=scene.span)
+            places = [_xywh(other.visible_box_xyxy(time)) for time in searched]
+            # a target that is outside its frame still has a place there
+            places = [np.concatenate((place[:2], np.maximum(place[2:], SMALLEST_SIDE))) for place in places]
+            return [other] * len(searched), [*boxes_xywh[: self.templates], *places]
+        corner = np.array((draw.uniform(0, scene.width), draw.uniform(0, scene.height)))
+        places = [np.concatenate((corner - box[2:] / 2, box[2:])) for box in boxes_xywh[self.templates :]]
+        return [scene] * len(searched), [*boxes_xywh[: self.templates], *places]
 
     def _times(self, span: tuple[float, float], draw: Draw) -> list[float]:
         """When templates and search frames are taken, in order."""
@@ -172,6 +204,17 @@ class SyntheticPairs(Dataset):
             return rgb
         other = as_picture(scene, time, view, other)
         return other if self.streams == 1 else cv2.merge((rgb, other))
+
+
+def _xywh(box_xyxy: tuple[float, float, float, float]) -> np.ndarray:
+    x1, y1, x2, y2 = box_xyxy
+    return np.array((x1, y1, x2 - x1, y2 - y1))
+
+
+def _shows(where: Crop, box_xyxy: tuple[float, float, float, float]) -> bool:
+    """Whether a square crop holds a part of a box."""
+    x1, y1, x2, y2 = box_xyxy
+    return x1 < where.x1 + where.side and x2 > where.x1 and y1 < where.y1 + where.side and y2 > where.y1
 
 
 def as_picture(scene: SyntheticScene, time: float, view: View, other: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ class Recipe:
     center_jitter: float = option(3.0, "Search crop: shift, in mean sides of the box.")
     size_jitter: float = option(0.25, "Search crop: standard deviation of the logarithm of the sides.")
     lost_crops: float = option(0.0, "Share of search crops that are 1.5 to 2.5 times too large or small besides.")
+    absent: float = option(0.0, "Composed scenes: share of samples whose search crops do not show the target.")
     augmentation: Literal["ostrack", "deit"] = option("ostrack", "Changes of color and mirror images.")
 
     lr: float = option(4e-4, "Full learning rate.")
