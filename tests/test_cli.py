@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -314,6 +315,15 @@ def test_repositories_and_arguments_that_cannot_be_used(tmp_path):
     (tmp_path / "a.pth").write_text("x")
     full = error_of("convert", "ostrack", tmp_path / "a.pth", tmp_path / "full")
     assert "is not an empty folder: choose another one, or --force" in full
+
+
+def test_an_adapter_without_its_base_names_the_option(tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(default_checkpoint("thermal"), folder)
+    for command in (("info", folder), ("track", "sample", "--model", folder), ("export", folder, tmp_path / "out")):
+        said = error_of(*command)
+        assert "no " + str(tmp_path / "ostrack-tiny") in said and "Pass --base-model (Hub id" in said, said
+    assert 'base_model="org/name"' not in (said := error_of("push", folder, "org/name")) and "--base-model" in said
 
 
 HEAVY = ("torch", "transformers", "matplotlib", "av", "cv2")

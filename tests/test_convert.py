@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mmtrackers import AutoTracker, OSTrackForTracking, TrackerImageProcessor
 from mmtrackers.conversion.systems import convert_checkpoint
 from mmtrackers.models.seatrack.convert_seatrack import our_adapter_names
+from mmtrackers.processing.files import FolderLock
 
 NEEDED = {"ostrack-small", "seatrack-small"}
 pytestmark = pytest.mark.skipif(bool(NEEDED - set(cases(".*"))), reason=f"fixtures {sorted(NEEDED)} are not here")
@@ -100,6 +101,15 @@ def test_wrong_calls(
     (tmp_path / "something").touch()
     with pytest.raises(error, match=message):
         convert_checkpoint(*arguments)
+
+
+def test_one_process_writes_a_folder(ostrack: Net, tmp_path: Path) -> None:
+    file, out = save_official(tmp_path / "a.pth", ostrack), tmp_path / "out"
+    with FolderLock(out), pytest.raises(OSError, match=f"out is being written by process {os.getpid()}"):
+        convert_checkpoint("ostrack", file, out, **HEADS)
+    assert out.is_dir() and not files(out), "another one's folder is left alone"
+    convert_checkpoint("ostrack", file, out, **HEADS)
+    assert ".lock" not in files(out) and "model.safetensors" in files(out)
 
 
 def test_bad_files_leave_nothing_behind(ostrack: Net, seatrack: Net, tmp_path: Path) -> None:

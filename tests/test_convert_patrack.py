@@ -1,10 +1,12 @@
 """Official PATrack files: names, sizes, dead entries, and the way to a folder that tracks."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from local_hub import LocalHub, Repository
 from official_names import meta_net, save_official, seeded_net
 from parity_tools import cases, load_case, stated_input
 from safetensors.torch import load_file
@@ -23,6 +25,12 @@ from mmtrackers.models.patrack.convert_patrack import (
 NEEDED = {"patrack-small", "patrack-base"}
 pytestmark = pytest.mark.skipif(bool(NEEDED - set(cases(".*"))), reason=f"fixtures {sorted(NEEDED)} are not here")
 
+COMMANDS = """
+from typer.testing import CliRunner
+from mmtrackers.cli import app
+for command in {!r}:
+    print(CliRunner().invoke(app, command).output)
+"""
 Net = dict[str, torch.Tensor]
 SMALL = {"num_attention_heads": 4, "cea_layers": [1, 3]}
 
@@ -97,6 +105,25 @@ def test_parity_patrack_converted_without_base(patrack: Net, tmp_path: Path, leg
         ", norm1\n",
     ):
         assert said in text, said
+
+
+def test_a_file_of_the_hub_runs_nothing_and_its_card_claims_no_license(patrack: Net, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    file = save_official(tmp_path / "a.pth.tar", untouched_norms(patrack), settings=Payload())
+    names = ("org/official:RGBE/PATrack_ep0060.pth.tar", "org/official:b.pth", "org/nobody:b.pth")
+    commands = [["convert", "patrack", name, str(tmp_path / "out"), "--modality", "event"] for name in names]
+    with LocalHub() as hub:
+        hub.repositories["org/official"] = Repository()
+        hub.repositories["org/official"].commit({"RGBE/PATrack_ep0060.pth.tar": file.read_bytes()})
+        said = hub.run(COMMANDS.format(commands), tmp_path / "home")
+    assert "repository 'org/official' of the Hub has no file b.pth" in said and "No repository 'org/nobody'" in said
+    assert "its numbers differ from the file's by at most 0" in said and not (tmp_path / "ran").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: unknown" in card and "official file `PATrack_ep0060.pth.tar`" in card
+    assert "The authors' repository states no license for code or weights" in card
 
 
 def test_parity_patrack_converted_on_a_base(patrack: Net, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import dis
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
@@ -66,6 +67,25 @@ def _raised_on_purpose(error: Exception) -> bool:
     return place is not None and dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
 
 
+def as_options(message: str, options: Mapping[str, str]) -> str:
+    """A message with the arguments of Python functions that it names as the options of a command.
+
+    Args:
+        message (`str`): such as of an error.
+        options (`Mapping[str, str]`): option by the name of its parameter.
+
+    Example:
+        >>> as_options('Pass base_model="org/name" or token=.', {"base_model": "--base-model"})
+        'Pass --base-model org/name or token=.'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, _, quoted, plain = found.groups()
+        return f"{options[name]} {quoted or plain or ''}".rstrip() if name in options else found[0]
+
+    return re.sub(r"""(?<![\w/.-])([a-z_]+)=(?:(["'])(.*?)\2|([\w./-]*\w))?""", option, message)
+
+
 def quiet_loading() -> None:
     """Models load without transformers' own progress bar, which would also go into files and pipes."""
     from transformers.utils import logging
@@ -110,4 +130,11 @@ class Commands(TyperGroup):
             message = None if ctx.params.get("debug") else message_for_user(error)
             if message is None:
                 raise
-            fail(message)
+            fail(as_options(message, self._options(ctx)))
+
+    def _options(self, ctx: typer.Context) -> dict[str, str]:
+        """The options of the command that was called, or of all in its group, by the names of their parameters."""
+        called = self.commands.get(ctx.invoked_subcommand, self)
+        inner = getattr(called, "commands", {"": called}).values()
+        parameters = [parameter for command in inner for parameter in command.params]
+        return {p.name: max(p.opts, key=len) for p in parameters if p.param_type_name == "option"}

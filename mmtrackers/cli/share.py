@@ -72,10 +72,9 @@ def _local(file: str) -> Path:
     repo, colon, path = file.partition(":")
     if Path(file).exists() or not (colon and path and repo.count("/") == 1):
         return Path(file)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from mmtrackers.hub.folders import download
 
-    try:
-        return Path(hf_hub_download(repo, path))
-    except HfHubHTTPError as error:
-        raise ValueError(f"cannot get {path} of {repo} from the Hub: {str(error).splitlines()[0]}") from error
+    found = download(repo, {}, [path]) / path
+    if not found.is_file():
+        raise ValueError(f"repository {repo!r} of the Hub has no file {path}")
+    return found

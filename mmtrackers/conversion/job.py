@@ -1,8 +1,6 @@
 """What every converter of official checkpoints needs: the job, the report, and the checks of the result."""
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,18 +64,6 @@ class ConversionReport:
     def __str__(self) -> str:
         lines = [*self.facts, *(f"{what}: {folder}" for what, folder in self.folders.items())]
         return "\n".join([f"{self.system} ({self.variant})", *(f"- {line}" for line in lines)])
-
-
-@contextmanager
-def all_or_nothing(out: Path) -> Iterator[None]:
-    """No half-written folder stays behind after a failure, unless it was there before."""
-    existed = out.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def count(tensors: Mapping[str, Tensor]) -> str:

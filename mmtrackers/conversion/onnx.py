@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmtrackers.processing.files import new_folder
 from mmtrackers.tracking.exported import GRAPHS, SEARCH_GRAPH, TEMPLATE_GRAPH, policy_record
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
 
     Raises:
         ValueError: the tracker is packed, not in float32, or a package is missing.
-        OSError: the folder holds something already.
+        OSError: the folder holds something already, or another process writes there.
 
     Example:
         ```python
@@ -91,12 +92,14 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"exporting needs {error.name}: pip install 'mmtrackers[onnx]'") from error
-    folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OSError(f"{folder} is not empty: name a new folder for the exported tracker")
     if tracker.model.is_packed or tracker.dtype != torch.float32 or tracker.device.type != "cpu":
         raise ValueError("only a plain float32 model on the CPU can be exported: load it without pack, dtype, device")
-    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as folder:
+        _write(tracker, folder, int8, opset)
+    return folder
+
+
+def _write(tracker: "Tracker", folder: Path, int8: bool, opset: int) -> None:
     model = tracker.model_for().eval().requires_grad_(False)
     template, state = _export_graphs(model, folder, opset)
     if int8:
@@ -120,7 +123,6 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
         quantized=", matrix products in int8" if int8 else "",
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
-    return folder
 
 
 @torch.no_grad()

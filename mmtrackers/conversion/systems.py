@@ -13,9 +13,10 @@ from mmtrackers.models.ostrack.convert_ostrack import convert_ostrack
 from mmtrackers.models.patrack.convert_patrack import convert_patrack
 from mmtrackers.models.seatrack.convert_seatrack import convert_seatrack, our_adapter_names
 from mmtrackers.models.spmtrack.convert_spmtrack import convert_spmtrack
+from mmtrackers.processing.files import new_folder
 from mmtrackers.processing.frames import MODALITIES
 
-from .job import ConversionJob, ConversionReport, all_or_nothing
+from .job import ConversionJob, ConversionReport
 from .reader import load_official
 
 
@@ -75,6 +76,7 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError, FileExistsError: no such file; `out` is not an empty folder.
+        OSError: another process writes there.
         ValueError: the file is not what it should be, or was trained on another base.
         RuntimeError: the saved result does not equal the file (then a new `out` is removed again).
 
@@ -93,15 +95,19 @@ def convert_checkpoint(
             f"modality is {modality!r}: a {system} file does not say what its second stream was, so say it: "
             f"{', '.join(MODALITIES[1:])}"
         )
-    if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
-        raise FileExistsError(f"{out} exists and is not an empty folder: choose another one")
     facts: list[str] = []
+    with new_folder(out, overwrite):
+        net = _read(system, file, facts)
+        report = converter.run(ConversionJob(net, Path(file), out, base, modality, overrides))
+    report.facts[:0] = facts
+    return report
+
+
+def _read(system: str, file: str | Path, facts: list[str]) -> dict[str, torch.Tensor]:
+    """A file's tensors, all of them numbers, and what was found out about it in `facts`."""
     net = load_official(file, facts=facts)
     if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
         raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
     if system == "ostrack" and (adapter := [name for name in net if our_adapter_names(name) is not None]):
         raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
-    with all_or_nothing(out):
-        report = converter.run(ConversionJob(net, Path(file), out, base, modality, overrides))
-    report.facts[:0] = facts
-    return report
+    return net

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -91,7 +94,7 @@ class FolderLock:
                 owner = file.read().strip() or "another process"
                 file.close()
                 raise OSError(f"{self.path.parent} is being written by {owner}: wait for its end, or choose another "
-                              "--output") from error  # fmt: skip
+                              "folder") from error  # fmt: skip
             except OSError as error:
                 file.close()
                 warnings.warn(f"{self.path.parent} cannot be locked ({error.strerror}): see to it that no other run "
@@ -111,6 +114,40 @@ class FolderLock:
             self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+
+
+@contextmanager
+def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Keeps a folder to this process while it is made; after an error it is gone again, unless it was there before.
+
+    Args:
+        folder (`str` or `Path`): new or empty.
+        overwrite (`bool`): it may hold something already.
+
+    Raises:
+        FileExistsError: it holds something, or is a file.
+        OSError: another process writes there.
+
+    Example:
+        ```python
+        with new_folder("out") as folder:
+            (folder / "a.txt").write_text("1,2,3,4")
+        ```
+    """
+    folder = Path(folder)
+    existed, taken = folder.exists(), f"{folder} exists and is not an empty folder: choose another one"
+    if existed and not folder.is_dir():
+        raise FileExistsError(taken)
+    with FolderLock(folder) as lock:
+        if existed and not overwrite and any(path != lock.path for path in folder.iterdir()):
+            raise FileExistsError(taken)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            if not existed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _is_file_at(file: TextIO, path: Path) -> bool:
