@@ -132,6 +132,17 @@ def test_one_of_two_targets_is_lost() -> None:
     assert session._state.shape == (2, 1)
 
 
+def test_a_correction_need_not_prove_itself() -> None:
+    left, right, elsewhere = (10, 50, 24, 20), (110, 50, 24, 20), (60, 10, 24, 20)
+    session = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True).start(frame(left, right), [left, right])
+    for _ in range(3):
+        session.update(frame())
+    session.boxes_xywh = [elsewhere, session.boxes_xywh[1]]
+    first, second = session.update(frame(elsewhere))
+    assert first.present and np.abs(first.box - elsewhere).max() <= 2.5
+    assert not second.present, "whose box is as it was, is lost still"
+
+
 @pytest.mark.parametrize(("box", "size"), [((10, 10, 40, 40), SIZE), ((0, 0, 12, 9), (480, 640)), (BOX, (1080, 1920))])
 def test_a_round_covers_the_frame(box: tuple, size: tuple[int, int]) -> None:
     places = np.array(round_trip(box, size, 4.0))

@@ -70,17 +70,6 @@ class _Crops(NamedTuple):
     mask: torch.Tensor | None
 
 
-class _Move(NamedTuple):
-    """What a frame changes in a session; nothing is changed before all of it is known."""
-
-    predictions: list[Prediction]
-    boxes: np.ndarray
-    state: Any
-    crops: _Crops | None
-    trail: Trail
-    lost: list[Lost | None]
-
-
 class TrackingSession:
     """The state of one video: made by `Tracker.start`, moved on by `update`, begun anew by `reset`.
 
@@ -88,8 +77,6 @@ class TrackingSession:
         modality (`str`): the second stream of this video (of the RGB trackers, "rgb").
         alignment (`dict[str, np.ndarray]`): what maps the second stream to RGB, where the two differ.
         frame_index (`int`): 0 at the start and after a reset, then the number of frames seen since.
-        boxes_xywh (`np.ndarray` of shape `(targets, 4)`, float64): the last boxes; settable, when something else
-            (a detector, a person) knows better where the targets are.
     """
 
     def __init__(
@@ -126,29 +113,97 @@ class TrackingSession:
         Raises:
             ValueError: as for `Tracker.start`; the session is then as it was before.
         """
-        tracker = self.tracker
         if getattr(self.model, "training", False):
             raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
         thermal = ThermalRange(self._given_range)
         views = self._views(frame, thermal)
-        height, width = views[0].size
-        boxes, single = _boxes_of(box_xywh, height, width)
+        boxes, single = _boxes_of(box_xywh, *views[0].size)
         memory, crops = TemplateMemory(self.model.template_policy), self._template_crops(views, boxes)
         memory.add(0, crops)
         first = self._embed(crops)
-        self._padding, self._thermal = tracker.image_processor.padding(views), thermal
+        self._padding, self._thermal = self.tracker.image_processor.padding(views), thermal
         self._memory, self._newest, self._single = memory, crops, single
-        self._size, self._boxes = (height, width), boxes
+        self._size, self._boxes = views[0].size, boxes
         self._tokens, self._template_frames, self._template = {0: first}, (0,), first
         self._state: Any = None
         self._trail, self._lost = Trail.of(boxes), [None] * len(boxes)
         self.frame_index = 0
+
+    @property
+    def boxes_xywh(self) -> np.ndarray:
+        """The last boxes, float64 `[targets, 4]`, x, y, width, height in pixels (a copy).
+
+        Settable, where something else (a detector, a person) knows better: a target that was lost and is given
+        another box is found.
+
+        Raises:
+            ValueError: another number of boxes, or one that cannot be used.
+        """
+        return self._boxes.copy()
+
+    @boxes_xywh.setter
+    def boxes_xywh(self, boxes_xywh: Box | Sequence[Box]) -> None:
+        boxes, _ = _boxes_of(boxes_xywh, *self._size)
+        if len(boxes) != len(self._boxes):
+            raise ValueError(
+                f"the session follows {len(self._boxes)} target(s) and was given {len(boxes)} boxes; "
+                "reset(frame, boxes) takes another number"
+            )
+        same = (boxes == self._boxes).all(axis=1)
+        self._trail = Trail.of(boxes).kept(self._trail, same)
+        self._lost = [lost if kept else None for lost, kept in zip(self._lost, same, strict=True)]
+        self._boxes = boxes
+
+    def __repr__(self) -> str:
+        count, (height, width) = len(self._boxes), self._size
+        targets = "1 target" if count == 1 else f"{count} targets"
+        return f"TrackingSession({targets}, {width}x{height}, frame {self.frame_index}, {self.modality})"
+
+    def initial_prediction(self) -> Prediction | list[Prediction]:
+        """The boxes as they stand, with score 1: the answer for the frame that the session was started on."""
+        return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
+
+    def update(self, frame: Frame, on_stage: StageCallback | None = None) -> Prediction | list[Prediction]:
+        """Finds the target(s) in the next frame.
+
+        Args:
+            frame: as for `Tracker.start`, of the same size.
+            on_stage (`Callable[[str], None]`, *optional*): called as each stage ends, with "crop", "model" or
+                "decode".
+
+        Returns:
+            `Prediction`, or a list of them in the order of the boxes if the session was started with a list.
+
+        Raises:
+            ValueError: the frame has another size than the first one, or lacks a stream, or the model's answer is not
+                finite; the session is then as it was before.
+        """
+        return update_together([self], [frame], on_stage)[0]
+
+    def _answer(self, predictions: list[Prediction]) -> Prediction | list[Prediction]:
+        return predictions[0] if self._single else predictions
 
     def _views(self, frame: Frame, thermal: ThermalRange) -> list[View]:
         tracker = self.tracker
         return tracker.image_processor.views(
             frame, self.modality, tracker.streams, tracker.allow_missing, self.alignment, thermal
         )
+
+    def _next_views(self, frame: Frame) -> list[View]:
+        views = self._views(frame, self._thermal)
+        if (torch.device(self.model.device), self.model.dtype) != (self.device, self.dtype):
+            raise ValueError(
+                f"the model is {self.model.dtype} on {self.model.device} now; this session began with {self.dtype} on "
+                f"{self.device}. Start a new session after moving or casting the model"
+            )
+        if views[0].size != self._size:
+            (height, width), (new_height, new_width) = self._size, views[0].size
+            raise ValueError(
+                f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), while the session "
+                f"was started on {width}x{height}: a box has no meaning across sizes. Scale the frames to one size, "
+                "or call reset(frame, box) to start anew"
+            )
+        return views
 
     def _template_crops(self, views: list[View], boxes: np.ndarray) -> _Crops:
         processor, model = self.tracker.image_processor, self.model
@@ -180,164 +235,83 @@ class TrackingSession:
             self._tokens, self._template_frames = tokens, frames
         return self._template
 
-    @property
-    def boxes_xywh(self) -> np.ndarray:
-        """The last boxes, float64 `[targets, 4]`, x, y, width, height in pixels (a copy)."""
-        return self._boxes.copy()
+    def _advance(
+        self, views: list[View], rows: np.ndarray, crops: list[Any], state: Any
+    ) -> tuple[list[Prediction], _Crops | None]:
+        """Moves on by a frame, by the answers for its crops: `[targets, 5]` box (fractions of the crop) and score.
 
-    @boxes_xywh.setter
-    def boxes_xywh(self, boxes_xywh: Box | Sequence[Box]) -> None:
-        boxes, _ = _boxes_of(boxes_xywh, *self._size)
-        if len(boxes) != len(self._boxes):
-            raise ValueError(
-                f"the session follows {len(self._boxes)} target(s) and was given {len(boxes)} boxes; "
-                "reset(frame, boxes) takes another number"
-            )
-        self._boxes = boxes
-
-    def __repr__(self) -> str:
-        count, (height, width) = len(self._boxes), self._size
-        targets = "1 target" if count == 1 else f"{count} targets"
-        return f"TrackingSession({targets}, {width}x{height}, frame {self.frame_index}, {self.modality})"
-
-    def initial_prediction(self) -> Prediction | list[Prediction]:
-        """The boxes as they stand, with score 1: the answer for the frame that the session was started on."""
-        return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
-
-    def update(self, frame: Frame, on_stage: StageCallback | None = None) -> Prediction | list[Prediction]:
-        """Finds the target(s) in the next frame.
-
-        Args:
-            frame: as for `Tracker.start`, of the same size.
-            on_stage (`Callable[[str], None]`, *optional*): called as each stage ends, with "crop", "model" or
-                "decode".
-
-        Returns:
-            `Prediction`, or a list of them in the order of the boxes if the session was started with a list.
-
-        Raises:
-            ValueError: the frame has another size than the first one, or lacks a stream, or the model's answer is not
-                finite; the session is then as it was before.
+        Returns the predictions, and the template crops that the memory wants of this frame.
         """
-        return update_together([self], [frame], on_stage)[0]
-
-    def _move(self, views: list[View], rows: np.ndarray, crops: list[Any], state: Any) -> _Move:
-        """What the answers for a frame, `[targets, 5]` box (fractions of the crop) and score, change."""
         if not np.isfinite(rows).all():
             raise ValueError(
                 f"the model answered {rows.tolist()} for frame {self.frame_index + 1}: its weights or its precision "
                 "are broken; try dtype float32 or load the checkpoint again"
             )
-        tracker, boxes = self.tracker, self._boxes.copy()
-        found = [self._box_of(row, crop) for row, crop in zip(rows, crops, strict=True)]
-        for target, box in enumerate(found):
-            if box is not None and self._lost[target] is None:
-                found[target] = self._smoothed(box, boxes[target])
-        answers = np.stack([last if box is None else box for last, box in zip(boxes, found, strict=True)])
-        scores, trail, lost = self._confidence(rows[:, 4], answers, self._trail), self._trail, self._lost
-        trail = trail.moved(rows[:, 4], answers)
+        tracker, raw = self.tracker, rows[:, 4]
+        found = [self._box_of(target, *answer) for target, answer in enumerate(zip(rows, crops, strict=True))]
+        answers = np.stack([last if box is None else box for last, box in zip(self._boxes, found, strict=True)])
+        scores, trail = self._confidence(raw, answers, self._trail), self._trail.moved(raw, answers)
         if tracker.recover:
-            lost = self._look_for_lost(views, rows[:, 4], found, scores)
-            trail = trail.kept(self._trail, [was is not None for was in self._lost])
-        predictions, moved = [], []
-        for target, (box, score) in enumerate(zip(found, scores, strict=True)):
-            present = lost[target] is None and bool(score >= (tracker.absent_below or 0.0))
-            moved.append(present and box is not None)
-            if moved[-1]:
-                boxes[target] = box
-            predictions.append(Prediction(boxes[target].copy(), float(score), present))
-        wanted = self._memory.wants(self.frame_index + 1)
-        crops = self._newer_crops(views, boxes, moved) if wanted else None
-        return _Move(predictions, boxes, state, crops, trail, lost)
+            trail = trail.kept(self._trail, [lost is not None for lost in self._lost])
+            self._lost = self._look_for_lost(views, raw, found, scores)
+        present = [lost is None and bool(score >= (tracker.absent_below or 0.0))
+                   for lost, score in zip(self._lost, scores, strict=True)]  # fmt: skip
+        moved = [here and box is not None for here, box in zip(present, found, strict=True)]
+        self._boxes = np.stack([found[k] if moved[k] else last for k, last in enumerate(self._boxes)])
+        self._trail, self._state, self.frame_index = trail, state, self.frame_index + 1
+        predictions = [Prediction(box.copy(), float(score), here)
+                       for box, score, here in zip(self._boxes, scores, present, strict=True)]  # fmt: skip
+        if not self._memory.wants(self.frame_index):
+            return predictions, None
+        fresh = self._template_crops(views, self._boxes)
+        for target in np.flatnonzero(~np.array(moved)):  # one that was not found keeps its newest
+            for new, old in zip(fresh, self._newest, strict=True):
+                if new is not None:
+                    new[target] = old[target]
+        self._newest = fresh
+        return predictions, fresh
 
-    def _box_of(self, row: np.ndarray, crop: Any) -> np.ndarray | None:
-        processor = self.tracker.image_processor
-        return processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size)
+    def _box_of(self, target: int, row: np.ndarray, crop: Any) -> np.ndarray | None:
+        """An answer's box in the frame, with a share of the last size where that is known; None: of no use."""
+        processor, kept = self.tracker.image_processor, self.tracker.size_momentum
+        box = processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size)
+        if box is None or not kept or self._lost[target] is not None:
+            return box
+        size = kept * self._boxes[target, 2:] + (1 - kept) * box[2:]
+        smoothed = processor.clip_box(np.concatenate((box[:2] + (box[2:] - size) / 2, size)), *self._size)
+        return box if smoothed is None else smoothed
 
     def _confidence(self, scores: np.ndarray, boxes: np.ndarray, trail: Trail) -> np.ndarray:
         weights = self.tracker.image_processor.calibration
         return scores.copy() if weights is None else probability(trail.evidence(scores, boxes), weights)
 
-    def _smoothed(self, box: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """A box whose size keeps a share of the last one."""
-        kept = self.tracker.size_momentum
-        if not kept:
-            return box
-        size = kept * last[2:] + (1 - kept) * box[2:]
-        smoothed = np.concatenate((box[:2] + (box[2:] - size) / 2, size))
-        clipped = self.tracker.image_processor.clip_box(smoothed, *self._size)
-        return box if clipped is None else clipped
-
     def _look_for_lost(
         self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray
     ) -> list[Lost | None]:
-        """Targets that are lost after this frame; of those found again, `found` and `scores` take the new answer."""
-        tracker, lost = self.tracker, list(self._lost)
+        """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer."""
+        processor, limit, lost = self.tracker.image_processor, self.tracker.absent_below, list(self._lost)
         for target in np.flatnonzero([was is None for was in lost]):
-            if scores[target] < tracker.absent_below:
-                lost[target] = Lost(self._boxes[target], self._size, tracker.image_processor.search_factor)
+            if scores[target] < limit:
+                lost[target] = Lost(self._boxes[target], self._size, processor.search_factor)
         targets = [target for target, was in enumerate(self._lost) if was is not None]
         if not targets:
             return lost
-        rows, crops = self._second_look(views, targets)
-        for target, row, crop in zip(targets, rows, crops, strict=True):
-            tried = [(found[target], raw[target]), (self._box_of(row, crop), row[4])]
-            box, score = max(((box, score) for box, score in tried if box is not None), key=lambda one: one[1],
-                             default=(None, 0.0))  # fmt: skip
-            one, fresh = np.array([score]), self._boxes[[target]] if box is None else box[None]
-            sure = self._confidence(one, fresh, Trail(log_odds(one), log_size(fresh)))[0]
-            seen = self._lost[target].seen(box, float(sure), tracker.absent_below)
-            lost[target], scores[target] = seen, sure
-            if seen.found:
-                lost[target], found[target] = None, box
-        return lost
-
-    def _second_look(self, views: list[View], targets: list[int]) -> tuple[np.ndarray, list[Any]]:
-        """Answers `[lost targets, 5]` for crops at their next places, and these crops."""
-        processor, count = self.tracker.image_processor, len(self._boxes)
         cut = [processor.crop(views, self._lost[target].place(), "search", self._padding) for target in targets]
         template, state = (
-            None if tokens is None else tokens.unflatten(0, (-1, count))[:, targets].flatten(0, 1)
+            None if tokens is None else tokens.unflatten(0, (-1, len(lost)))[:, targets].flatten(0, 1)
             for tokens in (self._template, self._state)
         )
         rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody)
-        return rows, [where for _, where in cut]
-
-    def _newer_crops(self, views: list[View], boxes: np.ndarray, moved: list[bool]) -> _Crops:
-        """This frame's template crops; a target that was not found keeps its newest ones."""
-        crops = self._template_crops(views, boxes)
-        for target in np.flatnonzero(~np.array(moved)):
-            for new, old in zip(crops, self._newest, strict=True):
-                if new is not None:
-                    new[target] = old[target]
-        return crops
-
-    def _take(self, move: _Move) -> Prediction | list[Prediction]:
-        self.frame_index += 1
-        self._boxes, self._state = move.boxes, move.state
-        self._trail, self._lost = move.trail, move.lost
-        if move.crops is not None:
-            self._newest = move.crops
-            self._memory.add(self.frame_index, move.crops)
-        return self._answer(move.predictions)
-
-    def _checked(self, views: list[View]) -> list[View]:
-        if (torch.device(self.model.device), self.model.dtype) != (self.device, self.dtype):
-            raise ValueError(
-                f"the model is {self.model.dtype} on {self.model.device} now; this session began with {self.dtype} on "
-                f"{self.device}. Start a new session after moving or casting the model"
-            )
-        if views[0].size != self._size:
-            (height, width), (new_height, new_width) = self._size, views[0].size
-            raise ValueError(
-                f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), while the session "
-                f"was started on {width}x{height}: a box has no meaning across sizes. Scale the frames to one size, "
-                "or call reset(frame, box) to start anew"
-            )
-        return views
-
-    def _answer(self, predictions: list[Prediction]) -> Prediction | list[Prediction]:
-        return predictions[0] if self._single else predictions
+        for target, row, (_, crop) in zip(targets, rows, cut, strict=True):
+            tried = [(raw[target], found[target]), (row[4], self._box_of(target, row, crop))]
+            tried = [answer for answer in tried if answer[1] is not None]
+            score, box = max(tried, key=lambda answer: answer[0], default=(0.0, None))
+            one, fresh = np.array([score]), self._boxes[[target]] if box is None else box[None]
+            scores[target] = self._confidence(one, fresh, Trail(log_odds(one), log_size(fresh)))[0]
+            lost[target] = self._lost[target].seen(box, float(scores[target]), limit)
+            if lost[target].found:
+                lost[target], found[target] = None, box
+        return lost
 
 
 @torch.inference_mode()
@@ -369,38 +343,43 @@ def update_together(
         raise ValueError(f"{len(sessions)} sessions, {len(frames)} frames: give sessions of one tracker, a frame each")
     if len(set(map(id, sessions))) != len(sessions):
         raise ValueError("a session is there twice: it takes one frame at a time")
-    ranges = [copy.copy(session._thermal) for session in sessions]
-    views = [s._checked(s._views(*of)) for s, *of in zip(sessions, frames, ranges, strict=True)]
-    templates = [session._template_tokens() for session in sessions]
+    # copies move on, and the sessions take over what they hold once all have
+    copies = [copy.copy(session) for session in sessions]
+    for one in copies:
+        one._thermal = copy.copy(one._thermal)
+    views = [one._next_views(frame) for one, frame in zip(copies, frames, strict=True)]
+    templates = [one._template_tokens() for one in copies]
     passes: dict[tuple[int, ...], list[int]] = {}
-    for i, template in enumerate(templates):
-        passes.setdefault((id(sessions[i].model), sessions[i]._state is None, *template.shape[1:]), []).append(i)
-    moves: dict[int, _Move] = {}
+    for i, (one, template) in enumerate(zip(copies, templates, strict=True)):
+        passes.setdefault((id(one.model), one._state is None, *template.shape[1:]), []).append(i)
+    moved: dict[int, tuple[list[Prediction], _Crops | None]] = {}
     for members in passes.values():
-        parts = [[of[i] for i in members] for of in (sessions, views, templates)]
-        moves.update(zip(members, _one_pass(*parts, on_stage or _nobody), strict=True))
-    for session, thermal in zip(sessions, ranges, strict=True):
-        session._thermal = thermal
-    return [session._take(moves[i]) for i, session in enumerate(sessions)]
+        parts = [[of[i] for i in members] for of in (copies, views, templates)]
+        moved.update(zip(members, _one_pass(*parts, on_stage or _nobody), strict=True))
+    for i, (session, one) in enumerate(zip(sessions, copies, strict=True)):
+        vars(session).update(vars(one))
+        if (crops := moved[i][1]) is not None:
+            session._memory.add(session.frame_index, crops)
+    return [session._answer(moved[i][0]) for i, session in enumerate(sessions)]
 
 
 def _one_pass(
     sessions: list[TrackingSession], views: list[list[View]], templates: list[torch.Tensor], on_stage: StageCallback
-) -> list[_Move]:
+) -> list[tuple[list[Prediction], _Crops | None]]:
     processor = sessions[0].tracker.image_processor
-    crops = [
+    cut = [
         [processor.crop(seen, box, "search", session._padding) for box in session._boxes]
         for session, seen in zip(sessions, views, strict=True)
     ]
-    sizes = [len(cut) for cut in crops]
+    sizes = [len(crops) for crops in cut]
     template, state = _joined(templates, sizes), _joined([s._state for s in sessions], sizes)
-    pictures = [picture for cut in crops for picture, _ in cut]
+    pictures = [picture for crops in cut for picture, _ in crops]
     found, state = _answers(sessions[0], pictures, template, state, on_stage)
     rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(state, sizes)
-    places = [[crop for _, crop in cut] for cut in crops]
-    moves = [s._move(*answer) for s, *answer in zip(sessions, views, rows, places, states, strict=True)]
+    places = [[where for _, where in crops] for crops in cut]
+    moved = [s._advance(*answer) for s, *answer in zip(sessions, views, rows, places, states, strict=True)]
     on_stage("decode")
-    return moves
+    return moved
 
 
 def _answers(

@@ -1,6 +1,6 @@
 """From frames to boxes: `Tracker`, a model and its image processor."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import RLock
@@ -67,14 +67,11 @@ class Tracker:
             raise ValueError(f"size_momentum is a share from 0 to below 1, not {size_momentum}")
         if recover and not absent_below:
             raise ValueError("recover looks for absent targets: say which score is absent, such as absent_below=0.3")
-        self.model = model
-        self.image_processor = image_processor
+        self.model, self.image_processor = model, image_processor
+        self.absent_below, self.size_momentum = absent_below, size_momentum
+        self.allow_missing, self.recover = allow_missing, recover
         self.streams: int = model.config.streams
-        self.absent_below = absent_below
-        self.allow_missing = allow_missing
-        self.size_momentum = size_momentum
-        self.recover = recover
-        self._first = active_adapter(model) if getattr(model, "has_adapter", False) else None
+        self._first = _adapter_of(model)
         own = getattr(model, "adapter_modalities", {}).get(self._first, model.config.modality)
         self.modality: str = modality or own
         self._copies: dict[tuple[str | None, tuple[int, ...]], Any] = {}
@@ -118,13 +115,13 @@ class Tracker:
         """
         from mmtrackers.hub.auto import AutoTracker
 
+        options = (modality, absent_below, allow_missing, size_momentum, recover)
         if (Path(repo) / GRAPHS).is_file():
             if pack or base_model or device not in (None, "cpu") or as_dtype(dtype) not in (None, torch.float32):
                 raise ValueError(
                     f"{repo} is exported: pack, dtype, device and base_model were settled then; export it again"
                 )
-            processor = TrackerImageProcessor.from_pretrained(repo)
-            return cls(ExportedModel(repo), processor, modality, absent_below, allow_missing, size_momentum, recover)
+            return cls(ExportedModel(repo), TrackerImageProcessor.from_pretrained(repo), *options)
         dtype = as_dtype(dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
         if device is not None:
@@ -138,7 +135,7 @@ class Tracker:
             processor = TrackerImageProcessor.from_dict(model.processor_config)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{repo}: preprocessor_config.json cannot be used: {error}") from error
-        tracker = cls(model, processor, modality, absent_below, allow_missing, size_momentum, recover)
+        tracker = cls(model, processor, *options)
         if pack:
             tracker.model.pack()
         return tracker
@@ -197,25 +194,21 @@ class Tracker:
     def model_and_modality(self, adapter: str | None = None) -> tuple[Any, str]:
         """`model_for` an adapter, and the second stream that this adapter reads, of one moment."""
         with self._lock:
-            model = self._model_for(adapter)
-            name = adapter or (active_adapter(model) if getattr(model, "has_adapter", False) else None)
-        if name == self._first:
-            return model, self.modality
-        return model, model.adapter_modalities.get(name, self.modality)
-
-    def _model_for(self, adapter: str | None) -> Any:
-        if not getattr(self.model, "has_adapter", False) or self.model.is_packed:
-            if adapter is not None:
-                raise ValueError(
-                    f"adapter {adapter!r} cannot be chosen: this tracker has no adapters, or is packed with one"
-                )
-            return self.model
-        name = adapter or (active_adapter(self.model) if self.model.adapters_enabled else None)
-        key = (name, tuple(map(id, (*self.model.parameters(), *self.model.buffers()))))
-        if key not in self._copies:
-            self._copies = {old: bound for old, bound in self._copies.items() if old[1] == key[1]}
-            self._copies[key] = weight_sharing_copy(self.model, name)
-        return self._copies[key]
+            model, first = self.model, _adapter_of(self.model)
+            if first is None or model.is_packed:
+                if adapter is not None:
+                    raise ValueError(
+                        f"adapter {adapter!r} cannot be chosen: this tracker has no adapters, or is packed with one"
+                    )
+            else:
+                name = adapter or (first if model.adapters_enabled else None)
+                key = (name, tuple(map(id, (*model.parameters(), *model.buffers()))))
+                if key not in self._copies:
+                    self._copies = {old: twin for old, twin in self._copies.items() if old[1] == key[1]}
+                    self._copies[key] = weight_sharing_copy(model, name)
+                model = self._copies[key]
+            name = adapter or first
+        return model, self.modality if name == self._first else model.adapter_modalities.get(name, self.modality)
 
     def start(
         self,
@@ -292,27 +285,24 @@ class Tracker:
         if isinstance(frames, (str, Path)) and len(second) < 2:
             frames, second = open_source(frames, second), {}
         if isinstance(frames, FrameSource):
-            rig = frames.rig(self.streams)
-            modality = modality or rig.pop("modality", None)
-            kwargs = rig | kwargs
+            kwargs = frames.rig(self.streams) | ({"modality": modality} if modality else {}) | kwargs
+        else:
+            kwargs["modality"] = modality
         opened, known = frames_of(frames, second, annotated=box_xywh is None)
         box_xywh = known if box_xywh is None else box_xywh
         if box_xywh is None:
             raise ValueError("where is the target in the first frame? Give its box: x, y, width, height in pixels")
-        return self._stream(islice(opened, max_frames), box_xywh, modality, kwargs)
+        return self._stream(islice(opened, max_frames), box_xywh, kwargs)
 
-    def _stream(
-        self, frames: Iterable[Frame], box_xywh: Any, modality: str | None, kwargs: dict[str, Any]
-    ) -> Iterator[Any]:
-        session: TrackingSession | None = None
-        for frame in frames:
-            if session is None:
-                session = self.start(frame, box_xywh, modality, **kwargs)
-                yield session.initial_prediction()
-            else:
-                yield session.update(frame)
-        if session is None:
+    def _stream(self, frames: Iterator[Frame], box_xywh: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
+        first = next(frames, None)
+        if first is None:
             raise ValueError("there is no frame to track in: `frames` is empty")
+        session = self.start(first, box_xywh, **kwargs)
+        yield session.initial_prediction()
+        del first  # one frame is held at a time
+        for frame in frames:
+            yield session.update(frame)
 
     def __repr__(self) -> str:
         read = "rgb" if self.streams == 1 else f"rgb + {self.modality}"
@@ -325,6 +315,10 @@ class Tracker:
         return self.image_processor.stack(
             frame, modality=modality or self.modality, streams=self.streams, allow_missing=self.allow_missing
         )
+
+
+def _adapter_of(model: Any) -> str | None:
+    return active_adapter(model) if getattr(model, "has_adapter", False) else None
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
