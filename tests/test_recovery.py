@@ -134,7 +134,8 @@ def test_one_of_two_targets_is_lost() -> None:
 
 def test_a_correction_need_not_prove_itself() -> None:
     left, right, elsewhere = (10, 50, 24, 20), (110, 50, 24, 20), (60, 10, 24, 20)
-    session = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True).start(frame(left, right), [left, right])
+    tracker = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True)
+    session = tracker.start(frame(left, right), [left, right])
     for _ in range(3):
         session.update(frame())
     session.boxes_xywh = [elsewhere, session.boxes_xywh[1]]

@@ -12,7 +12,7 @@ from model_rows import ROWS
 from mmtrackers import Prediction, Targets, Tracker, TrackerImageProcessor
 from mmtrackers.tracking.export import export, rows, to_pandas, to_supervision
 from mmtrackers.tracking.runs import RunResult
-from mmtrackers.tracking.sources import FrameSource, frames_of
+from mmtrackers.tracking.sources import FrameSource, as_source
 from mmtrackers.tracking.video import VideoWriter
 
 BOX, OTHER = [60.0, 40, 30, 20], [20.0, 30, 25, 40]
@@ -79,7 +79,7 @@ def test_track_opens_paths_and_sources(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "clip.mp4") as writer:
         for frame in FRAMES:
             writer.write(frame)
-    decoded = [frame["rgb"] for frame, _ in zip(frames_of(tmp_path / "clip.mp4")[0], range(3), strict=False)]
+    decoded = [frame["rgb"] for frame, _ in zip(as_source(tmp_path / "clip.mp4"), range(3), strict=False)]
     known = [p.to_dict() for p in tracker.track(decoded, BOX)]
     assert [p.to_dict() for p in tracker.track(tmp_path / "clip.mp4", BOX, max_frames=3)] == known
     from_truth = [p.to_dict() for p in tracker.track(annotated())]

@@ -14,9 +14,6 @@ class ReadAhead:
     An error of the source is raised after the frames before it. Leaving the `with` block ends the thread and closes
     the source.
 
-    Args:
-        frames (iterator of `dict[str, np.ndarray]`): is used by the thread alone from now on.
-
     Example:
         >>> import numpy as np
         >>> with ReadAhead(iter([{"rgb": np.zeros((4, 4, 3), np.uint8)}] * 3)) as frames:

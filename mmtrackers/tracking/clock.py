@@ -18,16 +18,6 @@ class StageClock:
 
     Attributes:
         rows (`list[list[float]]`): per step, the seconds of `STAGES`.
-
-    Example:
-        >>> clock = StageClock("cpu")
-        >>> for _ in range(3):
-        ...     clock.begin()
-        ...     clock("read")
-        ...     clock("crop")
-        ...     row = clock.end()
-        >>> len(clock.rows), row[2]
-        (3, 0.0)
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

@@ -40,13 +40,7 @@ class Trail:
         return Trail(np.where(which, old.score, self.score), np.where(which, old.size, self.size))
 
     def evidence(self, scores: np.ndarray, boxes_xywh: np.ndarray) -> np.ndarray:
-        """What speaks for an answer, `[targets, 4]` in the order of `EVIDENCE`.
-
-        Example:
-            >>> box = np.array([[0.0, 0, 20, 20]])
-            >>> Trail.of(box).evidence(np.array([0.5]), box)
-            array([[1. , 0. , 1.8, 0. ]])
-        """
+        """What speaks for an answer, `[targets, 4]` in the order of `EVIDENCE`."""
         change = np.abs(log_size(boxes_xywh) - self.size)
         return np.stack([np.ones(len(scores)), log_odds(scores), self.moved(scores, boxes_xywh).score, change], 1)
 
@@ -63,12 +57,7 @@ def log_odds(scores: np.ndarray) -> np.ndarray:
 
 
 def probability(evidence: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Probability that the boxes are right, `[targets]`: the logistic function of evidence `[targets, 4]`.
-
-    Example:
-        >>> probability(np.array([[1.0, 0.0, 2.0, 0.0]]), [0.0, 1.0, 0.0, 0.0])
-        array([0.5])
-    """
+    """Probability that the boxes are right, `[targets]`: the logistic function of evidence `[targets, 4]`."""
     return 1 / (1 + np.exp(-evidence @ np.asarray(weights, dtype=np.float64)))
 
 

@@ -28,10 +28,6 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
 
     Returns:
         `np.ndarray` uint8 `[H, W, 3]` RGB, a new array.
-
-    Example:
-        >>> visible(np.array([[0, 900, 1800]], np.uint16), "depth")[0, 0].tolist()
-        [0, 0, 0]
     """
     shown = _shown(picture, modality)
     return shown.copy() if shown is picture else shown
@@ -160,10 +156,6 @@ def plot_run(
         title (`str`): shown above.
         absent_below (`float`, *optional*): drawn as a line in the panel of the scores.
         first (`int`): the frame of the given box, which the mean leaves out.
-
-    Example:
-        >>> import tempfile
-        >>> plot_run(Path(tempfile.mkdtemp()) / "run.png", np.array([1.0, 0.8]), np.array([1.0, 0.7]), "bag")
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

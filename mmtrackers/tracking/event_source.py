@@ -106,16 +106,7 @@ def _picture(events: Events, file: EventFile, frame: Frame) -> np.ndarray:
 
 
 def davis_frames(path: Path) -> FrameSource:
-    """The RGB frames of an AEDAT4 recording.
-
-    Raises:
-        ValueError: it has none.
-
-    Example:
-        ```python
-        source = davis_frames(Path("recording.aedat4"))
-        ```
-    """
+    """The RGB frames of an AEDAT4 recording; ValueError where it has none."""
     exposures = open_events(path).exposures
     if exposures is None:
         raise ValueError(f"{path} has events but no frames: give the RGB video or folder, and this as --event")

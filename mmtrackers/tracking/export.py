@@ -20,15 +20,7 @@ Row = dict[str, int | float | bool]
 
 def rows(result: "RunResult") -> Iterator[Row]:
     """One row per frame and target, frames from 0, targets from 1, boxes in pixels; frames where a target is not
-    followed are left out.
-
-    Example:
-        >>> from mmtrackers.tracking.runs import RunResult
-        >>> from mmtrackers.tracking.sources import FrameSource
-        >>> found = [[Prediction(np.array([1.0, 2, 3, 4]), 0.5)]]
-        >>> list(rows(RunResult(FrameSource("a", lambda: iter(())), 7, found)))[0]["frame"]
-        7
-    """
+    followed are left out."""
     for frame, found in enumerate(result.predictions, result.first):
         for target, prediction in enumerate(found, 1):
             x, y, w, h = (float(value) for value in prediction.box)
@@ -38,7 +30,7 @@ def rows(result: "RunResult") -> Iterator[Row]:
 
 
 def to_pandas(result: "RunResult") -> Any:
-    """`rows` as a `pandas.DataFrame`.
+    """A `pandas.DataFrame` of a row per frame and target: frame, target, x, y, width, height, score, present.
 
     Raises:
         ImportError: pandas is not installed.
@@ -100,27 +92,16 @@ def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> lis
         export(run(tracker, open_source("clip.mp4"), [box]), "tracked", ["coco", "cvat"])
         ```
     """
-    texts = {"coco": _coco, "mot": _mot, "cvat": _cvat}
     files = label_files(output, result.source.name, kinds)
-    return [write_text(path, texts[kind](result)) for kind, path in files.items()]
+    return [write_text(path, KINDS[kind][1](result)) for kind, path in files.items()]
 
 
 def label_files(folder: str | Path, name: str, kinds: Iterable[str]) -> dict[str, Path]:
-    """Where `export` writes.
-
-    Raises:
-        ValueError: a kind that it does not know.
-
-    Example:
-        >>> label_files("tracked", "clip", ["mot"])["mot"].name
-        'clip_mot.txt'
-    """
-    suffixes = {"coco": "json", "mot": "txt", "cvat": "xml"}
+    """Where `export` writes; ValueError for a kind that it does not know."""
     kinds = list(kinds)
-    unknown = sorted(set(kinds) - set(suffixes))
-    if unknown:
+    if unknown := sorted(set(kinds) - set(KINDS)):
         raise ValueError(f"cannot export to {', '.join(unknown)}: known are coco, mot and cvat")
-    return {kind: Path(folder) / f"{name}_{kind}.{suffixes[kind]}" for kind in kinds}
+    return {kind: Path(folder) / f"{name}_{kind}.{KINDS[kind][0]}" for kind in kinds}
 
 
 def _coco(result: "RunResult") -> str:
@@ -184,3 +165,6 @@ def _cvat_box(track: ElementTree.Element, row: Row, frame: float, outside: bool)
     marks = {"frame": frame, "keyframe": 1, "outside": int(outside), "occluded": 0, "z_order": 0}
     numbers = {name: f"{value:.2f}" for name, value in sides.items()}
     ElementTree.SubElement(track, "box", {name: str(value) for name, value in marks.items()} | numbers)
+
+
+KINDS = {"coco": ("json", _coco), "mot": ("txt", _mot), "cvat": ("xml", _cvat)}

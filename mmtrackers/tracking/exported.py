@@ -25,11 +25,6 @@ class ExportedModel:
     Raises:
         OSError: a file is missing or damaged.
         ValueError: ONNX Runtime is not installed, or the graphs are for other sizes than the folder says.
-
-    Example:
-        ```python
-        tracker = Tracker.from_pretrained("out/onnx")      # makes one of these where the folder holds graphs
-        ```
     """
 
     training = has_adapter = False
@@ -103,12 +98,7 @@ class ExportedModel:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of itself.
-
-    Raises:
-        OSError: it says nothing, or no JSON.
-        ValueError: something is missing, or of another kind.
-    """
+    """What an exported folder says of itself; OSError or ValueError where that is not there, or damaged."""
     path = folder / GRAPHS
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -50,17 +51,10 @@ class NewestFrame:
     Args:
         place (`str`): camera index, `/dev/videoN`, or an address.
         patience (`float`, *optional*): seconds without a picture after which it is given up; a minute by default.
-
-    Example:
-        ```python
-        with NewestFrame("rtsp://camera/1") as camera:
-            number, picture = camera.newer_than(0)
-        ```
     """
 
     def __init__(self, place: str, patience: float | None = None) -> None:
         self.place, self.patience = place, PATIENCE if patience is None else patience
-        self._open: Callable[[], Iterator[Picture]] = lambda: _pictures(place)
         self._changed = threading.Condition()
         self._picture: Picture | None = None
         self._number, self._reason, self._ended = 0, "it never answered", False
@@ -83,7 +77,10 @@ class NewestFrame:
             if self._number <= number or time.monotonic() - self._last > self.patience:
                 waited = "" if self._ended else f" within {self.patience:g} s"
                 again = "gave no picture" if self._number == 0 else "gives no more pictures"
-                raise ValueError(f"{self.place} {again}{waited} ({self._reason}): {_way_out(self.place)}")
+                out = "is it plugged in, and free?"
+                if is_address(self.place):
+                    out = "is the address right, and the camera on? Another program (ffplay) would show why"
+                raise ValueError(f"{self.place} {again}{waited} ({self._reason}): {out}")
             number, picture = self._number, self._picture
         return number, picture if isinstance(picture, np.ndarray) else picture.to_ndarray(format="rgb24")
 
@@ -104,7 +101,7 @@ class NewestFrame:
         while not self._ended:
             begun = self._number
             try:
-                for picture in self._open():
+                for picture in (_from_network if is_address(self.place) else _from_device)(self.place):
                     with self._changed:
                         if self._ended:
                             return
@@ -124,16 +121,6 @@ class NewestFrame:
             if self._number and not self._ended:
                 logger.warning("%s broke off (%s): connecting again", self.place, reason)
             time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
-
-
-def _way_out(place: str) -> str:
-    if is_address(place):
-        return "is the address right, and the camera on? Another program that opens it (ffplay) would show why"
-    return "is it plugged in, and free?"
-
-
-def _pictures(place: str) -> Iterator[Picture]:
-    return _from_network(place) if is_address(place) else _from_device(place)
 
 
 def _from_network(address: str) -> Iterator[Picture]:
@@ -173,35 +160,25 @@ def open_live(place: str, second: dict[str, str] | None = None, patience: float 
         second (`dict[str, str]`, *optional*): one modality -> another camera or stream.
         patience (`float`, *optional*): as for [`NewestFrame`].
 
-    Raises:
-        ValueError: the second one is none.
-
     Example:
         ```python
         for frame in open_live("rtsp://camera/1", {"thermal": "rtsp://camera/2"}):
             print(frame["rgb"].shape)
         ```
     """
-    for other in (second or {}).values():
-        if not is_live(str(other)):
-            raise ValueError(f"{place} is live and {other} is not: a camera goes with a camera, a recording with one")
-    places = {"rgb": place} | {modality: str(other) for modality, other in (second or {}).items()}
+    places = {"rgb": place} | (second or {})
 
     def frames() -> Iterator[Frame]:
-        readers = {stream: NewestFrame(where, patience) for stream, where in places.items()}
-        try:
-            number, others = 0, {stream: reader for stream, reader in readers.items() if stream != "rgb"}
-            for reader in others.values():
+        with ExitStack() as stack:
+            rgb, *others = [stack.enter_context(NewestFrame(where, patience)) for where in places.values()]
+            for reader in others:
                 reader.newer_than(0)  # all are there before the first pair is made
+            number = 0
             while True:
-                number, picture = readers["rgb"].newer_than(number)
-                yield {"rgb": picture} | {stream: reader.newer_than(0)[1] for stream, reader in others.items()}
-        finally:
-            for reader in readers.values():
-                reader.close()
+                number, picture = rgb.newer_than(number)
+                yield dict(zip(places, [picture, *(reader.newer_than(0)[1] for reader in others)], strict=True))
 
-    modality = next((stream for stream in places if stream != "rgb"), "rgb")
-    return FrameSource(_name_of(place), frames, modality, live=True)
+    return FrameSource(_name_of(place), frames, list(places)[-1], live=True)
 
 
 def _name_of(place: str) -> str:

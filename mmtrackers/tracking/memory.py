@@ -205,12 +205,7 @@ class TemplateMemory:
         return frame == 0 or frame in self.policy.kept(frame + 1)
 
     def add(self, frame: int, crops: Crops) -> None:
-        """Keeps a copy of the crops of the newest frame; forgets those that no later frame can ask for.
-
-        Args:
-            frame (`int`): its number, 0 first.
-            crops (`tuple` of `Tensor` or None): of one form for all frames of a video.
-        """
+        """Keeps a copy of the crops of the newest frame; forgets those that no later frame can ask for."""
         if frame == 0:
             self._first = tuple(crops)
             self._shelves = tuple(None if one is None else _Shelf(one) for one in crops)

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +28,6 @@ _WAITING_BYTES = 32 << 20  # of pictures that wait for the video
 _LARGE, _SHOWN = 1440, 1080  # the shorter side, in pixels: videos of more than the one are shrunk to the other
 
 
-@dataclass(frozen=True)
 class ResultFiles:
     """The files of one run, all named after its source: `clip_tracked.json`, `clip_tracked.mp4`, ...
 
@@ -38,6 +37,14 @@ class ResultFiles:
         targets (`int`): how many.
         label_kinds (`str`s): label files to write too, see `export.export`.
 
+    Attributes:
+        boxes (`list[Path]`): a line `x,y,w,h` per frame; a file per target.
+        scores (`Path`): a line per frame, a column per target.
+        record, plot, video (`Path`): boxes, scores, presence and settings; overlap and score over time; the frames
+            with the boxes drawn in.
+        labels (`dict[str, Path]`): kind -> label file.
+        all (`list[Path]`): every file that a run may leave.
+
     Raises:
         ValueError: a kind of label file that is not known.
 
@@ -46,47 +53,14 @@ class ResultFiles:
         ['clip_tracked.txt', 'clip_tracked_2.txt']
     """
 
-    folder: Path
-    name: str
-    targets: int = 1
-    label_kinds: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        label_files(self.folder, self.name, self.label_kinds)
-
-    def _path(self, ending: str) -> Path:
-        return self.folder / f"{self.name}_tracked{ending}"
-
-    @property
-    def boxes(self) -> list[Path]:
-        """A line `x,y,w,h` per frame; a file per target."""
-        return [self._path(f"_{k + 1}.txt" if k else ".txt") for k in range(self.targets)]
-
-    @property
-    def scores(self) -> Path:
-        """A line per frame, a column per target."""
-        return self._path("_scores.txt")
-
-    @property
-    def video(self) -> Path:
-        """The frames with the boxes drawn in."""
-        return self._path(".mp4")
-
-    @property
-    def plot(self) -> Path:
-        """Overlap and score over time."""
-        return self._path(".png")
-
-    @property
-    def record(self) -> Path:
-        """Boxes, scores, presence and settings."""
-        return self._path(".json")
-
-    @property
-    def all(self) -> list[Path]:
-        """Every file that a run may leave."""
-        labels = label_files(self.folder, self.name, self.label_kinds).values()
-        return [*self.boxes, self.scores, self.record, self.plot, *labels, self.video]
+    def __init__(self, folder: Path, name: str, targets: int = 1, label_kinds: Sequence[str] = ()) -> None:
+        self.folder, self.name = folder, name
+        endings = (".txt", *(f"_{k}.txt" for k in range(2, targets + 1)), "_scores.txt", ".json", ".png", ".mp4")
+        *self.boxes, self.scores, self.record, self.plot, self.video = (
+            folder / f"{name}_tracked{ending}" for ending in endings
+        )
+        self.labels = label_files(folder, name, label_kinds)
+        self.all = [*self.boxes, self.scores, self.record, self.plot, *self.labels.values(), self.video]
 
     def check(self, overwrite: bool = False) -> None:
         """Looks whether the names are free.
@@ -121,16 +95,6 @@ class ResultFiles:
     def write_record(self, content: dict[str, Any]) -> None:
         """Writes the record, which also says which files are this run's."""
         write_json(self.record, {"written_by": _WRITER, "files": [path.name for path in self.all], **content})
-
-
-def box_line(box_xywh: np.ndarray) -> str:
-    """A box as the data sets' tools read it."""
-    return ",".join(f"{value:.4f}" for value in box_xywh)
-
-
-def score_line(scores: Sequence[float]) -> str:
-    """The scores of a frame's targets; nan where there is none."""
-    return ",".join(f"{score:.6f}" for score in scores)
 
 
 class _Lines:
@@ -186,13 +150,17 @@ class Recorder:
         self._video = VideoWriter(files.video, source.fps) if video else None
         self._boxes, self._scores = [_Lines(path) for path in files.boxes], _Lines(files.scores)
         for _ in range(first):
-            for lines in self._boxes:
-                lines.add(box_line(np.zeros(4)))
-            self._scores.add(score_line([math.nan] * files.targets))
+            self._add_lines([(np.zeros(4), math.nan)] * len(files.boxes))
         self._scale = 1.0
         self._queue: queue.Queue[Any] | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+
+    def _add_lines(self, found: Sequence[tuple[np.ndarray, float]]) -> None:
+        """A frame's boxes as the data sets' tools read them, and its scores."""
+        for lines, (box, _) in zip(self._boxes, found, strict=True):
+            lines.add(",".join(f"{value:.4f}" for value in box))
+        self._scores.add(",".join(f"{score:.6f}" for _, score in found))
 
     def put(self, index: int, frame: dict[str, np.ndarray], found: Sequence[Prediction]) -> None:
         """Hands over a frame and what was found in it; waits where the video does not keep up.
@@ -252,9 +220,7 @@ class Recorder:
             self._error = error
 
     def _record(self, index: int, frame: dict[str, np.ndarray] | None, found: Sequence[Prediction]) -> None:
-        for lines, prediction in zip(self._boxes, found, strict=True):
-            lines.add(box_line(prediction.box))
-        self._scores.add(score_line([prediction.score for prediction in found]))
+        self._add_lines([(prediction.box, prediction.score) for prediction in found])
         self.count += 1
         if frame is None:
             return

@@ -27,13 +27,6 @@ class Lost:
         step (`int`): places looked at so far.
         candidate (`np.ndarray` or None): the box that is being watched.
         votes (`int`): frames for which it has been plausible.
-
-    Example:
-        >>> lost = Lost(np.array([10.0, 10, 40, 40]), (240, 320), 4.0)
-        >>> lost.place().round().tolist()
-        [60.0, 60.0, 40.0, 40.0]
-        >>> lost.seen(None, 0.2, 0.5).step
-        1
     """
 
     box_xywh: np.ndarray
@@ -66,13 +59,8 @@ class Lost:
 def round_trip(
     box_xywh: tuple[float, float, float, float], size: tuple[int, int], factor: float
 ) -> tuple[tuple[float, float, float, float], ...]:
-    """Boxes whose search crops cover a frame with half a crop of overlap, the nearest to the last place first.
-
-    Args:
-        box_xywh: the last box, whose form they keep; larger where a round would be too long.
-        size: height and width of the frame.
-        factor: side of a search crop in mean sides of the box.
-    """
+    """Boxes whose search crops cover a frame (height, width) with half a crop of overlap, the nearest to the last
+    place first; of the last box's form, larger where a round would be too long."""
     x, y, w, h = box_xywh
     height, width = size
     for scale in SCALES:

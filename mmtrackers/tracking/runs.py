@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from mmtrackers.processing.boxes import iou_xywh
-from mmtrackers.processing.files import FolderLock, write_text
+from mmtrackers.processing.files import FolderLock
 
 from .ahead import ReadAhead
 from .clock import StageClock
-from .export import export
-from .recording import Recorder, ResultFiles, box_line, score_line
+from .export import export, to_pandas
+from .recording import Recorder, ResultFiles
 from .session import Prediction, TrackingSession
 from .sources import Frame, FrameSource
 from .threads import ThreadChoice, chosen_threads
@@ -121,13 +121,7 @@ class RunResult:
         return (self.count - 1) / self.elapsed if self.elapsed > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Boxes, scores and presence per target as plain numbers, as JSON takes them.
-
-        Example:
-            >>> found = [[Prediction(np.array([0.0, 0, 2, 2]), 1.0)]]
-            >>> RunResult(FrameSource("a", lambda: iter(())), 0, found).to_dict()["targets"][0]["scores"]
-            [1.0]
-        """
+        """Boxes, scores and presence per target as plain numbers, as JSON takes them."""
         boxes, scores = self.boxes_xywh, self.scores
         targets = [
             {
@@ -149,13 +143,7 @@ class RunResult:
         }
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` of a row per frame and target: frame, target, x, y, width, height, score, present.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        from .export import to_pandas
-
+        """`mmtrackers.tracking.export.to_pandas` of it."""
         return to_pandas(self)
 
 
@@ -245,22 +233,18 @@ def run(
     return result
 
 
+@dataclass
 class _Steps:
     """The loop of a run."""
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        given: np.ndarray,
-        result: RunResult,
-        files: ResultFiles | None,
-        video: bool,
-        on_frame: Callable[[int, list[Prediction]], None] | None,
-    ) -> None:
-        self.tracker, self.given, self.result, self.files, self.video = tracker, given, result, files, video
-        self.on_frame = on_frame
-        self.session: TrackingSession | None = None
-        self.recorder: Recorder | None = None
+    tracker: Tracker
+    given: np.ndarray
+    result: RunResult
+    files: ResultFiles | None
+    video: bool
+    on_frame: Callable[[int, list[Prediction]], None] | None
+    session: TrackingSession | None = None
+    recorder: Recorder | None = None
 
     def go(self, frames: Iterator[Frame], bar: Any, max_frames: int | None, choice: ThreadChoice | None) -> None:
         result, clock, first = self.result, self.result.clock, self.result.first
@@ -354,19 +338,14 @@ def write_results(result: RunResult, output: str | Path, settings: dict[str, Any
     Raises:
         FileExistsError: one of the names belongs to a file that no run wrote.
         OSError: a file cannot be written.
-
-    Example:
-        ```python
-        write_results(RunResult(source, 0, predictions), "tracked")
-        ```
     """
-    boxes, scores = result.boxes_xywh, result.scores
-    files = ResultFiles(Path(output), result.source.name, len(boxes))
+    files = ResultFiles(Path(output), result.source.name, len(result.predictions[0]))
     files.check(overwrite=True)
     files.claim()
-    for path, rows in zip(files.boxes, boxes, strict=True):
-        write_text(path, "".join(f"{box_line(row)}\n" for row in rows))
-    write_text(files.scores, "".join(f"{score_line(row)}\n" for row in scores.T))
+    recorder = Recorder(files, result.source, result.first, video=False)
+    for index, found in enumerate(result.predictions, result.first):
+        recorder.put(index, {}, found)
+    recorder.close()
     return _finish(result, files, settings or {})
 
 
@@ -378,6 +357,6 @@ def _finish(result: RunResult, files: ResultFiles, settings: dict[str, Any]) -> 
 
         absent_below = settings.get("absent_below")
         plot_run(files.plot, overlaps, result.scores[:1], result.source.name, absent_below, result.first)
-    export(result, files.folder, files.label_kinds)
+    export(result, files.folder, files.labels)
     files.write_record(result.to_dict() | {"settings": settings})
     return [path for path in files.all if path.exists()]

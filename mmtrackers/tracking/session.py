@@ -48,12 +48,7 @@ class Prediction:
     present: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"box": [x, y, width, height], "score": ..., "present": ...}` of plain numbers, as JSON takes them.
-
-        Example:
-            >>> Prediction(np.array([1.0, 2, 3, 4]), 0.5).to_dict()
-            {'box': [1.0, 2.0, 3.0, 4.0], 'score': 0.5, 'present': True}
-        """
+        """`{"box": [x, y, width, height], "score": ..., "present": ...}` of plain numbers, as JSON takes them."""
         return {"box": self.box.tolist(), "score": float(self.score), "present": bool(self.present)}
 
     def __repr__(self) -> str:

@@ -39,7 +39,6 @@ class FrameSource:
         fps (`float`): frames per second of the recording; 30 where nothing says.
         boxes_xywh (`np.ndarray`, *optional*): `[N, 4]` ground truth in pixels, NaN where there is none.
         present (`np.ndarray`, *optional*): `[N]` bool, the frames whose ground truth counts.
-        counted (`bool`): `length` was counted in files, so it is certain.
         stamped (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
         files (list of `Path`, *optional*): where each frame is a file of one stream.
         live (`bool`): a camera: frames that come while one is looked at are left out.
@@ -61,7 +60,6 @@ class FrameSource:
     fps: float = 30.0
     boxes_xywh: np.ndarray | None = None
     present: np.ndarray | None = None
-    counted: bool = False
     stamped: Callable[[], Iterator[tuple[float, Frame]]] | None = field(default=None, repr=False)
     files: Sequence[Path] | None = field(default=None, repr=False)
     live: bool = False
@@ -126,13 +124,15 @@ def open_source(
         raise ValueError(f"--fps {fps:g}: expected a positive number of frames per second")
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
-    text, path = str(source), Path(source)
+    text, path, second = str(source), Path(source), second or {}
     from .live import is_address, is_live, open_live
 
-    if is_live(text) and not path.is_file() and not path.is_dir():
-        return open_live(text, {stream: str(where) for stream, where in (second or {}).items()})
-    if live := next((str(where) for where in (second or {}).values() if is_live(str(where))), None):
-        raise ValueError(f"{live} is live and {source} is not: a camera goes with a camera, a recording with one")
+    live = is_live(text) and not path.is_file() and not path.is_dir()
+    if stray := next((str(where) for where in second.values() if is_live(str(where)) != live), None):
+        moving, still = (text, stray) if live else (stray, text)
+        raise ValueError(f"{moving} is live and {still} is not: a camera goes with a camera, a recording with one")
+    if live:
+        return open_live(text, {stream: str(where) for stream, where in second.items()})
     if is_address(text):
         opened = _video(text, Path(urlsplit(text).path).stem, modality or "rgb")
     elif path.is_dir():
@@ -146,7 +146,7 @@ def open_source(
         )
     timed = opened.stamped is not None
     opened = _with_rate(opened, fps)
-    for stream, where in (second or {}).items():
+    for stream, where in second.items():
         if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
             from .event_source import with_events
 
@@ -187,39 +187,30 @@ def with_rig(
     return replace(source, alignment={source.modality: found}, thermal_range=thermal_range)
 
 
-def frames_of(
-    video: Any, second: Mapping[str, Any] | None = None, annotated: bool = False
-) -> tuple[Iterator[Frame], np.ndarray | None]:
-    """An iterator over the frames of whatever holds some.
+def as_source(video: Any, second: Mapping[str, Any] | None = None) -> FrameSource:
+    """Whatever holds frames as a source.
 
     Args:
         video (`str`, `Path`, `FrameSource` or iterable): what `open_source` takes, an opened source, or frames.
         second (`dict`, *optional*): one modality -> the second stream: a path, or frames beside frames.
-        annotated (`bool`): begin at the first frame whose ground truth shows the target, and return its box.
-
-    Returns:
-        The iterator, and `np.ndarray` `[4]` (x, y, width, height in pixels) or None.
 
     Raises:
         ValueError: more than one second stream, or as `open_source`; later, where the frames of one stream run out
             before the other's.
 
     Example:
-        >>> frames, box = frames_of([np.zeros((4, 4, 3), np.uint8)])
-        >>> len(list(frames)), box
-        (1, None)
+        >>> len(list(as_source([np.zeros((4, 4, 3), np.uint8)])))
+        1
     """
     streams = {name: stream for name, stream in (second or {}).items() if stream is not None}
     if len(streams) > 1:
         raise ValueError(f"{' and '.join(streams)} were given: a tracker reads one stream beside RGB, choose one")
     if isinstance(video, (str, Path)):
-        video, streams = open_source(video, streams), {}
+        return open_source(video, streams)
+    source = _named(video, "rgb")
     for modality, other in streams.items():
-        video = pair(_named(video, "rgb"), _named(other, modality), modality)
-    known = video.boxes_xywh if annotated and isinstance(video, FrameSource) else None
-    if known is not None:
-        return itertools.islice(video, video.first, None), known[video.first]
-    return iter(video), None
+        source = pair(source, _named(other, modality), modality)
+    return source
 
 
 def _named(frames: Any, modality: str) -> FrameSource:
@@ -227,7 +218,11 @@ def _named(frames: Any, modality: str) -> FrameSource:
         return _second_stream(Path(frames), modality)
     if isinstance(frames, FrameSource):
         return frames
-    return FrameSource("the video", lambda: ({modality: frame} for frame in frames), modality)
+
+    def named() -> Iterator[Frame]:
+        return (frame if isinstance(frame, Mapping) else {modality: frame} for frame in frames)
+
+    return FrameSource("the video", named, modality)
 
 
 def paired_files(rgb: Path, other: Path, modality: str) -> list[tuple[Path, Path]]:
@@ -235,12 +230,6 @@ def paired_files(rgb: Path, other: Path, modality: str) -> list[tuple[Path, Path
 
     Raises:
         ValueError: one is missing, one is a folder and the other is not, or they do not go together.
-
-    Example:
-        ```python
-        for a, b in paired_files(Path("visible"), Path("infrared"), "thermal"):
-            print(a.name, b.name)
-        ```
     """
     if rgb.is_dir() and other.is_dir():
         sides = _image_folder(rgb, "rgb"), _image_folder(other, modality)
@@ -268,14 +257,10 @@ def _images_of(folder: Path) -> list[Path]:
 
 
 def _of_files(files: Sequence[Path], modality: str, name: str) -> FrameSource:
-    return FrameSource(
-        name,
-        lambda: ({modality: read_image(file, modality)} for file in files),
-        modality,
-        len(files),
-        counted=True,
-        files=files,
-    )
+    def frames() -> Iterator[Frame]:
+        return ({modality: read_image(file, modality)} for file in files)
+
+    return FrameSource(name, frames, modality, len(files), files=files)
 
 
 def _image_folder(folder: Path, modality: str) -> FrameSource:
@@ -309,7 +294,6 @@ def _sequence(folder: Path, modality: str | None, pair_by: str | None) -> FrameS
         len(sequence),
         boxes_xywh=boxes,
         present=sequence.present if boxes is not None else None,
-        counted=True,
         files=sequence.frames["rgb"] if sequence.modality == "rgb" else None,
     )
 
@@ -376,20 +360,26 @@ def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = N
         pair(open_source("clip.mp4"), open_source("heat.mp4", modality="thermal"), "thermal")
         ```
     """
+    chosen = None
     if rgb.files is not None and other.files is not None:
         chosen = _pairs_of_files(rgb, other, modality, by)
-        if chosen is not None:
-            return _joined_files(rgb, other, modality, *chosen)
-    if by == "number":
+    if chosen is None and by == "number":
         raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
-    if by != "rank" and rgb.stamped is not None and other.stamped is not None:
-        frames = _joined_by_time(rgb, other, modality)
+    if chosen is not None:
+        rgb, other = (_taken(side, rows) for side, rows in zip((rgb, other), chosen, strict=True))
+    elif by != "rank" and rgb.stamped is not None and other.stamped is not None:
+        return replace(rgb, frames=_joined_by_time(rgb, other), modality=modality, stamped=None, files=None)
     elif by == "time":
         lacking = rgb.name if rgb.stamped is None else other.name
         raise ValueError(f"{lacking} does not say when its frames were taken: give --fps to pair it by time")
-    else:
-        frames = _joined_by_rank(rgb, other, modality)
-    return replace(rgb, frames=frames, modality=modality, stamped=None, files=None)
+    return replace(rgb, frames=_joined_by_rank(rgb, other, modality), modality=modality, stamped=None, files=None)
+
+
+def _taken(source: FrameSource, rows: np.ndarray) -> FrameSource:
+    """A source of files with these of its frames."""
+    known = {name: values[rows] for name in ("boxes_xywh", "present") if (values := getattr(source, name)) is not None}
+    files = _of_files([source.files[row] for row in rows], source.modality, source.name)
+    return replace(source, frames=files.frames, length=files.length, **known)
 
 
 def _pairs_of_files(
@@ -417,27 +407,7 @@ def _about(rgb: FrameSource, other: FrameSource) -> Iterator[None]:
         raise ValueError(f"{rgb.name} and {other.name}: {error}") from None
 
 
-def _joined_files(
-    rgb: FrameSource, other: FrameSource, modality: str, left: np.ndarray, right: np.ndarray
-) -> FrameSource:
-    def frames() -> Iterator[Frame]:
-        for i, j in zip(left.tolist(), right.tolist(), strict=True):
-            yield {"rgb": read_image(rgb.files[i]), modality: read_image(other.files[j], modality)}
-
-    rate = rgb.fps
-    return replace(
-        rgb,
-        frames=frames,
-        modality=modality,
-        length=len(left),
-        boxes_xywh=None if rgb.boxes_xywh is None else rgb.boxes_xywh[left],
-        present=None if rgb.present is None else rgb.present[left],
-        stamped=rgb.stamped and (lambda: ((k / rate, frame) for k, frame in enumerate(frames()))),
-        files=None,
-    )
-
-
-def _joined_by_time(rgb: FrameSource, other: FrameSource, modality: str) -> Callable[[], Iterator[Frame]]:
+def _joined_by_time(rgb: FrameSource, other: FrameSource) -> Callable[[], Iterator[Frame]]:
     tolerance = 0.5 / min(rgb.fps, other.fps) + 1e-3
 
     def frames() -> Iterator[Frame]:

@@ -71,11 +71,7 @@ class Targets:
         return number
 
     def remove(self, number: int) -> None:
-        """Follows a target no longer.
-
-        Raises:
-            ValueError: there is no such target.
-        """
+        """Follows a target no longer; ValueError where there is none of this number."""
         self._session(number)
         del self.sessions[number]
 

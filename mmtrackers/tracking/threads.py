@@ -27,12 +27,6 @@ class ThreadChoice:
 
     Raises:
         ValueError: neither "auto" nor a positive number.
-
-    Example:
-        >>> with chosen_threads(1) as choice:
-        ...     choice.step(0.010)
-        ...     choice.threads
-        1
     """
 
     def __init__(self, threads: int | str = "auto") -> None:

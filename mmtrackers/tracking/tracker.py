@@ -278,21 +278,16 @@ class Tracker:
                 print(prediction.box, prediction.score)
             ```
         """
-        from .sources import FrameSource, frames_of, open_source
+        from .sources import as_source
 
-        second = {"thermal": thermal, "depth": depth, "event": event}
-        second = {name: other for name, other in second.items() if other is not None}
-        if isinstance(frames, (str, Path)) and len(second) < 2:
-            frames, second = open_source(frames, second), {}
-        if isinstance(frames, FrameSource):
-            kwargs = frames.rig(self.streams) | ({"modality": modality} if modality else {}) | kwargs
-        else:
-            kwargs["modality"] = modality
-        opened, known = frames_of(frames, second, annotated=box_xywh is None)
-        box_xywh = known if box_xywh is None else box_xywh
+        source = as_source(frames, {"thermal": thermal, "depth": depth, "event": event})
+        kwargs = source.rig(self.streams) | ({} if modality is None else {"modality": modality}) | kwargs
+        shown: Iterator[Frame] = iter(source)
+        if box_xywh is None and source.boxes_xywh is not None:
+            box_xywh, shown = source.boxes_xywh[source.first], islice(shown, source.first, None)
         if box_xywh is None:
             raise ValueError("where is the target in the first frame? Give its box: x, y, width, height in pixels")
-        return self._stream(islice(opened, max_frames), box_xywh, kwargs)
+        return self._stream(islice(shown, max_frames), box_xywh, kwargs)
 
     def _stream(self, frames: Iterator[Frame], box_xywh: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
         first = next(frames, None)
@@ -326,10 +321,6 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
     Raises:
         ValueError: not the name of a floating type.
-
-    Example:
-        >>> as_dtype("bf16")
-        torch.bfloat16
     """
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype

@@ -21,11 +21,7 @@ class VideoFacts(NamedTuple):
 
 
 def video_facts(path: str | Path) -> VideoFacts:
-    """What a video file's header says.
-
-    Raises:
-        ValueError: it cannot be read, or holds no video.
-    """
+    """What a video file's header says; ValueError where it cannot be read or holds no video."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
