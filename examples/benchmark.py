@@ -1,45 +1,41 @@
 """
 Time, launches and memory of the trackers at their real size, beside what the machine could do at best.
 
-    python examples/benchmark.py                       # every tracker: plain, packed, packed in bf16
-    python examples/benchmark.py --reference ~/OSTrack --system ostrack
+    python examples/benchmark.py --threads 1           # every tracker: plain, packed, packed in bf16
+    python examples/benchmark.py --threads 1 --reference ~/OSTrack --system ostrack     # see official.py
     python examples/benchmark.py --tiny --rounds 1     # a smoke run
     python examples/benchmark.py --training            # the training step: plain, and with what makes it cheaper
+    python examples/benchmark.py --threads 1 --sequences VOT/bag VTUAV/bus1:rgb     # see benchmark_video.py
 
 Weights are random, batch 1, template embedded beforehand, one frame = forward and decoding. All rows and the matrix
 products that calibrate the floor take turns in every round and medians are printed, so that only ratios within one run
-say something: milliseconds drift with the machine and its load. The floor is 2 x multiply-adds / the best rate that a
-matrix product of the tracker's shapes reached in this run, stock or laid out beforehand, in the row's number format.
+say something: milliseconds drift with the machine and its load. With one thread ratios are of CPU time, which other
+processes disturb little; else of wall time. The floor is 2 x multiply-adds / the best rate that a matrix product of
+the tracker's shapes reached in this run, stock or laid out beforehand, in the row's number format.
 
 Launches are dispatched operations that are not views (`count_launches`). Bytes saved for backward are those that a
 training step on two search crops keeps, parameters not counted (`saved_bytes`): two pairs, for SPMTrack one clip of
 two frames; adapter training for trackers that have one, the whole base for OSTrack, with the recipe's dropouts and
-drop path. Peak is what the process grows by during one such step, at most; the optimiser is not part of a step.
+drop path. Peak is what the process grows by during one such step, at most; the optimizer is not part of a step.
 
-`--reference` needs a checkout of the official code (github.com/botaoye/OSTrack, github.com/GXNU-ZhongLab/ODTrack,
-github.com/AutoLab-SAI-SJTU/SEATrack, github.com/LitingLin/LoRAT, or the folder PATrack of
-github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking, which must be made to run first), with
-what it imports installed (timm, easydict, einops, PyYAML and torchvision among others). Its builder is that of
-`BUILDERS`, run with the experiment file of `--reference-config`; another builder is named by
-`--reference-builder module:function`. It runs in this process and takes `template=` and `search=`; LoRAT's has its
-adapter merged, as its own evaluation does. Our rows take crop sizes and elimination from the experiment, so that both
-sides do the same work: compare the GMAC columns.
+`--reference` runs the official model in this process. Our rows take crop sizes and elimination from its experiment
+file, so that both sides do the same work: compare the GMAC columns.
 """
 
 import argparse
 import ctypes
 import gc
-import importlib
 import re
 import statistics
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import torch
+from benchmark_video import report_sequences
+from official import BUILDERS, Frame, reference_frame
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -62,13 +58,6 @@ from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.training.optimization import cast_frozen
 
-BUILDERS = {
-    "lorat": ("trackit.models.methods.LoRAT.lorat:LoRAT_DINOv2", "config/LoRAT/B-224/config.yaml"),
-    "odtrack": ("lib.models.odtrack:build_odtrack", "experiments/odtrack/baseline.yaml"),
-    "ostrack": ("lib.models.ostrack:build_ostrack", "experiments/ostrack/vitb_256_mae_ce_32x4_ep300.yaml"),
-    "patrack": ("lib.models.patrack.ostrack_adapter:build_patrack", "experiments/patrack/rgbt.yaml"),
-    "seatrack": ("lib.models.seatrack:build_seatrack", "experiments/seatrack/rgbt.yaml"),
-}
 TRACKERS = {
     "lorat": LoRATForTracking,
     "odtrack": ODTrackForTracking,
@@ -79,7 +68,6 @@ TRACKERS = {
     "spmtrack": SPMTrackForTracking,
 }
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_channels": 16}
-Frame = Callable[[], object]
 
 
 def _memory(tensor: Tensor) -> int:
@@ -230,7 +218,7 @@ def peak_growth(call: Callable[[], object]) -> int | None:
 
 @dataclass
 class TrainingStep:
-    """Forward and backward, without the optimiser, in one of the ways that `examples/finetune.py` offers."""
+    """Forward and backward, without the optimizer, in one of the ways that `examples/finetune.py` offers."""
 
     system: str
     variant: str
@@ -238,7 +226,7 @@ class TrainingStep:
     inputs: dict[str, Tensor]
     saved: int
     peak: int | None = None
-    times: list[float] = field(default_factory=list)
+    times: list[tuple[float, float]] = field(default_factory=list)
 
     def __call__(self) -> None:
         self.model.train()
@@ -277,7 +265,8 @@ def training_steps(system: str, tiny: bool) -> list[TrainingStep]:
 
 def report_training(systems: list[str], rounds: int, tiny: bool) -> None:
     """Prints step time, bytes saved for backward and growth of the process, of one system after the other."""
-    print(f"{'system':10}{'training step':18}{'ms':>10}{'of plain':>10}{'saved MB':>10}{'peak MB':>10}")
+    head = "".join(f"{name:>10}" for name in ("ms", "CPU ms", "of plain", "saved MB", "peak MB"))
+    print(f"{'system':10}{'training step':18}{head}")
     for system in systems:
         steps = training_steps(system, tiny)
         for step in steps:
@@ -286,10 +275,10 @@ def report_training(systems: list[str], rounds: int, tiny: bool) -> None:
         for _ in range(rounds):
             for step in steps:
                 step.times.append(clock(step))
-        plain = statistics.median(steps[0].times)
         for step in steps:
-            seconds, peak = statistics.median(step.times), "" if step.peak is None else f"{step.peak / 1e6:.0f}"
-            cells = f"{1e3 * seconds:10.0f}{seconds / plain:10.2f}{step.saved / 1e6:10.0f}{peak:>10}"
+            wall, cpu = medians(step.times)
+            peak, ratio = "" if step.peak is None else f"{step.peak / 1e6:.0f}", compared(step.times, steps[0].times)
+            cells = f"{1e3 * wall:10.0f}{1e3 * cpu:10.0f}{ratio:10.2f}{step.saved / 1e6:10.0f}{peak:>10}"
             print(f"{system:10}{step.variant:18}{cells}", flush=True)
 
 
@@ -304,71 +293,7 @@ class Row:
     launches: int = 0
     macs: int = 0
     saved: int | None = None
-    times: list[float] = field(default_factory=list)
-
-    @property
-    def ms(self) -> float:
-        return 1e3 * statistics.median(self.times)
-
-
-def reference_frame(path: Path, system: str, builder: str | None, config: str | None) -> tuple[Frame, dict]:
-    """The official model of a checkout with random weights, as one frame's call; and the fields of our config that
-    make ours do the same work.
-
-    Raises:
-        SystemExit: names what is missing.
-    """
-    default_builder, default_config = BUILDERS[system]
-    module_name, _, function = (builder or default_builder).partition(":")
-    experiment = path / (config or default_config)
-    if not path.is_dir():
-        raise SystemExit(f"--reference {path}: no such folder; expected a checkout of the official {system} code.")
-    if not experiment.is_file():
-        raise SystemExit(f"{experiment}: no such file; name the experiment with --reference-config (inside {path}).")
-    sys.path.insert(0, str(path))
-    try:
-        make = getattr(importlib.import_module(module_name), function)
-        if system == "lorat":
-            return lorat_frame(make, experiment)
-        settings = importlib.import_module(f"lib.config.{system}.config")
-    except ImportError as error:
-        raise SystemExit(
-            f"The official code in {path} cannot be imported: {error}. Install what is missing, or name the builder "
-            "with --reference-builder module:function."
-        ) from error
-    except AttributeError as error:
-        raise SystemExit(f"{module_name} in {path} has no {function}: name it with --reference-builder.") from error
-    settings.update_config_from_file(str(experiment))
-    settings.cfg.MODEL.PRETRAIN_FILE = ""
-    try:
-        model = make(settings.cfg, training=False).eval()
-    except Exception as error:
-        raise SystemExit(f"{module_name}:{function} of {path} failed: {type(error).__name__}: {error}") from error
-    channels, test = 3 * TRACKERS[system].config_class().streams, settings.cfg.TEST
-    fields = {"search_size": test.SEARCH_SIZE, "template_size": test.TEMPLATE_SIZE}
-    backbone = settings.cfg.MODEL.BACKBONE
-    if system in ("odtrack", "ostrack") and backbone.TYPE.endswith("_ce"):  # without a mask all template tokens vote
-        fields |= {"elimination_layers": backbone.CE_LOC, "elimination_mask": "all"}
-        fields["elimination_keep_rate"] = backbone.CE_KEEP_RATIO[0]
-    template = torch.randn(1, channels, test.TEMPLATE_SIZE, test.TEMPLATE_SIZE)
-    search = torch.randn(1, channels, test.SEARCH_SIZE, test.SEARCH_SIZE)
-    if system == "odtrack":  # takes lists of templates and of frames
-        fields["num_templates"] = test.TEMPLATE_NUMBER
-        return lambda: model(template=[template] * test.TEMPLATE_NUMBER, search=[search]), fields
-    return lambda: model(template=template, search=search), fields
-
-
-def lorat_frame(make: Callable[..., nn.Module], experiment: Path) -> tuple[Frame, dict]:
-    """`reference_frame` of the official LoRAT, whose settings and inputs have another form."""
-    reader = importlib.import_module("trackit.core.runtime.utils.custom_yaml_loader")
-    trunks = importlib.import_module("trackit.models.backbone.dinov2.builder")
-    settings = reader.load_yaml(str(experiment), defaultdict(str))  # constants are paths, not read here
-    trunk = trunks.build_dino_v2_backbone(load_pretrained=False, **settings["model"]["backbone"]["parameters"])
-    sizes = settings["common"]
-    model = make(trunk, sizes["template_feat_size"], sizes["search_region_feat_size"]).eval()
-    inputs = model.get_sample_data(1, torch.device("cpu"), torch.float32, None)
-    fields = {"template_size": sizes["template_size"][0], "search_size": sizes["search_region_size"][0]}
-    return lambda: model(*inputs), fields
+    times: list[tuple[float, float]] = field(default_factory=list)
 
 
 def tracker_rows(system: str, tiny: bool, **fields) -> list[Row]:
@@ -410,19 +335,35 @@ def calibrations(tiny: bool) -> dict[tuple[torch.dtype, str], tuple[Frame, int]]
     return found
 
 
-def clock(call: Frame, repeats: int = 1) -> float:
-    """Seconds per call."""
-    start = time.perf_counter()
+def clock(call: Frame, repeats: int = 1) -> tuple[float, float]:
+    """Seconds per call on the wall, and of this process's CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of the wall and of the CPU seconds that `clock` measured."""
+    wall, cpu = zip(*times, strict=True)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def seconds_of(times: list[tuple[float, float]]) -> float:
+    """What ratios are made of: CPU time of one thread; of more, which wait for each other by spinning, wall time."""
+    return medians(times)[torch.get_num_threads() == 1]
+
+
+def compared(times: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
+    """How long the first took, in units of the second."""
+    return seconds_of(times) / seconds_of(others)
 
 
 @torch.no_grad()
 def measure(rows: list[Row], rounds: int, tiny: bool) -> dict[torch.dtype, float]:
     """Times every row and every calibration in turn; returns the best rate per format in multiply-adds a second."""
     products = calibrations(tiny)
-    times: dict[tuple[torch.dtype, str], list[float]] = {key: [] for key in products}
+    times: dict[tuple[torch.dtype, str], list[tuple[float, float]]] = {key: [] for key in products}
     for row in rows:
         row.frame()
     for call, _ in products.values():
@@ -434,7 +375,7 @@ def measure(rows: list[Row], rounds: int, tiny: bool) -> dict[torch.dtype, float
             times[key].append(clock(call, 5))
     best: dict[torch.dtype, float] = {}
     for key, (_, macs) in products.items():
-        best[key[0]] = max(best.get(key[0], 0.0), macs / statistics.median(times[key]))
+        best[key[0]] = max(best.get(key[0], 0.0), macs / seconds_of(times[key]))
     return best
 
 
@@ -442,21 +383,26 @@ def report(rows: list[Row], best: dict[torch.dtype, float]) -> None:
     """Prints the table."""
     for dtype, rate in best.items():
         print(f"best matrix product, {str(dtype).removeprefix('torch.')}: {2 * rate / 1e9:.1f} GFLOP/s")
-    head = ("system", "variant", "ms/frame", "GMAC", "floor ms", "of floor", "speed-up", "launches", "saved MB")
-    lines = [head]
+    official = next((row for row in rows if row.variant == "reference"), None)
+    head = ("system", "variant", "ms/frame", "CPU ms", "GMAC", "floor ms", "of floor", "speed-up", "launches")
+    lines = [(*head, "saved MB") if official is None else (*head, "saved MB", "official / it")]
     for row in rows:
-        floor = 1e3 * row.macs / best[row.dtype]
+        floor, (wall, cpu) = row.macs / best[row.dtype], medians(row.times)
         plain = next(r for r in rows if r.system == row.system and r.variant == "plain")
-        lines.append(
-            (row.system, row.variant, f"{row.ms:.1f}", f"{row.macs / 1e9:.2f}", f"{floor:.1f}",
-             f"{100 * floor / row.ms:.0f} %", f"{plain.ms / row.ms:.2f}x", str(row.launches),
-             "" if row.saved is None else f"{row.saved / 1e6:.0f}")
+        line = (
+            row.system, row.variant, f"{1e3 * wall:.1f}", f"{1e3 * cpu:.1f}", f"{row.macs / 1e9:.2f}",
+            f"{1e3 * floor:.1f}", f"{100 * floor / seconds_of(row.times):.0f} %",
+            f"{compared(plain.times, row.times):.2f}x", str(row.launches),
+            "" if row.saved is None else f"{row.saved / 1e6:.0f}",
         )  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        lines.append(line if official is None else (*line, f"{compared(official.times, row.times):.2f}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         cells = enumerate(zip(line, widths, strict=True))
         print("  ".join(text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in cells))
-    print("speed-up: against the plain row of this run; saved MB: kept for backward by a training step at batch 2")
+    kind = "CPU time" if torch.get_num_threads() == 1 else "wall time"
+    print(f"ratios are of {kind}; speed-up: against the plain row of this run; saved MB: kept for backward by a")
+    print("training step at batch 2")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -466,6 +412,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--tiny", action="store_true", help="small random models: a smoke run")
     parser.add_argument("--training", action="store_true", help="the training step in place of the frames")
+    parser.add_argument("--sequences", nargs="+", help="real sequences in place of random frames: FOLDER[:rgb|:x]")
     parser.add_argument("--reference", type=Path, help="checkout of --system's official code, run in turn")
     parser.add_argument("--reference-config", help="its experiment file, inside the checkout")
     parser.add_argument("--reference-builder", help="its builder, module:function")
@@ -478,7 +425,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--reference knows the official code of {', '.join(BUILDERS)}, not of {options.system}")
     if options.threads:
         torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
     torch.manual_seed(0)
+    if options.sequences:
+        report_sequences(options.sequences, 3 if options.tiny else None)
+        return
     systems = [options.system] if options.system else sorted(TRACKERS)
     if options.training:
         report_training(systems, options.rounds, options.tiny)

@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from example_scripts import load
@@ -15,6 +17,9 @@ from mmtrackers.tuners.amg_lora.layer import LowRankLinear
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark.py"
 
 
+load("measure")
+load("benchmark_video")
+load("official")
 benchmark = load("benchmark")
 
 
@@ -195,6 +200,20 @@ def test_reference_says_what_is_missing(arguments, message, tmp_path, monkeypatc
         benchmark.main([argument.format(folder=tmp_path) for argument in arguments])
 
 
+def test_sequences_are_followed_in_both_formats(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        assert cv2.imwrite(str(tmp_path / f"{index}.png"), rng.integers(0, 255, (96, 128, 3), np.uint8))
+    (tmp_path / "groundtruth.txt").write_text("50,30,24,20\n" * 3)
+    benchmark.main(["--sequences", str(tmp_path)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    followed = {row[1]: [float(cell) for cell in row[2:]] for row in rows if len(row) == 7 and row[1] != "tracker"}
+    overlap, *stages, whole = followed["bfloat16"]
+    assert 0 < overlap == pytest.approx(followed["float32"][0], abs=0.05)
+    assert all(stages) and sum(stages) <= whole + 0.02
+    assert rows[-1][:4] == ["overlap,", "bfloat16", "-", "float32:"]
+
+
 def test_reference_runs_a_checkout_in_turn(tmp_path, monkeypatch, capsys):
     """A stand-in for a checkout: the modules and names that the official code has."""
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -217,10 +236,11 @@ def test_reference_runs_a_checkout_in_turn(tmp_path, monkeypatch, capsys):
     arguments = ["--reference", str(tmp_path), "--reference-config", "a.yaml", "--system", "ostrack", "--tiny"]
     benchmark.main([*arguments, "--rounds", "1"])
     lines = {line.split()[1]: line.split() for line in capsys.readouterr().out.splitlines() if "ostrack" in line}
-    assert lines["reference"][-1] == "1"  # one launch, no saved bytes
+    assert lines["reference"][-2:] == ["1", "1.00"]  # one launch, no saved bytes; official over official
+    assert float(lines["plain"][-1]) > 0
     benchmark.main(["--system", "ostrack", "--tiny", "--rounds", "1"])
     own = next(line.split() for line in capsys.readouterr().out.splitlines() if "plain" in line.split())
     # ours has taken the stand-in's sizes
-    assert lines["plain"][1] == own[1] == "plain" and float(lines["plain"][3]) < 0.5 * float(own[3])
+    assert lines["plain"][1] == own[1] == "plain" and float(lines["plain"][4]) < 0.5 * float(own[4])
     for name in [name for name in sys.modules if name == "lib" or name.startswith("lib.")]:
         del sys.modules[name]
