@@ -11,7 +11,7 @@ import numpy as np
 
 from . import metrics
 from .results import Curve
-from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, too_short
+from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, whole_boxes
 
 _LABELS = {
     "success": ("overlap threshold", "success rate"),
@@ -59,11 +59,10 @@ class OnePass(Protocol):
             "missed" (a miss in every curve, whatever the boxes); "unusable" (as below).
         unannotated_removed (`bool`): frames without ground truth (no line, or NaN) do not count.
         empty_removed (`bool`): nor do those whose ground truth has no area.
-        unusable (`str`, *optional*): with "", every frame is measured. Otherwise a frame whose ground truth has a
-            number that is not above 0 (also an x or y of 0, at the border) misses in success; and "hit" or "miss" says
-            how its center error counts (toolkits write -1 or infinity).
-        unusable_normalized (`str`): the same for its normalized error.
-        hidden_normalized (`str`): the same for hidden frames.
+        unusable (`str`): with "", every frame is measured. Otherwise a frame whose ground truth has a number that is
+            not above 0 (also an x or y of 0, at the border) misses in success and hits in normalized precision; "hit"
+            or "miss" says how its center error counts (toolkits write -1 or infinity).
+        hidden_normalized (`str`): the same for the normalized error of hidden frames.
         divide_by_usable (`bool`): the denominator leaves out unusable frames.
         normalizer (`str`): the error is divided by the ground truth's "size", by "size + 1e-8" or by "max(1, size)".
         success_steps (`int`): thresholds from 0 to 1 in so many steps; a success lies above its threshold.
@@ -72,11 +71,6 @@ class OnePass(Protocol):
         pooled (`bool`): every frame weighs the same; otherwise every sequence.
         empty_left_out (`bool`): sequences that hit nothing in a curve do not count in that curve's mean.
         padded_in_front (`bool`): where the first frames are absent, a result may begin at the first visible one.
-
-    Example:
-        >>> from mmtrackers.evaluation import PROTOCOLS
-        >>> PROTOCOLS["lasher"].rounding, PROTOCOLS["rgbt234"].rounding
-        ('both', 'result')
     """
 
     metrics: tuple[Metric, ...] = ()
@@ -91,7 +85,6 @@ class OnePass(Protocol):
     unannotated_removed: bool = False
     empty_removed: bool = False
     unusable: Literal["", "hit", "miss"] = ""
-    unusable_normalized: Literal["hit", "miss"] = "hit"
     hidden_normalized: Literal["hit", "miss"] = "hit"
     divide_by_usable: bool = False
     normalizer: Literal["size", "size + 1e-8", "max(1, size)"] = "size"
@@ -107,28 +100,27 @@ class OnePass(Protocol):
         return tuple(metric.name for metric in self.metrics)
 
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "OnePassMeasured":
-        frames = OnePassFrames(self, truths, results)
+        frames = _Frames(self, truths, results)
         size, owner = len(truths), frames.owner
         thresholds = {
             "success": np.linspace(0, 1, self.success_steps + 1),
             "precision": np.linspace(0, self.precision_limit, 51),
-            "normalized_precision": metrics.NORMALIZED_THRESHOLDS,
+            "normalized_precision": np.linspace(0, 0.5, 51),
         }
-        used = [name for name in thresholds if name in {metric.curve for metric in self.metrics}]
-        overlaps = frames.overlaps()
-        hits = {}
-        for name in used:
+        wanted = {metric.curve for metric in self.metrics}
+        thresholds = {name: values for name, values in thresholds.items() if name in wanted}
+        overlaps, hits = frames.overlaps(), {}
+        for name, values in thresholds.items():
             if name == "success":
-                hits[name] = metrics.count_above(overlaps, thresholds[name], owner, size)
+                hits[name] = metrics.count_above(overlaps, values, owner, size)
             else:
                 errors = frames.errors(normalized=name == "normalized_precision")
-                hits[name] = metrics.count_within(errors, thresholds[name], owner, size, self.precision_strict)
+                hits[name] = metrics.count_within(errors, values, owner, size, self.precision_strict)
         divided = frames.usable if self.divide_by_usable else np.ones(len(owner), dtype=bool)
-        total = np.bincount(owner, weights=np.maximum(overlaps, 0), minlength=size)
-        breakout = any(metric.curve == "breakout" for metric in self.metrics)
         return OnePassMeasured(
-            self, [truth.name for truth in truths], {name: thresholds[name] for name in used}, hits, total,
-            np.bincount(owner[divided], minlength=size), published_difficulty() if breakout else {},
+            self, [truth.name for truth in truths], thresholds, hits,
+            overlap=np.bincount(owner, weights=np.maximum(overlaps, 0), minlength=size),
+            frames=np.bincount(owner[divided], minlength=size),
         )  # fmt: skip
 
 
@@ -142,21 +134,23 @@ class OnePassMeasured(Measured):
     hits: dict[str, np.ndarray]
     overlap: np.ndarray
     frames: np.ndarray
-    difficulty: dict[str, float]
 
     def summary(self, chosen: np.ndarray) -> Scores:
-        curves = {name: self._curve(name, chosen) for name in self.hits}
         scores = {}
         for metric in self.protocol.metrics:
             if metric.curve == "overlap":
                 scores[metric.name] = float(self._mean(self.overlap[chosen, None], self.frames[chosen])[0])
             elif metric.curve == "breakout":
-                if all(self.names[i] in self.difficulty for i in chosen):
-                    weights = np.array([self.difficulty[self.names[i]] for i in chosen])
+                weights = [published_difficulty().get(self.names[i]) for i in chosen]
+                if None not in weights:
                     success = self.hits["success"][chosen].mean(1) / np.maximum(self.frames[chosen], 1)
                     scores[metric.name] = float((success * weights).mean())
             else:
-                scores[metric.name] = _take(metric, curves[metric.curve], self.thresholds[metric.curve])
+                curve = self._curve(metric.curve, chosen)
+                if metric.take == "area":
+                    scores[metric.name] = float(np.trapezoid(curve, self.thresholds[metric.curve]))
+                else:
+                    scores[metric.name] = float(curve.mean() if metric.take == "mean" else curve[metric.take])
         return scores
 
     def curves(self) -> dict[str, Curve]:
@@ -180,40 +174,26 @@ class OnePassMeasured(Measured):
         return (hits[kept] / frames[kept, None]).mean(0) if kept.any() else np.zeros(hits.shape[1])
 
 
-def _take(metric: Metric, curve: np.ndarray, thresholds: np.ndarray) -> float:
-    if metric.take == "area":
-        return float(np.trapezoid(curve, thresholds))
-    return float(curve.mean() if metric.take == "mean" else curve[metric.take])
-
-
-class OnePassFrames:
+class _Frames:
     """The frames of all sequences one behind the other, prepared as a protocol says.
 
-    Attributes:
-        owner (`np.ndarray`): `[F]`, index of each counted frame's sequence.
-        usable (`np.ndarray`): `[F]` bool, frames that are measured.
-        index (`np.ndarray`): `[F]`, where each counted frame lies among all frames of all sequences.
+    `owner` `[F]` is the index of each counted frame's sequence, `usable` `[F]` whether it is measured.
     """
 
     def __init__(self, protocol: OnePass, truths: Sequence[Truth], results: Sequence[RawResult]) -> None:
-        self.protocol = protocol
         if not truths:
             raise ValueError("there is no sequence to score")
+        self._protocol = protocol
         lengths = [len(truth) for truth in truths]
-        for truth, result in zip(truths, results, strict=True):
-            if len(result.boxes_xywh) < len(truth):
-                raise ValueError(too_short(truth, len(result.boxes_xywh)))
-        boxes = np.concatenate([truth.boxes_xywh for truth in truths])
-        found = np.concatenate([result.boxes_xywh[: len(t)] for t, result in zip(truths, results, strict=True)])
         self.owner = np.repeat(np.arange(len(truths)), lengths)
-        first = np.zeros(len(boxes), dtype=bool)
+        first = np.zeros(len(self.owner), dtype=bool)
         first[np.cumsum([0, *lengths[:-1]])] = True
-
-        self._truths = [self._typed(boxes, protocol.rounding == "both")]
+        streams = [[truth.boxes_xywh for truth in truths]]
         if protocol.modalities == "nearer":
-            second = np.concatenate([needed(truth, "second_boxes_xywh") for truth in truths])
-            self._truths.append(self._typed(second, protocol.rounding == "both"))
-        self._result = self._repaired(self._typed(found, protocol.rounding != "none"), first, truths)
+            streams.append([needed(truth, "second_boxes_xywh") for truth in truths])
+        self._truths = [self._typed(np.concatenate(boxes), protocol.rounding == "both") for boxes in streams]
+        found = np.concatenate([whole_boxes(*pair) for pair in zip(truths, results, strict=True)])
+        self._result = self._repaired(self._typed(found, protocol.rounding != "none"), first, truths, results)
         if protocol.clip:
             sizes = np.array([needed(truth, "image_size") for truth in truths], dtype=np.float64)[self.owner]
             self._truths = [_clipped(rows, sizes) for rows in self._truths]
@@ -221,11 +201,13 @@ class OnePassFrames:
         self._keep(first, truths)
 
     def _typed(self, rows: np.ndarray, rounded: bool) -> np.ndarray:
-        rows = rows.astype(np.float32 if self.protocol.single_precision else np.float64)
+        rows = rows.astype(np.float32 if self._protocol.single_precision else np.float64)
         return np.round(rows) if rounded else rows
 
-    def _repaired(self, rows: np.ndarray, first: np.ndarray, truths: Sequence[Truth]) -> np.ndarray:
-        protocol, truth = self.protocol, self._truths[0]
+    def _repaired(
+        self, rows: np.ndarray, first: np.ndarray, truths: Sequence[Truth], results: Sequence[RawResult]
+    ) -> np.ndarray:
+        protocol, truth = self._protocol, self._truths[0]
         if protocol.first_frame == "truth":
             rows[first] = truth[first]
         with np.errstate(invalid="ignore"):
@@ -233,14 +215,15 @@ class OnePassFrames:
                 broken = np.isnan(rows).any(1) | (rows[:, 2:] < 0).any(1)
                 if broken.any():
                     at = int(np.argmax(broken))
-                    line = at - int(np.flatnonzero(first[: at + 1])[-1]) + 1
-                    raise ValueError(
-                        f"line {line} of the result of {truths[self.owner[at]].name!r} is {rows[at].tolist()}: "
-                        f"{protocol.title} takes no NaN and no negative side"
-                    )
-            bad = (rows[:, 2:] == 0).any(1) if protocol.repair == "zero side" else ~(rows[:, 2:] > 0).all(1)
+                    line, owner = at - int(np.flatnonzero(first[: at + 1])[-1]) + 1, self.owner[at]
+                    file, name = results[owner].file, truths[owner].name
+                    place = f"{file}, line {line}" if file else f"line {line} of the result of {name!r}"
+                    raise ValueError(f"{place}: {rows[at].tolist()}; {protocol.title} takes no NaN and no negative "
+                                     "side")  # fmt: skip
+                bad = (rows[:, 2:] == 0).any(1)
+            else:
+                bad = ~(rows[:, 2:] > 0).all(1) | np.isnan(rows).any(1)
         if protocol.repair != "none":
-            bad |= np.isnan(rows).any(1)
             rows = metrics.carry_forward(rows, first | ~bad | np.isnan(truth).any(1))
         if protocol.first_frame == "truth after repair":
             rows[first] = truth[first]
@@ -248,58 +231,51 @@ class OnePassFrames:
 
     def _keep(self, first: np.ndarray, truths: Sequence[Truth]) -> None:
         """Which frames count, and which of them are measured."""
-        protocol = self.protocol
-        counts, hidden = np.ones(len(first), dtype=bool), np.zeros(len(first), dtype=bool)
-        if protocol.first_frame == "dropped":
-            counts &= ~first
+        protocol, boxes = self._protocol, self._truths[0]
+        counts, hidden, usable = np.ones_like(first), np.zeros_like(first), np.ones_like(first)
         if protocol.hidden != "ignored":
             hidden = np.concatenate([np.zeros(len(t), bool) if t.visible is None else ~t.visible for t in truths])
+        if protocol.first_frame == "dropped":
+            counts &= ~first
         if protocol.hidden == "removed":
             counts &= ~hidden
         if protocol.unannotated_removed:
             lines = [np.ones(len(t), bool) if t.annotated is None else t.annotated for t in truths]
-            counts &= np.concatenate(lines) & ~np.isnan(self._truths[0]).any(1)
-        if protocol.empty_removed:
-            with np.errstate(invalid="ignore"):
-                counts &= (self._truths[0][:, 2:] > 0).all(1)
+            counts &= np.concatenate(lines) & ~np.isnan(boxes).any(1)
+        with np.errstate(invalid="ignore"):
+            if protocol.empty_removed:
+                counts &= (boxes[:, 2:] > 0).all(1)
+            if protocol.unusable:
+                usable = (boxes > 0).all(1)
         if protocol.first_frame == "given dropped":
             counts[np.flatnonzero(counts)[np.unique(self.owner[counts], return_index=True)[1]]] = False
-        usable = np.ones(len(first), dtype=bool)
-        if protocol.unusable:
-            with np.errstate(invalid="ignore"):
-                usable = (self._truths[0] > 0).all(1)
         if protocol.hidden == "unusable":
             usable &= ~hidden
-        self.index = np.flatnonzero(counts)
         self.owner, self.usable, self._hidden = self.owner[counts], usable[counts], hidden[counts]
         self._result, self._truths = self._result[counts], [rows[counts] for rows in self._truths]
 
     def overlaps(self) -> np.ndarray:
         """`[F]`, -1 where a frame is not measured: below every threshold."""
-        inclusive = self.protocol.inclusive_edges
+        inclusive = self._protocol.inclusive_edges
         found = np.maximum.reduce([metrics.overlaps(self._result, rows, inclusive) for rows in self._truths])
-        missed = ~self.usable | (self._hidden if self.protocol.hidden == "missed" else False)
+        missed = ~self.usable | (self._hidden if self._protocol.hidden == "missed" else False)
         return np.where(missed, -1, found)
 
-    def errors(self, normalized: bool = False) -> np.ndarray:
+    def errors(self, normalized: bool) -> np.ndarray:
         """`[F]` center errors; -1 for a hit and infinity for a miss where a frame is not measured."""
-        protocol, values = self.protocol, {"hit": -1.0, "miss": np.inf, "": np.nan}
-        scales = [self._scale(rows) if normalized else None for rows in self._truths]
+        protocol = self._protocol
+        scales = [self._scale(rows[:, 2:]) if normalized else None for rows in self._truths]
         pairs = zip(self._truths, scales, strict=True)
         found = np.minimum.reduce([metrics.center_errors(self._result, rows, scale) for rows, scale in pairs])
-        rule = protocol.unusable_normalized if normalized and protocol.unusable else protocol.unusable
-        found = np.where(self.usable, found, values[rule])
-        if protocol.hidden == "missed" or (
-            protocol.hidden == "unusable" and normalized and protocol.hidden_normalized == "miss"
-        ):
-            found = np.where(self._hidden, np.inf, found)
-        return found
+        unusable = np.inf if protocol.unusable == "miss" and not normalized else -1.0
+        found = np.where(self.usable, found, unusable)
+        missed = protocol.hidden == "missed" or (normalized and protocol.hidden_normalized == "miss")
+        return np.where(self._hidden, np.inf, found) if missed else found
 
-    def _scale(self, rows: np.ndarray) -> np.ndarray:
-        sides = rows[:, 2:]
-        if self.protocol.normalizer == "max(1, size)":
+    def _scale(self, sides: np.ndarray) -> np.ndarray:
+        if self._protocol.normalizer == "max(1, size)":
             return np.maximum(sides, 1)
-        return sides + sides.dtype.type(1e-8) if self.protocol.normalizer == "size + 1e-8" else sides
+        return sides + sides.dtype.type(1e-8) if self._protocol.normalizer == "size + 1e-8" else sides
 
 
 def _clipped(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:

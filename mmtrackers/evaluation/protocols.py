@@ -159,14 +159,18 @@ def score(
     protocol = get_protocol(protocol)
     measured = protocol.measure(truths, results)
     sequences = tuple(
-        SequenceScore(truth.name, len(truth), measured.of_sequence(i), measured.counted(i))
-        for i, truth in enumerate(truths)
-    )
+        SequenceScore(
+            truth.name, len(truth), measured.of_sequence(i), measured.counted(i), result.partial, tuple(result.notes),
+            result.file and str(result.file),
+        )
+        for i, (truth, result) in enumerate(zip(truths, results, strict=True))
+    )  # fmt: skip
+    partial = bool(about.get("missing")) or any(result.partial for result in results)
     attributes = {}
     for attribute in dict.fromkeys(name for truth in truths for name in truth.attributes):
         chosen = np.array([i for i, truth in enumerate(truths) if attribute in truth.attributes])
         attributes[attribute] = AttributeScore(tuple(truths[i].name for i in chosen), measured.summary(chosen))
     return EvaluationResult(
         tracker, protocol.title, protocol.name, measured.summary(np.arange(len(truths))), protocol.headline,
-        curves=measured.curves(), sequences=sequences, attributes=attributes, **about,
+        curves=measured.curves(), sequences=sequences, attributes=attributes, partial=partial, **about,
     )  # fmt: skip

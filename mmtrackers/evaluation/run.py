@@ -23,9 +23,9 @@ from mmtrackers.tracking.tracker import Tracker
 
 from .plan import Job, Processes, grouped, planned
 from .protocols import get_protocol
-from .raw import RawResult, check_names, read_folder, result_file, score_raw, write_result
+from .raw import check_names, result_file, score_folder, write_result
 from .results import EvaluationResult, Settings
-from .scoring import Protocol, Truth
+from .scoring import Protocol, RawResult, Truth
 from .settings import settings_of
 from .speed import WARMUP, speed_of
 from .truths import scorable, truth_of
@@ -338,8 +338,7 @@ def _scored(
         return EvaluationResult(
             name, protocol.title, protocol.name, {}, protocol.headline, speed=speed, settings=settings, notes=(note,)
         )
-    raw = read_folder(folder / RAW, truths, protocol)
-    result = score_raw(raw, protocol, name, speed=speed, settings=settings)
+    result = score_folder(folder / RAW, truths, protocol, name, speed=speed, settings=settings)
     rows = []
     for row in result.sequences:
         track = times[row.name][:, 1:].sum(1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -44,6 +45,11 @@ class Truth:
         return len(self.boxes_xywh)
 
     @property
+    def first_visible(self) -> int:
+        """The first frame that the set's flags do not call absent; 0 without flags."""
+        return 0 if self.visible is None else int(np.argmax(self.visible))
+
+    @property
     def runs(self) -> dict[int, np.ndarray]:
         """First frame of each multi-start run -> the frames that it goes through, in its order."""
         if self.anchors is None or not np.any(self.anchors):
@@ -61,11 +67,17 @@ class RawResult:
         boxes_xywh (`np.ndarray`): `[N, 4]` pixels, one row per frame.
         confidence (`np.ndarray`, *optional*): `[N]`, for long-term protocols; none counts as 0 everywhere.
         runs (`dict[int, np.ndarray]`): multi-start protocols: anchor -> `[L, 4]` in the order of the run.
+        file (`Path`, *optional*): where it was read.
+        notes (`list[str]`): what was noticed there.
+        partial (`bool`): it ended before its sequence, and the missing frames were made misses.
     """
 
     boxes_xywh: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
     confidence: np.ndarray | None = None
     runs: dict[int, np.ndarray] = field(default_factory=dict)
+    file: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    partial: bool = False
 
 
 class Measured:
@@ -133,6 +145,13 @@ class Protocol:
         raise NotImplementedError
 
 
+def whole_boxes(truth: Truth, result: RawResult) -> np.ndarray:
+    """`[N, 4]`: a box of the result for each frame of the sequence."""
+    if len(result.boxes_xywh) < len(truth):
+        raise ValueError(f"the result of {truth.name!r} has {len(result.boxes_xywh)} boxes for {len(truth)} frames")
+    return result.boxes_xywh[: len(truth)]
+
+
 def needed(truth: Truth, name: str) -> np.ndarray | tuple[int, int]:
     """A field of a truth that this protocol cannot do without."""
     value = getattr(truth, name)
@@ -141,7 +160,3 @@ def needed(truth: Truth, name: str) -> np.ndarray | tuple[int, int]:
         raise ValueError(f"sequence {truth.name!r} lacks {what}, which this protocol needs")
     return value
 
-
-def too_short(truth: Truth, rows: int) -> str:
-    """What to say of a result that ends before its sequence."""
-    return f"the result of {truth.name!r} has {rows} boxes for {len(truth)} frames"

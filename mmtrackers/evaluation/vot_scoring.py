@@ -7,7 +7,7 @@ import numpy as np
 
 from . import metrics
 from .results import Curve
-from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, too_short
+from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, whole_boxes
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class LongTerm(Protocol):
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "LongTermMeasured":
         overlaps, confidences, visible = [], [], []
         for truth, result in zip(truths, results, strict=True):
-            if len(result.boxes_xywh) < len(truth):
-                raise ValueError(too_short(truth, len(result.boxes_xywh)))
-            overlaps.append(_overlaps(result.boxes_xywh[: len(truth)], truth.boxes_xywh, truth))
+            overlaps.append(_overlaps(whole_boxes(truth, result), truth.boxes_xywh, truth))
             given = np.zeros(len(truth)) if result.confidence is None else result.confidence[: len(truth)]
             confidences.append(np.concatenate([[0.0], given[1:].astype(float)]))
             visible.append(int((~np.isnan(truth.boxes_xywh).any(1)).sum()))
