@@ -34,8 +34,6 @@ def align(
     picture = out.with_suffix(".jpg")
     if out == picture:
         raise ValueError(f"{out} is where the picture would lie: name a text file, such as {out.with_suffix('.txt')}")
-    if out == picture:
-        raise ValueError(f"{out} is where the picture would lie: name a text file, such as {out.with_suffix('.txt')}")
     if there := next((path for path in (out, picture) if path.exists()), None):
         raise ValueError(f"{there} exists: remove it, or name another file")
     if modality not in ("thermal", "depth", "event"):

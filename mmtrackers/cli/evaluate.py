@@ -1,11 +1,18 @@
 """`mmtrackers evaluate`: track through a data set and score the boxes, or score raw results."""
 
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .ending import exit_code_of, quiet_loading
+from .options import AllowMissing, BaseModel, Device, Dtype
+
+if TYPE_CHECKING:
+    from mmtrackers.evaluation import EvaluationResult
 
 
 def evaluate(
@@ -30,18 +37,14 @@ def evaluate(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of raw results, times and scores.")] = Path("evaluated"),
     batch: Annotated[int, typer.Option(min=1, help="Sequences side by side in one forward pass.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     pack: Annotated[bool, typer.Option("--pack", help="Prepare the models for inference: faster.")] = False,
-    base_model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
-    ] = None,
+    base_model: BaseModel = None,
     absent_below: Annotated[
         float | None, typer.Option(help="Keep the box where it was at scores below this (0 to 1).")
     ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
-    ] = False,
+    allow_missing: AllowMissing = False,
     form: Annotated[str, typer.Option(help="Four numbers in --results are xywh, or xyxy (two corners).")] = "xywh",
     partial: Annotated[
         bool, typer.Option("--partial", help="Score --results in which sequences or frames are missing; marked.")
@@ -58,17 +61,112 @@ def evaluate(
 
     A run that was ended goes on where it was. Many processes: accelerate launch -m mmtrackers.cli evaluate ...
     """
-    given = locals()
+    from mmtrackers.data import open_dataset
+    from mmtrackers.data.layouts import DATASETS
+    from mmtrackers.evaluation import add_to_card, evaluate_tracker, get_protocol, score_folder, truth_of
+    from mmtrackers.evaluation.plan import Processes
+    from mmtrackers.evaluation.protocols import OWN_SEQUENCES, PROTOCOLS
+    from mmtrackers.evaluation.report.write import write_report
+    from mmtrackers.evaluation.run import SCORES
+    from mmtrackers.evaluation.settings import settings_of
     from mmtrackers.pretrained import located
+    from mmtrackers.tracking.tracker import Tracker
 
-    named = [one.rpartition("=") for one in given.pop("tracker") or ()]
-    given["trackers"] = [f"{name}{equals}{located(repo)}" for name, equals, repo in named]
-    given["results"] = results or ()
-    from mmtrackers.evaluation.command import evaluate as run_evaluation
-
+    if protocol is None and dataset is None:
+        raise ValueError(f"which rules? Give --dataset or --protocol; known: {', '.join(PROTOCOLS)}. Your own "
+                         f"sequences, in any known layout: --dataset {OWN_SEQUENCES}")  # fmt: skip
+    rules, processes = get_protocol(protocol or dataset), Processes()
+    repos = {name: located(repo) for name, repo in _named(tracker or ()).items()}
+    folders = _named(results or ())
+    _check(repos, folders, form, card)
+    row = DATASETS.get(dataset)
+    split = split or ("test" if row is not None and "test" in row.splits else None)
+    own = dataset == OWN_SEQUENCES
+    sequences = open_dataset(root, names, dataset=None if own else dataset, split=split, pair_by=pair_by)
+    title = root.resolve().name if row is None else row.title
+    # Parts of a set in folders of their own: VTUAV's short and long videos are two tables.
+    place = output / (rules.name if split in (None, "test") else f"{rules.name}-{split}")
+    if processes.main:
+        typer.echo(f"{title}: {len(sequences)} sequences, rules of {rules.source}")
+    found = []
+    truths = [truth_of(sequence, rules) for sequence in sequences] if folders else []
+    for name, folder in folders.items():
+        result = score_folder(folder, truths, rules, name, form, partial)
+        found.append(replace(result, split=split or "", dataset=title))
+        if processes.main:
+            found[-1].save(place / name / SCORES)
     quiet_loading()
+    loading = {"dtype": dtype, "base_model": base_model, "absent_below": absent_below, "allow_missing": allow_missing}
     try:
-        run_evaluation(**given)
+        for name, repo in repos.items():
+            loaded = Tracker.from_pretrained(repo, device=processes.device(device), **loading)
+            settings = settings_of(loaded, repo, pack)
+            if pack:
+                loaded.model.pack()
+            about = {"name": name, "output": place / name, "split": split or "", "title": title, "progress": True}
+            found.append(evaluate_tracker(
+                loaded, sequences, rules, **about, batch=batch, settings=settings, overwrite=overwrite
+            ))  # fmt: skip
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; the same command goes on where this one was", err=True)
         raise typer.Exit(exit_code_of(interrupt)) from None
+    if not processes.main:
+        return
+    for line in _lines(found, rules.metric_names):
+        typer.echo(line)
+    typer.echo(f"written: {place}/NAME/{SCORES}")
+    scored = [result for result in found if result.scores]
+    if report and scored:
+        files = write_report(scored, place.with_name(f"{place.name}-report"), {title: sequences})
+        typer.echo("report: " + ", ".join(map(str, files)))
+    for result in found[len(folders) :] if card else ():
+        typer.echo("card: " + ", ".join(map(str, add_to_card(repos[result.tracker], result))))
+
+
+def _check(repos: dict[str, str], folders: dict[str, str], form: str, card: bool) -> None:
+    """What can be said before hours of tracking."""
+    if not repos and not folders:
+        raise ValueError("nothing to evaluate: give --tracker REPO, or --results FOLDER of raw results")
+    if form not in ("xywh", "xyxy"):
+        raise ValueError(f"--form {form}: expected xywh or xyxy")
+    twice = sorted(set(repos) & set(folders))
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: a name for a tracker and for results; choose another with NAME=PLACE")
+    for repo in repos.values():
+        if card and not Path(repo).is_dir():
+            raise ValueError(f"--card writes into a tracker's own folder, and {repo} is none: download it first "
+                             f"(hf download {repo} --local-dir FOLDER), or leave --card out")  # fmt: skip
+
+
+def _named(places: Sequence[str]) -> dict[str, str]:
+    """`NAME=PLACE` or `PLACE` -> name -> place."""
+    named: dict[str, str] = {}
+    for text in places:
+        name, equals, place = text.partition("=")
+        if not equals:
+            place, name = text, Path(text).name if Path(text).is_dir() else text
+        name = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "tracker"
+        if name in named:
+            raise ValueError(f"{named[name]} and {place} would both be called {name}: name them with NAME=PLACE")
+        named[name] = place
+    return named
+
+
+def _lines(results: "Sequence[EvaluationResult]", metrics: Sequence[str]) -> Iterator[str]:
+    """A table of the scores in percent, what was noticed, and the speed."""
+    from mmtrackers.evaluation.run import SCORES
+    from mmtrackers.evaluation.speed import speed_table
+
+    width = max(len(result.tracker) for result in results) + 2
+    yield "".join([" " * width, *(f"{name:>8}" for name in metrics)])
+    for result in results:
+        values = [result.scores.get(name) for name in metrics]
+        cells = [f"{100 * value:8.2f}" if value is not None else f"{'-':>8}" for value in values]
+        marks = f"   partial: {len(result.sequences)} sequences, {len(result.missing)} missing" * result.partial
+        yield f"{result.tracker:<{width}}{''.join(cells)}{marks}"
+    for result in results:
+        notes = [*result.notes, *(note for row in result.sequences for note in row.notes)]
+        notes[10:] = [f"{len(notes) - 10} more in {SCORES}"] if len(notes) > 10 else []
+        yield from (f"note ({result.tracker}): {note}" for note in notes)
+        if result.speed is not None:
+            yield f"{result.tracker}: {speed_table(result.speed)}"

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
+from .options import BaseModel, Model
+
 
 def export(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")],
+    model: Model,
     out: Annotated[Path, typer.Argument(help="New folder for the graphs.")],
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights: faster, less exact.")] = False,
     opset: Annotated[int, typer.Option(min=18, help="Version of the ONNX operators.")] = 20,
-    base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
+    base_model: BaseModel = None,
 ) -> None:
     """Write a tracker as ONNX graphs, for ONNX Runtime and devices without torch."""
     from mmtrackers.conversion.onnx import export_onnx

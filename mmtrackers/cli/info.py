@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from .ending import quiet_loading
+from .options import BaseModel
 
 
 def info(
     repo: Annotated[
         str | None, typer.Argument(help="Folder or Hub id of a tracker or an adapter; without it: all that there is.")
     ] = None,
-    base_model: Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")] = None,
+    base_model: BaseModel = None,
 ) -> None:
     """List systems, tuners, presets and embedded checkpoints; or show what one tracker is made of."""
     if repo is None:

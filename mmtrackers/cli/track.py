@@ -10,6 +10,7 @@ import typer
 
 from .draw import drawn_boxes
 from .ending import exit_code_of, fail, quiet_loading
+from .options import AllowMissing, BaseModel, Device, Dtype
 
 if TYPE_CHECKING:
     from mmtrackers.tracking.runs import RunResult
@@ -62,8 +63,8 @@ def track(
         bool, typer.Option("--thermal-per-frame", help="Stretch each 16-bit thermal frame by itself.")
     ] = False,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("tracked"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     pack: Annotated[
         bool | None,
         typer.Option(help="Prepare the model for inference: faster, the same boxes. Default: for float32 on a CPU."),
@@ -71,9 +72,7 @@ def track(
     threads: Annotated[
         str, typer.Option(help="CPU threads: a number, or auto: all cores or one, whichever the run finds faster.")
     ] = "auto",
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
-    ] = False,
+    allow_missing: AllowMissing = False,
     absent_below: Annotated[
         float | None,
         typer.Option(help="Report the target as absent at scores below this (0 to 1); default: as saved."),
@@ -84,9 +83,7 @@ def track(
     size_momentum: Annotated[
         float | None, typer.Option(help="Share of the last size that a new box keeps; default: as saved.")
     ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
-    ] = None,
+    base_model: BaseModel = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     export: Annotated[
         str, typer.Option(help="Label files for other tools, with commas: coco, mot, cvat.")

@@ -72,7 +72,7 @@ _ROWS: tuple[Protocol, ...] = (
     ),
     replace(_OPE, name="lasot", title="LaSOT", hidden="unusable", hidden_normalized="miss"),
     # Its tag is not "lasot" in the toolkit, so that a frame without the target hits in normalized precision.
-    replace(_OPE, name="lasot_ext", title="LaSOText", hidden="unusable"),
+    replace(_OPE, name="lasot_ext", title="LaSOT_ext", hidden="unusable"),
     replace(_OPE, name="uav123", title="UAV123", unusable="hit"),
     replace(_OPE, name="nfs", title="NFS"),
     _OPE,
