@@ -18,14 +18,21 @@ import numpy as np
 import typer
 
 from mmtrackers.data.sequence import read_image
-from mmtrackers.tracking.session import Prediction
 from mmtrackers.tracking.tracker import Tracker
 
 # TraX knows these three channels only, so an event camera cannot be evaluated by the toolkit.
 CHANNELS = {"rgb": "color", "depth": "depth", "thermal": "ir"}
 # Seconds for one answer; the first one waits until the model is loaded.
 TIMEOUT = 300
-INITIALIZATION, FAILURE = 1, 2
+
+app = typer.Typer(
+    help="Trackers for the VOT toolkit.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+Model = Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")]
+Modality = Annotated[str | None, typer.Option(help="Second stream; the model's own by default.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")]
+Base = Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")]
 
 
 def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
@@ -47,8 +54,19 @@ def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
         serve(Tracker.from_pretrained("org/seatrack-depth", device="cuda"))
         ```
     """
-    channels = _channels(tracker)
-    trax = _trax()
+    modalities = [tracker.modality] if tracker.streams == 1 else ["rgb", tracker.modality]
+    if unknown := [modality for modality in modalities if modality not in CHANNELS]:
+        raise ValueError(
+            f"the VOT toolkit has channels for {', '.join(CHANNELS)}, none for {', '.join(unknown)}: evaluate such a "
+            "tracker with `mmtrackers evaluate`"
+        )
+    channels = {modality: CHANNELS[modality] for modality in modalities}
+    try:
+        import trax.image
+        import trax.region
+        import trax.server
+    except ImportError as error:
+        raise ImportError("the VOT toolkit talks through the package vot-trax: pip install vot-trax") from error
     _ascii_output()
     session = None
     with trax.server.Server(
@@ -65,7 +83,8 @@ def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
                 raise ValueError("a frame came before the first initialization")
             else:
                 prediction = session.update(frame)
-            server.status([_answer(trax, prediction)])
+            box = trax.region.Rectangle.create(*prediction.box.tolist())
+            server.status([(box, {"confidence": prediction.score})])
 
 
 def _ascii_output() -> None:
@@ -76,28 +95,6 @@ def _ascii_output() -> None:
             stream.reconfigure(encoding="ascii", errors="backslashreplace")
 
 
-def _trax() -> Any:
-    try:
-        import trax.image
-        import trax.region
-        import trax.server
-    except ImportError as error:
-        raise ImportError("the VOT toolkit talks through the package vot-trax: pip install vot-trax") from error
-    return trax
-
-
-def _channels(tracker: Tracker) -> dict[str, str]:
-    """Modality -> TraX channel of every stream that the tracker reads."""
-    modalities = [tracker.modality] if tracker.streams == 1 else ["rgb", tracker.modality]
-    unknown = [modality for modality in modalities if modality not in CHANNELS]
-    if unknown:
-        raise ValueError(
-            f"the VOT toolkit has channels for {', '.join(CHANNELS)}, none for {', '.join(unknown)}: evaluate such a "
-            "tracker with `mmtrackers evaluate`"
-        )
-    return {modality: CHANNELS[modality] for modality in modalities}
-
-
 def _picture(images: dict[str, Any], modality: str, channel: str) -> np.ndarray:
     if channel not in images:
         sent = ", ".join(images) or "no image"
@@ -105,20 +102,33 @@ def _picture(images: dict[str, Any], modality: str, channel: str) -> np.ndarray:
     return read_image(images[channel].path(), modality)
 
 
-def _answer(trax: Any, prediction: Prediction) -> tuple[Any, dict[str, float]]:
-    return trax.region.Rectangle.create(*prediction.box.tolist()), {"confidence": prediction.score}
+@app.command("serve")
+def _serve(
+    model: Model,
+    name: Annotated[str, typer.Option(help="What the toolkit is told.")] = "mmtrackers",
+    modality: Modality = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference.")] = False,
+    base_model: Base = None,
+) -> None:
+    """Answer the toolkit over TraX (the toolkit starts this)."""
+    _ascii_output()
+    options = {"dtype": dtype, "device": device, "pack": pack, "base_model": base_model, "modality": modality}
+    serve(Tracker.from_pretrained(model, **options), name)
 
 
+@app.command(help="Enter a tracker into the toolkit's registry.")
 def register(
-    registry: str | Path,
-    name: str,
-    model: str,
-    modality: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    pack: bool = True,
-    base_model: str | None = None,
-    label: str | None = None,
+    registry: Annotated[Path, typer.Argument(help="trackers.ini of the workspace.")],
+    name: Annotated[str, typer.Argument(help="The toolkit's identifier for the tracker.")],
+    model: Model,
+    modality: Modality = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    pack: Annotated[bool, typer.Option(help="Prepare the model for inference.")] = True,
+    base_model: Base = None,
+    label: Annotated[str | None, typer.Option(help="Its name in the toolkit's reports.")] = None,
 ) -> str:
     """Adds a tracker to the toolkit's `trackers.ini`.
 
@@ -138,9 +148,11 @@ def register(
 
     Example:
         >>> import tempfile
-        >>> entry = register(Path(tempfile.mkdtemp()) / "trackers.ini", "seatrack", "org/seatrack-depth")
-        >>> entry.splitlines()[:2]
-        ['[seatrack]', 'label = seatrack']
+        >>> _ = register(Path(tempfile.mkdtemp()) / "trackers.ini", "seatrack", "hub/id")  # doctest: +ELLIPSIS
+        added to ...
+        [seatrack]
+        label = seatrack
+        ...
     """
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"the toolkit takes letters, digits, _ and - in a tracker's name, not {name!r}")
@@ -166,6 +178,7 @@ def register(
     # A lone percent sign would be an interpolation for the toolkit's parser.
     entry = f"[{name}]\n" + "".join(f"{key} = {value.replace('%', '%%')}\n" for key, value in fields.items())
     registry.write_text(text + ("\n" if text else "") + entry, encoding="utf-8")
+    typer.echo(f"added to {registry}:\n{entry}", nl=False)
     return entry
 
 
@@ -173,51 +186,11 @@ def _place(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-app = typer.Typer(help="Trackers for the VOT toolkit.", no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False)
-
-_Model = Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")]
-_Modality = Annotated[str | None, typer.Option(help="Second stream; the model's own by default.")]
-_Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-_Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")]
-_Base = Annotated[str | None, typer.Option(help="The base, in place of the one an adapter names.")]
-
-
-@app.command("serve")
-def _serve(
-    model: _Model,
-    name: Annotated[str, typer.Option(help="What the toolkit is told.")] = "mmtrackers",
-    modality: _Modality = None,
-    device: _Device = "cpu",
-    dtype: _Dtype = "float32",
-    pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference.")] = False,
-    base_model: _Base = None,
-) -> None:
-    """Answer the toolkit over TraX (the toolkit starts this)."""
-    _ascii_output()
-    options = {"dtype": dtype, "device": device, "pack": pack, "base_model": base_model, "modality": modality}
-    serve(Tracker.from_pretrained(model, **options), name)
-
-
-@app.command("register")
-def _register(
-    registry: Annotated[Path, typer.Argument(help="trackers.ini of the workspace.")],
-    name: Annotated[str, typer.Argument(help="The toolkit's identifier for the tracker.")],
-    model: _Model,
-    modality: _Modality = None,
-    device: _Device = "cpu",
-    dtype: _Dtype = "float32",
-    pack: Annotated[bool, typer.Option(help="Prepare the model for inference.")] = True,
-    base_model: _Base = None,
-) -> None:
-    """Enter a tracker into the toolkit's registry."""
-    try:
-        entry = register(registry, name, model, modality, device, dtype, pack, base_model)
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    typer.echo(f"added to {registry}:\n{entry}", nl=False)
-
-
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if sys.argv[1] == "serve":  # the toolkit keeps the traceback in its log
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
