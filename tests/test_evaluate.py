@@ -25,9 +25,10 @@ from mmtrackers.evaluation import EvaluationResult
 from mmtrackers.evaluation.plan import planned
 from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.evaluation.raw import score_folder
-from mmtrackers.evaluation.run import SCORES, FrameReader, evaluate_tracker
+from mmtrackers.evaluation.run import SCORES, _frames, evaluate_tracker
 from mmtrackers.evaluation.truths import truth_of
 from mmtrackers.hub.card import TrainingFacts, read_facts, write_card
+from mmtrackers.tracking.ahead import ReadAhead
 from mmtrackers.tracking.session import update_together
 
 LENGTHS = {"tree": 12, "walk": 9, "car": 7, "dog": 5}
@@ -257,18 +258,15 @@ def test_streams_that_are_missing(dataset):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_frames_that_are_read_ahead(dataset, ahead):
-    sequences = list(open_dataset(dataset))[:2]
-    truths = [truth_of(sequence, "lasher") for sequence in sequences]
-    jobs = planned(truths, sequences, PROTOCOLS["lasher"])
+    sequence, spent = open_dataset(dataset)[1], []
     (dataset / "dog" / "visible" / "v003.png").write_bytes(b"no picture")
-    with FrameReader(sequences, jobs, ahead) as reader:
-        for step in range(3):
-            for i, sequence in enumerate(sequences):
-                frame, seconds = reader(i, step)
-                assert np.array_equal(frame["rgb"], sequence.read(step)["rgb"]) and seconds > 0
-        reader(0, 3)
-        with pytest.raises(ValueError, match=r"dog, frame 3: .*v003\.png is not a readable image"):
-            reader(1, 3)
+    (job,) = planned([truth_of(sequence, "lasher")], [sequence], PROTOCOLS["lasher"])
+    frames = _frames(sequence, job, spent)
+    frames = ReadAhead(frames) if ahead else frames
+    for step in range(3):
+        assert np.array_equal(next(frames)["rgb"], sequence.read(step)["rgb"]) and spent[step] > 0
+    with pytest.raises(ValueError, match=r"dog, frame 3: .*v003\.png is not a readable image"):
+        next(frames)
 
 
 def test_a_frame_that_cannot_be_read_is_named(dataset):

@@ -68,12 +68,7 @@ def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
 
 
 class Processes:
-    """The processes that `accelerate launch` or `torchrun` has started; one where neither has.
-
-    Example:
-        >>> Processes().share([[1], [2]]) if Processes().count == 1 else None
-        [[1], [2]]
-    """
+    """The processes that `accelerate launch` or `torchrun` has started; one where neither has."""
 
     def __init__(self) -> None:
         self._state: Any = None
@@ -97,12 +92,6 @@ class Processes:
         """Until all are here."""
         if self._state is not None:
             self._state.wait_for_everyone()
-
-    def share(self, groups: list[list[Any]]) -> list[list[Any]]:
-        """The groups of this process: each goes to the one with the fewest frames so far."""
-        if self.count == 1:
-            return groups
-        return dealt(groups, self.count)[self.index]
 
 
 def dealt(groups: Sequence[list[Job]], count: int) -> list[list[list[Job]]]:

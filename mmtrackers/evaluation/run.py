@@ -1,13 +1,13 @@
 """Runs over whole data sets: one process or many, resumable, and the same boxes every time."""
 
+import io
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from mmtrackers import data
 from mmtrackers.data.annotations import read_boxes
 from mmtrackers.processing.files import FolderLock, write_text
 from mmtrackers.processing.frames import ANY
+from mmtrackers.tracking.ahead import ReadAhead
 from mmtrackers.tracking.clock import STAGES, StageClock
 from mmtrackers.tracking.session import update_together
 from mmtrackers.tracking.tracker import Tracker
 
-from .plan import Job, Processes, grouped, planned
+from .plan import Job, Processes, dealt, grouped, planned
 from .protocols import get_protocol
 from .raw import check_names, result_file, score_folder, write_result
 from .results import EvaluationResult, Settings
@@ -107,14 +108,12 @@ def evaluate_tracker(
         if progress and processes.main and len(left) < len(groups):
             kept = sum(map(len, groups)) - sum(map(len, left))
             print(f"{name}: {kept} of {sum(map(len, groups))} runs are there already, made with the same settings")
-        mine = processes.share(left)
+        mine = dealt(left, processes.count)[processes.index]
         clock = StageClock(tracker.device)
         with _bar(mine, name, progress and processes.main, processes.count) as bar:
             for group in mine:
-                videos = [sequences[job.sequence] for job in group]
-                with FrameReader(videos, group, ahead=tracker.device.type != "cpu") as reader:
-                    for job, track in _track(tracker, group, reader, clock, bar):
-                        _keep(folder, job, protocol, track)
+                for job, rows in _track(tracker, group, sequences, clock, bar):
+                    _keep(folder, job, protocol, rows)
         processes.wait()
         result = _scored(folder, truths, sequences, protocol, name, settings, tracker)
         result = replace(result, split=split, dataset=title or result.dataset)
@@ -127,7 +126,8 @@ def evaluate_tracker(
 def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
     """The sequence with the streams that the tracker reads; says which one is missing."""
     if tracker.streams == 1 and tracker.modality == "rgb":
-        return sequence if sequence.modality == "rgb" else _rgb_alone(sequence)
+        # unlike `rgb_only`, with the second modality's boxes: a protocol may score against both
+        return replace(sequence, frames={"rgb": sequence.frames["rgb"]})
     if tracker.modality == ANY and sequence.modality != "rgb":
         return sequence
     if tracker.modality not in sequence.frames and not tracker.allow_missing:
@@ -138,93 +138,64 @@ def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
     return sequence
 
 
-def _rgb_alone(sequence: data.Sequence) -> data.Sequence:
-    # Unlike `rgb_only`, with the second modality's boxes: a protocol may score against both.
-    return replace(sequence, frames={"rgb": sequence.frames["rgb"]})
-
-
 # ----------------------------------------------------------------------------------------------------------- tracking
 
 
-@dataclass(eq=False)
-class Track:
-    """What a run found, a row per frame: boxes `[N, 4]`, scores, seconds of each stage, and whether these count."""
-
-    boxes_xywh: np.ndarray
-    scores: np.ndarray
-    times: np.ndarray
-    timed: np.ndarray
-
-
-class FrameReader:
-    """The frames of a group of runs; on request each is read by a thread while the device works on the one before.
-
-    Args:
-        sequences (list of [`Sequence`]), jobs (list of [`Job`]): `sequences[i]` is that of `jobs[i]`.
-        ahead (`bool`): whether to read ahead. It pays where the model runs on another device than the reading.
-    """
-
-    def __init__(self, sequences: Sequence[data.Sequence], jobs: Sequence[Job], ahead: bool) -> None:
-        self._sequences, self._jobs = sequences, jobs
-        self._pool = ThreadPoolExecutor(min(len(jobs), 4), "frames") if ahead else None
-        self._waiting: dict[tuple[int, int], Future] = {}
-
-    def __call__(self, member: int, step: int) -> tuple[dict[str, np.ndarray], float]:
-        """Frame and the seconds that its reading took; errors name run and frame."""
-        waiting = self._waiting.pop((member, step), None)
-        if self._pool is not None and step + 1 < len(self._jobs[member].frames):
-            self._waiting[member, step + 1] = self._pool.submit(self._read, member, step + 1)
-        return self._read(member, step) if waiting is None else waiting.result()
-
-    def _read(self, member: int, step: int) -> tuple[dict[str, np.ndarray], float]:
-        job, begin = self._jobs[member], time.perf_counter()
-        frame = int(job.frames[step])
+def _frames(sequence: data.Sequence, job: Job, spent: list[float]) -> Iterator[dict[str, np.ndarray]]:
+    """The frames of a run; `spent` gets the seconds that each took to read. Errors name run and frame."""
+    for index in job.frames.tolist():
+        begin = time.perf_counter()
         try:
-            return self._sequences[member].read(frame), time.perf_counter() - begin
+            frame = sequence.read(index)
         except ValueError as error:
-            raise ValueError(f"{job.label}, frame {frame}: {error}") from error
-
-    def __enter__(self) -> "FrameReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            raise ValueError(f"{job.label}, frame {index}: {error}") from error
+        spent.append(time.perf_counter() - begin)
+        yield frame
 
 
 def _track(
-    tracker: Tracker, jobs: Sequence[Job], reader: FrameReader, clock: StageClock, bar: Any
-) -> Iterator[tuple[Job, Track]]:
-    """Tracks through a group, a frame of each at a time; yields each run as it ends."""
-    sessions, rows = [], []
-    for i, job in enumerate(jobs):
-        frame, seconds = reader(i, 0)
-        clock.begin(seconds)
-        try:
-            sessions.append(tracker.start(frame, job.box_xywh))
-        except ValueError as error:
-            raise ValueError(f"{job.label}, frame {job.frames[0]}: {error}") from error
-        clock("model")
-        rows.append([(np.asarray(job.box_xywh, dtype=np.float64), 1.0, clock.row, False)])
-    bar.update(len(jobs))
-    active = list(range(len(jobs)))
-    for step in range(1, max(len(job.frames) for job in jobs) + 1):
-        for i in [i for i in active if len(jobs[i].frames) == step]:
-            active.remove(i)
-            yield jobs[i], Track(*(np.array(column) for column in zip(*rows[i], strict=True)))
-        if not active:
-            return
-        read = [reader(i, step) for i in active]
-        clock.begin(sum(seconds for _, seconds in read))
-        try:
-            found = update_together([sessions[i] for i in active], [frame for frame, _ in read], clock)
-        except ValueError as error:
-            names = ", ".join(f"{jobs[i].label} (frame {jobs[i].frames[step]})" for i in active)
-            raise ValueError(f"{names}: {error}") from error
-        times = np.array(clock.end()) / len(active)
-        for i, prediction in zip(active, found, strict=True):
-            rows[i].append((prediction.box, prediction.score, times, len(clock.rows) > WARMUP))
-        bar.update(len(active))
+    tracker: Tracker, jobs: Sequence[Job], sequences: Sequence[data.Sequence], clock: StageClock, bar: Any
+) -> Iterator[tuple[Job, np.ndarray]]:
+    """Tracks through a group, a frame of each at a time; yields each run as it ends, with a row per frame.
+
+    Rows are `[N, 10]`: box, score, milliseconds of each stage, and whether these count.
+    """
+    with ExitStack() as stack:
+        spent: list[list[float]] = [[] for _ in jobs]
+        readers: list[Iterator[dict[str, np.ndarray]]] = [
+            _frames(sequences[job.sequence], job, seconds) for job, seconds in zip(jobs, spent, strict=True)
+        ]
+        if tracker.device.type != "cpu":  # reading takes the CPU, tracking does not
+            readers = [stack.enter_context(ReadAhead(reader)) for reader in readers]
+        sessions, rows = [], []
+        for job, reader, seconds in zip(jobs, readers, spent, strict=True):
+            frame = next(reader)
+            clock.begin(seconds[0])
+            try:
+                sessions.append(tracker.start(frame, job.box_xywh))
+            except ValueError as error:
+                raise ValueError(f"{job.label}, frame {job.frames[0]}: {error}") from error
+            clock("model")
+            rows.append([(*job.box_xywh, 1.0, *(1000 * seconds for seconds in clock.row), False)])
+        bar.update(len(jobs))
+        active = list(range(len(jobs)))
+        for step in range(1, max(len(job.frames) for job in jobs) + 1):
+            for i in [i for i in active if len(jobs[i].frames) == step]:
+                active.remove(i)
+                yield jobs[i], np.array(rows[i])
+            if not active:
+                return
+            frames = [next(readers[i]) for i in active]
+            clock.begin(sum(spent[i][step] for i in active))
+            try:
+                found = update_together([sessions[i] for i in active], frames, clock)
+            except ValueError as error:
+                names = ", ".join(f"{jobs[i].label} (frame {jobs[i].frames[step]})" for i in active)
+                raise ValueError(f"{names}: {error}") from error
+            times = [1000 * seconds / len(active) for seconds in clock.end()]
+            for i, prediction in zip(active, found, strict=True):
+                rows[i].append((*prediction.box, prediction.score, *times, len(clock.rows) > WARMUP))
+            bar.update(len(active))
 
 
 def _bar(groups: Sequence[Sequence[Job]], name: str, shown: bool, processes: int) -> Any:
@@ -271,7 +242,7 @@ def _frame_table(folder: Path, job: Job) -> np.ndarray:
     path = _frames_file(folder, job)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
-        table = np.array([[float(value) for value in line.split(",")] for line in lines])
+        table = np.array([line.split(",") for line in lines], dtype=np.float64)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and its run is made again") from error
     if table.shape != (len(job.frames), len(STAGES) + 2):
@@ -280,20 +251,19 @@ def _frame_table(folder: Path, job: Job) -> np.ndarray:
     return table
 
 
-def _keep(folder: Path, job: Job, protocol: Protocol, track: Track) -> None:
+def _keep(folder: Path, job: Job, protocol: Protocol, rows: np.ndarray) -> None:
     """Writes one run; the file of its boxes comes last, and tells a later run that this one is done."""
-    boxes, scores = track.boxes_xywh, track.scores
-    lines = [",".join(["score", *(f"{stage}_ms" for stage in STAGES), "timed"])]
-    for score, row, timed in zip(scores, track.times * 1000, track.timed, strict=True):
-        lines.append(f"{score:.6f}," + "".join(f"{value:.4f}," for value in row) + f"{int(timed)}")
-    write_text(_frames_file(folder, job), "\n".join(lines) + "\n")
+    boxes, table = rows[:, :4], rows[:, 4:]
+    text = io.StringIO()
+    header = ",".join(["score", *(f"{stage}_ms" for stage in STAGES), "timed"])
+    np.savetxt(text, table, ["%.6f", *["%.4f"] * len(STAGES), "%d"], ",", header=header, comments="")
+    write_text(_frames_file(folder, job), text.getvalue())
     lead = int(job.frames[0]) if job.anchor is None else 0
-    if lead:  # the set's toolkit wants a line for every frame
-        boxes = np.concatenate([np.tile(boxes[0], (lead, 1)), boxes])
-        scores = np.concatenate([np.zeros(lead), scores])
+    # the set's toolkit wants a line for every frame
+    boxes, scores = np.pad(boxes, ((lead, 0), (0, 0)), mode="edge"), np.pad(table[:, 0], (lead, 0))
     if protocol.files == "got10k":
         path = result_file(folder / RAW, job.name, protocol)
-        seconds = "".join(f"{value:.6f}\n" for value in track.times[:, 1:].sum(1))
+        seconds = "".join(f"{value / 1000:.6f}\n" for value in table[:, 2:-1].sum(1))
         write_text(path.with_name(f"{job.name}_time.txt"), seconds)
     runs = {} if job.anchor is None else {job.anchor: boxes}
     write_result(folder / RAW, job.name, protocol, RawResult(boxes, scores, runs))
