@@ -21,13 +21,60 @@ from tqdm import tqdm
 from mmtrackers import Tracker
 from mmtrackers.cli.ending import run_script
 from mmtrackers.processing.boxes import iou_xywh
-from mmtrackers.synthetic.exits import exiting_sequence
-from mmtrackers.synthetic.pairs import PictureLibrary, synthetic_sequence
+from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
 from mmtrackers.tracking.confidence import Trail, calibration_error, fit, probability
 
 RIGHT = 0.3  # overlap from which on a box is right
 FLAGGED = 0.04  # share of right boxes that the limit may call absent
 SOON = 30  # frames within which a return should be found
+VIEW = (240, 320)  # height and width of what the camera of a clip with an exit sees
+SMALLEST_PART = 0.1  # of the target inside the view, where it counts as present
+
+
+class ExitingSequence:
+    """A view `corners` int `[length, 2]` (x, y) of its upper left that moves about in a wider composed video."""
+
+    def __init__(self, source: SyntheticSequence, corners: np.ndarray) -> None:
+        self.source, self.corners = source, corners
+        size, (x1, y1, w, h) = VIEW[::-1], source.boxes_xywh.T
+        first = np.clip(np.stack([x1, y1], 1) - corners, 0, size)
+        last = np.clip(np.stack([x1 + w, y1 + h], 1) - corners, 0, size)
+        self.boxes_xywh = np.hstack([first, last - first])
+        share = self.boxes_xywh[:, 2:].prod(1) / np.maximum(w * h, 1e-9)
+        self.present = source.present & (share >= SMALLEST_PART) & (self.boxes_xywh[:, 2:].min(1) >= 1)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """A frame of all streams, as far as the view goes."""
+        left, top = self.corners[index]
+        frame = self.source.read(index)
+        return {name: picture[top : top + VIEW[0], left : left + VIEW[1]] for name, picture in frame.items()}
+
+
+def exiting_sequence(library: PictureLibrary, seed: int, modality: str, length: int = 100) -> ExitingSequence:
+    """A composed video whose target leaves the view for 10 to 25 frames and is somewhere else in it afterwards."""
+    wide = (VIEW[0] + 80, 2 * VIEW[1])
+    for attempt in range(100):
+        rng = np.random.default_rng((seed, attempt, 11))
+        source = synthetic_sequence(library, int(rng.integers(2**31)), modality, length, wide, blind="none")
+        away, back = int(rng.integers(20, 30)), int(rng.integers(42, 52))
+        centers = source.boxes_xywh[:, :2] + source.boxes_xywh[:, 2:] / 2
+        keys = []
+        for index, side in ((0, None), (away, None), (back, "away"), (min(back + 6, length - 1), None)):
+            place = centers[index] - rng.uniform(0.3, 0.7, 2) * (VIEW[1], VIEW[0])
+            if side == "away":
+                place[0] = 0 if centers[index, 0] > VIEW[1] else wide[1] - VIEW[1]
+            keys.append(np.clip(place, 0, (wide[1] - VIEW[1], wide[0] - VIEW[0])))
+        times = [0, away, away + 6, back, min(back + 6, length - 1), length - 1]
+        paths = np.array([keys[0], keys[1], keys[2], keys[2], keys[3], keys[3]])
+        corners = np.stack([np.interp(np.arange(length), times, paths[:, axis]) for axis in (0, 1)], 1)
+        found = ExitingSequence(source, np.rint(corners).astype(int))
+        gone = ~found.present[away + 6 : back]
+        if found.present[: away - 2].all() and gone.sum() >= 10 and found.present[back + 8 :].mean() > 0.8:
+            return found
+    raise RuntimeError(f"no video with an exit and a return in 100 tries for seed {seed}")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Losses of the centre head against the official values, and their behaviour on degenerate input."""
+"""Losses of the center head against the official values, and their behaviour on degenerate input."""
 
 import re
 
@@ -67,7 +67,7 @@ def test_parity_ostrack_keep_rate(name):
         ((0.8, 0.3, 0.4, 0.4), None, 3),
         ((1.5, 1.5, 0.4, 0.4), None, 0),
     ],
-    ids=["inside", "small", "centre on the border", "far outside"],
+    ids=["inside", "small", "center on the border", "far outside"],
 )
 def test_heatmap_is_a_square_cut_at_the_border(box, peak, cells):
     heatmap = losses.center_heatmap(torch.tensor([box]), grid=16)[0, 0]

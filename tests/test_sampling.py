@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmtrackers.data import Sequence, open_sequence
+from mmtrackers.processing.crops import Crop
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.training import Augmentation, PairDataset
 from mmtrackers.training.augment import DeiTAugmentation
@@ -23,7 +24,7 @@ def processor() -> TrackerImageProcessor:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    """30 RGB-T frames: a bright square that moves to the right, on grey."""
+    """30 RGB-T frames: a bright square that moves to the right, on gray."""
     root = tmp_path_factory.mktemp("scene")
     (root / "rgb").mkdir()
     (root / "thermal").mkdir()
@@ -56,7 +57,7 @@ def test_pairs(scene, processor, modality, streams):
         assert item["template"].shape == (1, streams, 3, 32, 32) and item["template"].dtype == torch.uint8
         assert item["search"].shape == (streams, 3, 64, 64) and item["search"].dtype == torch.uint8
         assert item["labels"].shape == (4,) and item["labels"].dtype == torch.float32
-        # The label lies on the bright square, whatever mirrored or moved it (grey: 90 * 1.2 = 108 < 160 * 0.8 = 128).
+        # The label lies on the bright square, whatever mirrored or moved it (gray: 90 * 1.2 = 108 < 160 * 0.8 = 128).
         x, y, w, h = (item["labels"] * 64).tolist()
         bright = (item["search"][0, 2] > 118).nonzero().float()
         if 2 < x < 60 - w and 2 < y < 60 - h:
@@ -147,7 +148,7 @@ def test_clips(scene, processor, draw, leading):
 
 
 def test_samples_in_lorats_style(scene):
-    """Its crops, masks and labels; the bright square stays under its label whatever was done to the colours."""
+    """Its crops, masks and labels; the bright square stays under its label whatever was done to the colors."""
     processor = TrackerImageProcessor(crop_style="lorat", template_size=32, search_size=64, search_factor=2.0)
     augment = DeiTAugmentation(template_grid=8)
     pairs = PairDataset(
@@ -158,10 +159,10 @@ def test_samples_in_lorats_style(scene):
         assert item["template_mask"].shape == (1, 8, 8) and item["template_mask"].float().mean() > 0.1
         x, y, w, h = (item["labels"] * 64).tolist()
         assert x >= 0 and y >= 0 and x + w <= 64.001 and y + h <= 64.001 and min(w, h) >= 10
-        grey = item["search"][0].float().mean(0)
-        inside = grey[int(y) + 3 : int(y + h) - 3, int(x) + 3 : int(x + w) - 3]
-        assert inside.std() < 3  # one colour under the label
-        outside = grey.clone()
+        gray = item["search"][0].float().mean(0)
+        inside = gray[int(y) + 3 : int(y + h) - 3, int(x) + 3 : int(x + w) - 3]
+        assert inside.std() < 3  # one color under the label
+        outside = gray.clone()
         outside[max(0, int(y) - 3) : int(y + h) + 4, max(0, int(x) - 3) : int(x + w) + 4] = torch.nan
         assert abs(outside.nanmedian() - inside.median()) > 3
 
@@ -302,15 +303,15 @@ def test_lost_crops_are_far_too_large_or_too_small():
     assert 0.4 < (scales[scales != 1] > 1).mean() < 0.6
 
 
-def test_grey_acts_on_three_channels_only():
-    colour = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    rng, always = np.random.default_rng(0), Augmentation(grey=1.0, flip=0.0)
-    out, _ = always.joint([colour, colour], [np.zeros(4)] * 2, rng)
+def test_gray_acts_on_three_channels_only():
+    color = np.full((2, 2, 3), (255, 0, 0), np.uint8)
+    rng, always = np.random.default_rng(0), Augmentation(gray=1.0, flip=0.0)
+    out, _ = always.joint([color, color], [np.zeros(4)] * 2, rng)
     assert out[0][0, 0].tolist() == [76, 76, 76] == out[1][0, 0].tolist()
-    six = np.concatenate([colour, colour], axis=2)
+    six = np.concatenate([color, color], axis=2)
     assert np.array_equal(always.joint([six], [np.zeros(4)], rng)[0][0], six)
-    grey = sum(Augmentation(flip=0.0).joint([colour], [np.zeros(4)], rng)[0][0][0, 0, 1] > 0 for _ in range(2000))
-    assert 60 < grey < 140
+    gray = sum(Augmentation(flip=0.0).joint([color], [np.zeros(4)], rng)[0][0][0, 0, 1] > 0 for _ in range(2000))
+    assert 60 < gray < 140
 
 
 def test_jitter_has_the_published_spread():
@@ -325,13 +326,19 @@ def test_jitter_has_the_published_spread():
 def test_crop_step():
     image, rng = np.full((4, 4, 6), 100, np.uint8), np.random.default_rng(0)
     image[:, 0] = 250
+
+    def changed(augment):
+        where = Crop(0, 0, 4, 4, box_xywh=np.array([0.4, 0.8, 1.2, 1.6]))
+        item = augment.apply(TrackerImageProcessor(), [image] * 2, [where] * 2, [where.box_xywh] * 2, 1, rng)
+        return item["search"].numpy(), item["labels"].numpy()
+
     values = set()
     for _ in range(300):
-        out, box = Augmentation().crop(image, np.array([0.1, 0.2, 0.3, 0.4]), rng)
-        mirrored = out[0, 3, 0] > out[0, 0, 0]
-        assert box[0] == pytest.approx(0.6 if mirrored else 0.1) and box[1:].tolist() == [0.2, 0.3, 0.4]
-        assert len(set(out[:, 1:3].ravel())) == 1
-        values.add(int(out[0, 1, 0]))
+        search, box = changed(Augmentation())
+        mirrored = search[0, 0, 0, 3] > search[0, 0, 0, 0]
+        assert box.tolist() == pytest.approx([0.475 if mirrored else 0.225, 0.175, 0.3, 0.4])
+        assert len(set(search[..., 1:3].ravel())) == 1
+        values.add(int(search[0, 0, 0, 1]))
     assert min(values) in (80, 81, 82) and max(values) in (118, 119, 120)
-    still, box = Augmentation().for_validation().crop(image, np.zeros(4), rng)
-    assert np.array_equal(still, image)
+    still, _ = changed(Augmentation(brightness=0.0, crop_flip=0.0))
+    assert np.array_equal(still, TrackerImageProcessor().to_tensor([image])[0].numpy())

@@ -146,7 +146,7 @@ def test_one_stream_has_experts_but_no_fusion() -> None:
     assert difference(maps(model, feed), before) > 1e-3
 
 
-def test_neighbours_must_exist() -> None:
+def test_neighbors_must_exist() -> None:
     with pytest.raises(ValueError, match="hyper_knn is 9, but a graph has only 8 vertices"):
         fusion(hyperedge_rule="knn", hyper_knn=9).hyperedges(tokens(1, 8, 8))
 
@@ -327,7 +327,7 @@ def test_one_adapter_tracks_every_second_stream(tmp_path: Path) -> None:
     for index in range(1, 6):
         for kind, session in sessions.items():
             assert (session.update(videos[kind][index]).box == alone[kind][index]).all()
-    # the pictures of thermal and event are the same here, depth is coloured
+    # the pictures of thermal and event are the same here, depth is colored
     last = {kind: boxes[-1].tolist() for kind, boxes in alone.items()}
     assert last["thermal"] == last["event"] != last["depth"]
 

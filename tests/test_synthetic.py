@@ -91,23 +91,23 @@ def test_a_sprite_without_an_outline_is_refused():
 
 @pytest.mark.parametrize("time", [0.0, 37.5, 90.0])
 def test_the_box_is_where_the_target_is_rendered(library, time):
-    """The bounds of a target drawn in a colour of its own, on black, agree with the box within a pixel."""
+    """The bounds of a target drawn in a color of its own, on black, agree with the box within a pixel."""
     checked = 0
     for scene in scenes(library, 12):
         alpha = scene.target.sprite.picture.levels[0][..., 3]
         white = np.full((*alpha.shape, 4), 255, np.uint8)
         white[..., 3] = alpha
         scene.target.sprite.picture = Picture(np.dstack((cv2.merge((alpha, alpha, alpha)), alpha)))
-        scene.target.colour = np.eye(4, dtype=np.float32)
+        scene.target.color = np.eye(4, dtype=np.float32)
         if scene.target.bending is not None:
             scene.target.bending.sprite = scene.target.sprite
-        scene.target.forget()
+        scene.target.kept.clear()
         scene.background = Picture(np.zeros((300, 400, 3), np.uint8))
-        scene.background_colour = np.eye(4, dtype=np.float32)
+        scene.background_color = np.eye(4, dtype=np.float32)
         scene.behind, scene.front, scene.noise, scene.jpeg, scene.lowres, scene.blur = [], [], 0.0, 0, 1.0, [0, 0]
         scene.gain = scene.gamma = scene.target_gain = lambda _: 0.0
         scene.cast = [lambda _: 0.0] * 3
-        scene.grey, scene.contrast, scene.interlaced = False, 1.0, 0
+        scene.gray, scene.contrast, scene.interlaced = False, 1.0, 0
         rgb, _ = scene.render(time, scene.whole_frame())
         rows, columns = np.nonzero(rgb[..., 0] >= 128)
         x1, y1, x2, y2 = scene.visible_box_xyxy(time)
@@ -150,7 +150,7 @@ def test_pairs_depend_on_seed_epoch_and_index_only(library, modality, streams):
     other.set_epoch(0)
     other.seed = 5
     assert not torch.equal(item["search"], other[7]["search"])
-    with pytest.raises(IndexError, match="pair 20 of 20"):
+    with pytest.raises(IndexError, match="sample 20 of 20"):
         pairs[20]
 
 
@@ -175,7 +175,7 @@ def test_absent_samples_show_another_place_and_have_no_box(library):
 
 
 def test_labels_follow_the_recipe(library):
-    """Sizes, jitter and mapping: a quarter of the crop's side on average, the centre off by up to 3/2 of it."""
+    """Sizes, jitter and mapping: a quarter of the crop's side on average, the center off by up to 3/2 of it."""
     pairs = SyntheticPairs(library, PROCESSOR, samples_per_epoch=200, seed=1)
     labels = torch.stack([pairs[index]["labels"] for index in range(200)])
     size = labels[:, 2:].prod(dim=1).sqrt()
@@ -204,14 +204,14 @@ def test_a_worker_gives_the_same_pairs(library):
 
 def separation(picture, view, scene, time):
     """How far the target's area stands out from its surroundings, in deviations of the surroundings."""
-    x1, y1, x2, y2 = scene.box_xyxy(time)
+    x1, y1, x2, y2 = scene.target.bounds(time)
     mask = np.zeros(picture.shape[:2], bool)
     x1, x2 = ((x - view.x1) * view.columns / view.width for x in (x1, x2))
     y1, y2 = ((y - view.y1) * view.rows / view.height for y in (y1, y2))
     w, h = (x2 - x1) / 4, (y2 - y1) / 4
     mask[int(y1 + h) : int(y2 - h) + 1, int(x1 + w) : int(x2 - w) + 1] = True
-    grey = picture.astype(np.float64).reshape(*picture.shape[:2], -1).mean(axis=2)
-    return abs(grey[mask].mean() - grey[~mask].mean())
+    gray = picture.astype(np.float64).reshape(*picture.shape[:2], -1).mean(axis=2)
+    return abs(gray[mask].mean() - gray[~mask].mean())
 
 
 @pytest.mark.parametrize("blindness", ["night", "camouflage", "glare"])
@@ -222,7 +222,7 @@ def test_the_second_camera_sees_where_rgb_is_blind(library, modality, blindness)
         scene.behind, scene.front = [], []
         if scene.visible_share(0.0) < 0.9:
             continue
-        x1, y1, x2, y2 = scene.box_xyxy(0.0)
+        x1, y1, x2, y2 = scene.target.bounds(0.0)
         view = View(x1 - 5, y1 - 5, x2 - x1 + 10, y2 - y1 + 10, 64, 64)
         rgb, other = scene.render(0.0, view)
         other = depth_picture(other, *depth_range(scene, 0.0)) if modality == "depth" else other
@@ -278,8 +278,8 @@ def test_sequences_read_lazily_and_repeat(library, modality, shape, dtype):
 def test_boxes_move_smoothly(library):
     for seed in range(8):
         boxes = synthetic_sequence(library, seed, length=30, size=(120, 160)).boxes_xywh
-        centres = boxes[:, :2] + boxes[:, 2:] / 2
-        step = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+        centers = boxes[:, :2] + boxes[:, 2:] / 2
+        step = np.linalg.norm(np.diff(centers, axis=0), axis=1)
         assert (step <= 1.0 * np.sqrt(boxes[:-1, 2:].prod(axis=1)) + 1).all()
 
 
@@ -328,7 +328,7 @@ def test_the_collector_finds_pictures_in_resource_files(tmp_path):
 
 
 def test_crops_agree_with_the_image_processor(library):
-    """The window rendered directly is the processor's crop of the frame: same place, same colours of depth."""
+    """The window rendered directly is the processor's crop of the frame: same place, same colors of depth."""
     processor = TrackerImageProcessor(search_size=128, search_factor=4.0)
     close = 0
     for scene in scenes(library, 10, modality="depth", blindness="none"):
@@ -411,7 +411,7 @@ def test_aligned_pairs_are_those_of_whole_frames(library, modality, streams):
 
 @pytest.mark.parametrize(("modality", "streams"), [("rgb", 1), ("thermal", 2), ("depth", 2)])
 def test_aligned_crops_agree_with_the_image_processor(library, modality, streams):
-    """The part inside the frame, and the mean colour round it."""
+    """The part inside the frame, and the mean color round it."""
     pairs = SyntheticPairs(library, ALIGNED, modality, streams, augment=DeiTAugmentation(template_grid=4))
     padded = 0
     for scene in scenes(library, 10, modality=modality, blindness="none"):
@@ -428,8 +428,8 @@ def test_aligned_crops_agree_with_the_image_processor(library, modality, streams
         outside[top:bottom, left:right] = False
         if outside.any():
             padded += 1
-            assert np.ptp(difference[outside], axis=0).max() < 1e-3, "one colour"
-            # a mean over few points; and the range of depth that colours span is a coarse picture's too
+            assert np.ptp(difference[outside], axis=0).max() < 1e-3, "one color"
+            # a mean over few points; and the range of depth that colors span is a coarse picture's too
             assert difference[outside][:, :3].max() < 6 and difference[outside].max() < 24
     assert padded >= 3
 
@@ -481,15 +481,15 @@ def test_a_bent_target_changes_its_outline_smoothly_and_stays_in_its_room():
     assert np.median(widths) > 0.05
 
 
-def test_a_grey_camera_has_no_colour_and_a_hazy_one_less_contrast(library):
-    scene = next(scene for scene in scenes(library, 40) if scene.grey)
+def test_a_gray_camera_has_no_color_and_a_hazy_one_less_contrast(library):
+    scene = next(scene for scene in scenes(library, 40) if scene.gray)
     rgb, _ = scene.render(3.0, scene.whole_frame())
     assert np.ptp(rgb, axis=2).max() == 0
-    scene.grey, scene.contrast, scene.noise, scene.haze = False, 1.0, 0.0, 100.0
+    scene.gray, scene.contrast, scene.noise, scene.haze = False, 1.0, 0.0, 100.0
     clear = scene.render(3.0, scene.whole_frame())[0].std()
     scene.contrast = 0.3
     assert scene.render(3.0, scene.whole_frame())[0].std() < 0.5 * clear
-    assert 0.15 < np.mean([scene.grey for scene in scenes(library, 60)]) < 0.45
+    assert 0.15 < np.mean([scene.gray for scene in scenes(library, 60)]) < 0.45
 
 
 def test_a_poor_second_camera_shows_little_and_only_where_rgb_sees(library):

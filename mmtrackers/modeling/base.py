@@ -117,12 +117,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @classmethod
     def from_base(
-        cls,
-        base: str | Path,
-        modality: str | None = None,
-        adapter_config: PeftConfig | None = None,
-        adapter_name: str = "default",
-        **kwargs: Any,
+        cls, base: str | Path, modality: str | None = None, adapter_config: PeftConfig | None = None,
+        adapter_name: str = "default", **kwargs: Any,
     ) -> "TrackerPreTrainedModel":
         """A base's weights with a fresh, trainable adapter; everything else is frozen.
 
@@ -174,7 +170,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         return cls.config_class(**(values | overrides))
 
     def window(self) -> torch.Tensor:
-        """What `decode` takes while tracking: weights `[g, g]` that favour places near the last position."""
+        """What `decode` takes while tracking: weights `[g, g]` that favor places near the last position."""
         return torch.from_numpy(hann_window(self.config.search_grid))
 
     @property

@@ -10,13 +10,8 @@ from .base import TrackingOutput
 
 
 def forward_clip(
-    model: nn.Module,
-    search: Tensor,
-    template: Tensor,
-    state: Any,
-    labels: Tensor | None,
-    template_mask: Tensor | None = None,
-    **kwargs: Any,
+    model: nn.Module, search: Tensor, template: Tensor, state: Any, labels: Tensor | None,
+    template_mask: Tensor | None = None, **kwargs: Any,
 ) -> TrackingOutput:
     """A model's `forward` on clips: frame after frame, the state carried, the templates embedded once.
 
@@ -46,13 +41,8 @@ def forward_clip(
 
 
 def backward_clip(
-    model: nn.Module,
-    search: Tensor,
-    template: Tensor,
-    labels: Tensor,
-    state: Any = None,
-    backward: Callable[[Tensor], Any] = Tensor.backward,
-    **kwargs: Any,
+    model: nn.Module, search: Tensor, template: Tensor, labels: Tensor, state: Any = None,
+    backward: Callable[[Tensor], Any] = Tensor.backward, **kwargs: Any,
 ) -> TrackingOutput:
     """`forward_clip` and its backward pass, frame after frame: the gradients are the same (states are detached), and
     only one frame's activations are held at a time, while templates are embedded for every frame anew.

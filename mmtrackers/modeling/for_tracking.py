@@ -38,14 +38,8 @@ class ModelForTracking(TrackerPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        search: Tensor,
-        template: Tensor,
-        template_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        labels: Tensor | None = None,
-        box_weight: float = 1.0,
-        **kwargs,
+        self, search: Tensor, template: Tensor, template_mask: Tensor | None = None, state: Tensor | None = None,
+        labels: Tensor | None = None, box_weight: float = 1.0, **kwargs,
     ) -> TrackingOutput:
         """Search crops to boxes.
 

@@ -118,12 +118,8 @@ def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[tor
 
 
 def center_loss(
-    score_map: torch.Tensor,
-    boxes_cxcywh: torch.Tensor,
-    labels_xywh: torch.Tensor,
-    giou_weight: float = 2.0,
-    l1_weight: float = 5.0,
-    focal_weight: float = 1.0,
+    score_map: torch.Tensor, boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor, giou_weight: float = 2.0,
+    l1_weight: float = 5.0, focal_weight: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Training loss of a center head: `2 GIoU + 5 L1 + 1 focal` (OSTrack, Ye et al., ECCV 2022, equation 5).
 

@@ -350,13 +350,8 @@ class ViTTrunk(TrackerPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        search: Tensor,
-        template: Tensor,
-        template_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        elimination_keep_rate: float | None = None,
-        **kwargs,
+        self, search: Tensor, template: Tensor, template_mask: Tensor | None = None, state: Tensor | None = None,
+        elimination_keep_rate: float | None = None, **kwargs,
     ) -> TrunkOutput:
         """See `ModelForTracking.forward`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
@@ -385,13 +380,8 @@ class ViTTrunk(TrackerPreTrainedModel):
             )
 
     def encode(
-        self,
-        x: Tensor,
-        layout: TokenLayout,
-        keep_rate: float = 1.0,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **kwargs,
+        self, x: Tensor, layout: TokenLayout, keep_rate: float = 1.0, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, **kwargs,
     ) -> TrunkOutput:
         """All tokens `[S*B, N, C]` through the layers, the final norm and the fusion of streams.
 

@@ -5,6 +5,7 @@ changes are rendered from the same layers without it.
 """
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -20,9 +21,9 @@ NOISE_SIDE = 512
 DEPTH_CLIP_MM = 10000
 # one fixed field, cut at random offsets: drawing fresh noise would cost more than the whole render
 _NOISE = (np.random.default_rng(20).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)) * 64).astype(np.int16)
-_GREY_NOISE = _NOISE[..., 0].copy()
+_GRAY_NOISE = _NOISE[..., 0].copy()
 _RELIEF = 1 + 0.0004 * (np.arange(256, dtype=np.float64) - 110)
-# OpenCV makes its colour map anew in every call, which takes ten times as long as a crop's look-up
+# OpenCV makes its color map anew in every call, which takes ten times as long as a crop's look-up
 _DEPTHS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_JET)
 # brightness as an event pixel measures it, and its answer: red for brighter, blue for darker, white for no change
 _LOG = np.log(np.arange(256, dtype=np.float32) + 12)
@@ -34,29 +35,25 @@ _EVENTS = _EVENTS.astype(np.uint8)[None]
 
 
 def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
-    """Both cameras' pictures of a window; see ``SyntheticScene.render``.
+    """Both cameras' pictures of a window; see `SyntheticScene.render`."""
+    # a smaller window is rendered at the frame's own resolution and enlarged, as a crop of a real frame is
+    native = replace(
+        view, columns=max(4, min(view.columns, round(view.width))), rows=max(4, min(view.rows, round(view.height)))
+    )
 
-    A window smaller than its output is rendered at the frame's own resolution and then enlarged, as a crop of a real
-    frame is.
-    """
-    native = View(
-        view.x1, view.y1, view.width, view.height,
-        max(4, min(view.columns, round(view.width))), max(4, min(view.rows, round(view.height))),
-    )  # fmt: skip
+    def enlarged(picture: np.ndarray, how: int = cv2.INTER_LINEAR) -> np.ndarray:
+        return picture if native == view else cv2.resize(picture, (view.columns, view.rows), interpolation=how)
+
     scene.seen.clear()
-    rgb = render_rgb(scene, time, native)
-    size = (view.columns, view.rows)
-    if (native.columns, native.rows) != size:
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)
-    if scene.modality == "rgb":
-        return rgb, None
-    other = {"thermal": render_thermal, "depth": render_depth, "event": render_event}[scene.modality]
-    picture = other(scene, time, native)
-    if (native.columns, native.rows) != size:
+    rgb = enlarged(render_rgb(scene, time, native))
+    if scene.modality == "thermal":
+        return rgb, enlarged(render_thermal(scene, time, native))
+    if scene.modality == "event":
+        return rgb, enlarged(render_event(scene, time, native))
+    if scene.modality == "depth":
         # unknown depth next to a known one must not turn into a distance in between
-        how = cv2.INTER_NEAREST if scene.modality == "depth" else cv2.INTER_LINEAR
-        picture = cv2.resize(picture, size, interpolation=how)
-    return rgb, picture
+        return rgb, enlarged(render_depth(scene, time, native), cv2.INTER_NEAREST)
+    return rgb, None
 
 
 def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.ndarray, int, int]:
@@ -75,7 +72,7 @@ def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.
 
 
 def heat_raster(scene: "SyntheticScene", layer: Layer, time: float, view: View) -> tuple[np.ndarray, int, int]:
-    """A layer's shade and cover as `raster` would warp them, out of its colours where those are warped already."""
+    """A layer's shade and cover; out of its colors, where those are warped already."""
     if layer.unseen is not None or (layer, time, view) not in scene.seen:
         return raster(layer, time, view, layer.sprite_at(time).heat_picture())
     patch, left, top = scene.seen[layer, time, view]
@@ -85,7 +82,7 @@ def heat_raster(scene: "SyntheticScene", layer: Layer, time: float, view: View) 
 
 
 def background(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
-    """The photo alone, as it is, uint8 [rows, columns, 3]; not to be written."""
+    """The photo alone, uint8 [rows, columns, 3]; not to be written."""
     if (None, time, view) not in scene.seen:
         matrix = view.matrix @ scene.background_pose(time)
         photo = warp(scene.background, matrix, (view.columns, view.rows), cv2.BORDER_REFLECT_101)
@@ -94,17 +91,17 @@ def background(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
 
 
 def background_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
-    """The photo alone, in the scene's colours, uint8 [rows, columns, 3]."""
+    """The photo alone, in the scene's colors, uint8 [rows, columns, 3]."""
     photo = background(scene, time, view)
-    colour = scene.background_colour[:3].copy()
-    colour[:, 3] *= 255  # a photo is opaque everywhere: alpha as a constant
-    return cv2.transform(photo, colour)
+    color = scene.background_color[:3].copy()
+    color[:, 3] *= 255  # a photo is opaque everywhere: alpha as a constant
+    return cv2.transform(photo, color)
 
 
 def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool = False) -> np.ndarray:
-    """All layers in colour, before light, blindness and noise; for ``events`` unsmeared and without camouflage."""
+    """All layers in color, before light, blindness and noise; for `events` unsmeared and without camouflage."""
     canvas = background_rgb(scene, time, view)
-    for layer in (*scene.behind, scene.target, *scene.front):
+    for layer in scene.layers:
         hidden = events and layer.unseen is not None
         if not hidden and (layer, time, view) in scene.seen:
             patch, left, top = scene.seen[layer, time, view]
@@ -115,11 +112,11 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
                 scene.seen[layer, time, view] = patch, left, top
         if not patch.size:
             continue
-        colour = layer.colour
+        color = layer.color
         if layer is scene.target:
             gain = math.exp(scene.target_gain(time))
-            colour = colour * np.array([[gain], [gain], [gain], [1]], np.float32)
-        patch = cv2.transform(patch, colour)
+            color = color * np.array([[gain], [gain], [gain], [1]], np.float32)
+        patch = cv2.transform(patch, color)
         if not events and layer is scene.target and scene.blur[0]:
             patch = motion_blur(patch, layer, time, view, scene.exposure)
         # OpenCV copies a part of the channels that numpy cut out, ten times as slowly
@@ -129,7 +126,7 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
 
 def motion_blur(patch: np.ndarray, layer: Layer, time: float, view: View, exposure: float) -> np.ndarray:
     """Smear a patch along its layer's motion while the shutter is open; exposure in frames, many to be seen."""
-    (x0, y0), (x1, y1) = layer.centre(time - 0.5), layer.centre(time + 0.5)
+    (x0, y0), (x1, y1) = layer.center(time - 0.5), layer.center(time + 0.5)
     dx, dy = exposure * (x1 - x0) * view.columns / view.width, exposure * (y1 - y0) * view.rows / view.height
     return cv2.filter2D(patch, -1, line_kernel(dx, dy)) if math.hypot(dx, dy) > 1 else patch
 
@@ -145,7 +142,7 @@ def line_kernel(dx: float, dy: float) -> np.ndarray:
 
 
 def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
-    """The colour camera's picture, uint8 [rows, columns, 3]."""
+    """The color camera's picture, uint8 [rows, columns, 3]."""
     canvas = compose_rgb(scene, time, view)
     dark = scene.blindness == "night" and time >= scene.blind_from
     canvas = cv2.LUT(canvas, light_table(scene, time, scene.night_gain if dark else 1.0))
@@ -162,7 +159,7 @@ def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
         canvas = cv2.imdecode(code, cv2.IMREAD_COLOR)
     if scene.interlaced:
         interlace(canvas, scene.interlaced)
-    if scene.grey:
+    if scene.gray:
         canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     black_outside(scene, canvas, view)
     return canvas
@@ -174,7 +171,7 @@ def moment(scene: "SyntheticScene", time: float) -> Draw:
 
 
 def light_table(scene: "SyntheticScene", time: float, gain: float) -> np.ndarray:
-    """Gain, gamma and colour cast at a time as a lookup table, uint8 [256, 1, 3]."""
+    """Gain, gamma and color cast at a time as a lookup table, uint8 [256, 1, 3]."""
     gamma = math.exp(scene.gamma(time))
     tone = (np.arange(256, dtype=np.float32) / 255) ** gamma * (255 * gain * math.exp(scene.gain(time)))
     cast = np.array([math.exp(wobble(time)) for wobble in scene.cast], np.float32)
@@ -208,7 +205,6 @@ def camera_blur(draw: Draw, canvas: np.ndarray) -> np.ndarray:
 
 
 def low_resolution(canvas: np.ndarray, factor: float) -> np.ndarray:
-    """Shrink and enlarge."""
     rows, columns = canvas.shape[:2]
     small = cv2.resize(canvas, (max(2, int(columns / factor)), max(2, int(rows / factor))))
     return cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
@@ -223,9 +219,9 @@ def interlace(canvas: np.ndarray, pixels: int) -> None:
         rows[:, :pixels] = rows[:, -pixels:].copy()
 
 
-def noise_field(draw: Draw, rows: int, columns: int, colours: bool = False) -> np.ndarray:
+def noise_field(draw: Draw, rows: int, columns: int, colors: bool = False) -> np.ndarray:
     """Gaussian noise of deviation 64, int16 [rows, columns] or [rows, columns, 3]; not to be written."""
-    field = _NOISE if colours else _GREY_NOISE
+    field = _NOISE if colors else _GRAY_NOISE
     if rows <= NOISE_SIDE // 2 and columns <= NOISE_SIDE // 2:
         top, left = draw.below(NOISE_SIDE - rows), draw.below(NOISE_SIDE - columns)
         return field[top : top + rows, left : left + columns]
@@ -235,7 +231,7 @@ def noise_field(draw: Draw, rows: int, columns: int, colours: bool = False) -> n
 
 def add_noise(canvas: np.ndarray, draw: Draw, deviation: float) -> None:
     """Add Gaussian noise in place to uint8 [rows, columns] or [rows, columns, 3]; deviation up to 20."""
-    field = noise_field(draw, *canvas.shape[:2], colours=canvas.ndim == 3)
+    field = noise_field(draw, *canvas.shape[:2], colors=canvas.ndim == 3)
     # 16 bits hold the product: the field stays within 6 deviations
     step = (field * np.int16(deviation * 4)) >> 8
     np.clip(canvas + step, 0, 255, out=canvas, casting="unsafe")
@@ -254,21 +250,18 @@ def black_outside(scene: "SyntheticScene", canvas: np.ndarray, view: View) -> No
 
 def misaligned(scene: "SyntheticScene", view: View) -> View:
     """The window as the second camera has it: the two are registered to a few percent of the target only."""
-    if scene.shift == (0.0, 0.0):
-        return view
     size = math.exp(scene.target.log_size.base)
-    shift_x, shift_y = scene.shift[0] * size, scene.shift[1] * size
-    return View(view.x1 + shift_x, view.y1 + shift_y, view.width, view.height, view.columns, view.rows)
+    return replace(view, x1=view.x1 + scene.shift[0] * size, y1=view.y1 + scene.shift[1] * size)
 
 
 def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     """Heat, uint8 [rows, columns]: every layer has its own warmth and a little of its texture."""
     own = misaligned(scene, view)
-    grey = cv2.cvtColor(background(scene, time, own), cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(background(scene, time, own), cv2.COLOR_RGB2GRAY)
     slope = scene.heat_contrast * scene.heat_sign
     table = np.clip(scene.heat_floor + slope * (np.arange(256) - 110), 0, 255).astype(np.uint8)
-    canvas = cv2.GaussianBlur(cv2.LUT(grey, table), (0, 0), 1.0)
-    for layer in (*scene.behind, scene.target, *scene.front):
+    canvas = cv2.GaussianBlur(cv2.LUT(gray, table), (0, 0), 1.0)
+    for layer in scene.layers:
         patch, left, top = heat_raster(scene, layer, time, own)
         if not patch.size:
             continue
@@ -295,7 +288,7 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
     # a floor is linear in the inverse of the distance; the wall behind it is at `far`
     floor = 1.0 + scene.slope * (y - 0.35) * 2 + scene.tilt * (x - 0.5)
     canvas = np.float32(scene.far) / np.maximum(floor, 1.0, dtype=np.float32)
-    for layer in (*scene.behind, scene.target, *scene.front):
+    for layer in scene.layers:
         patch, left, top = heat_raster(scene, layer, time, view)
         if not patch.size:
             continue
@@ -319,10 +312,8 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
 
 
 def depth_range(scene: "SyntheticScene", time: float) -> tuple[int, int]:
-    """Smallest and largest distance (mm) of the clipped whole frame.
-
-    The smallest is 0, since every frame has pixels of unknown depth; the largest comes from a coarse rendering.
-    """
+    """Smallest distance (mm) of the clipped whole frame, where some is always unknown, and the largest, from a coarse
+    rendering."""
     columns = max(8, round(24 * scene.width / scene.height))
     depth = render_depth(scene, time, View(0, 0, scene.width, scene.height, columns, 24), holes=False)
     top = min(3 * float(np.median(depth)), DEPTH_CLIP_MM)
@@ -330,20 +321,16 @@ def depth_range(scene: "SyntheticScene", time: float) -> tuple[int, int]:
 
 
 def depth_picture(depth: np.ndarray, low: int, high: int) -> np.ndarray:
-    """Depth in the image processor's colours (JET in OpenCV's order), uint8 [rows, columns, 3].
-
-    The processor scales by a whole frame's smallest and largest distance; a crop needs them from ``depth_range``.
-    """
+    """Depth in the image processor's colors (JET in OpenCV's order) between a whole frame's smallest and largest
+    distance, uint8 [rows, columns, 3]."""
     scale = 255.0 / max(high - low, 1)
     levels = cv2.convertScaleAbs(depth.clip(low, high), alpha=scale, beta=-low * scale)
     return cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), _DEPTHS)
 
 
 def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
-    """Changes of brightness since a moment ago, uint8 [rows, columns, 3]: red brighter, blue darker, on white.
-
-    An event camera sees in the dark and against the light, so neither night nor glare is applied.
-    """
+    """Changes of brightness since a moment ago, uint8 [rows, columns, 3]: red brighter, blue darker, on white; an
+    event camera sees in the dark and against the light."""
     own = misaligned(scene, view)
     before, now = (
         cv2.LUT(cv2.cvtColor(compose_rgb(scene, moment_seen, own, events=True), cv2.COLOR_RGB2GRAY), _LOG)
@@ -360,7 +347,7 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
 
 
 def visible_share(scene: "SyntheticScene", time: float, view: View) -> float:
-    """Part of the target inside the frame and not covered; ``view`` is its box on a small raster."""
+    """Part of the target inside the frame and not covered; the view is its box on a small raster."""
     patch, left, top = raster(scene.target, time, view, scene.target.sprite_at(time).picture)
     own = np.zeros((view.rows, view.columns), np.uint8)
     own[top : top + patch.shape[0], left : left + patch.shape[1]] = patch[..., 3]

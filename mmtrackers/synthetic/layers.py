@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,10 +19,10 @@ class Wobble:
     """A smooth random function of time: a base value and two sine waves.
 
     Args:
-        draw: random numbers.
-        base: value around which it moves.
-        reach: largest departure caused by the waves.
-        period: shortest and longest period of the waves, in frames.
+        draw ([`Draw`]): random numbers.
+        base (`float`): value around which it moves.
+        reach (`float`): largest departure caused by the waves.
+        period (two `float`): shortest and longest period of the waves, in frames.
     """
 
     def __init__(self, draw: Draw, base: float, reach: float, period: tuple[float, float] = (50.0, 400.0)) -> None:
@@ -44,24 +45,39 @@ def affine(a: float, b: float, c: float, d: float, x: float, y: float) -> np.nda
     return np.array([[a, b, x], [c, d, y], [0.0, 0.0, 1.0]])
 
 
-def colour_matrix(draw: Draw, strength: float, permute: float = 0.0) -> np.ndarray:
+def color_matrix(draw: Draw, strength: float, permute: float = 0.0) -> np.ndarray:
     """Random change of hue, saturation, contrast and brightness on premultiplied RGBA, float32 [4, 4]."""
     sources = np.argsort([draw.unit() for _ in range(3)]).tolist() if draw.chance(permute) else [0, 1, 2]
     saturation = 1 + strength * draw.uniform(-0.8, 0.4)
-    grey = (1 - saturation) / 3
+    gray = (1 - saturation) / 3
     gain = math.exp(strength * draw.normal(0.35))
     gains = [1 + strength * draw.normal(0.1) for _ in range(3)]
     offset = strength * draw.normal(0.12)
     rows = [
-        [(saturation * (column == source) + grey) * gain * own for column in range(3)] + [offset]
+        [(saturation * (column == source) + gray) * gain * own for column in range(3)] + [offset]
         for source, own in zip(sources, gains, strict=True)
     ]
     return np.array([*rows, [0.0, 0.0, 0.0, 1.0]], np.float32)
 
 
+def kept_at(method: Callable[["Layer", float], Any]) -> Callable[["Layer", float], Any]:
+    """A layer's method of a time whose last answers are kept: both cameras and every check ask for the same ones."""
+
+    @functools.wraps(method)
+    def at(self: "Layer", time: float) -> Any:
+        answers = self.kept.setdefault(method.__name__, {})
+        if time not in answers:
+            if len(answers) > 8:
+                answers.clear()
+            answers[time] = method(self, time)
+        return answers[time]
+
+    return at
+
+
 @dataclass(eq=False)
 class Layer:
-    """A sprite with its motion; ``pose(t)`` maps sprite coordinates to the frame's."""
+    """A sprite with its motion; `kept` is to be cleared after its shape or motion has changed."""
 
     sprite: Sprite
     x: Wobble
@@ -71,69 +87,53 @@ class Layer:
     rotation: Wobble
     shear: Wobble
     mirrored: bool
-    colour: np.ndarray
+    color: np.ndarray
     depth: float = 4000.0
     warmth: float = 128.0
     heat_gain: float = 0.5
     drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # pixels per frame in x and y, and the frame it starts from
-    anchor: "Layer | None" = None  # its x and y are then relative to the anchor's centre at drift[2]
+    anchor: "Layer | None" = None  # its x and y are then relative to the anchor's center at drift[2]
     unseen: Sprite | None = None  # what the other cameras take for its texture, where RGB sees another one
     bending: Callable[[float], Sprite] | None = None  # the sprite as it is bent at a time
-    _poses: dict[float, np.ndarray] = field(default_factory=dict)
-    _bounds: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
-    _sprites: dict[float, Sprite] = field(default_factory=dict)
+    kept: dict[str, dict[float, Any]] = field(default_factory=dict)
 
     def sprite_at(self, time: float) -> Sprite:
         """What is shown at a time, in the coordinates of `sprite`."""
-        if self.bending is None:
-            return self.sprite
-        if time not in self._sprites:
-            if len(self._sprites) > 4:
-                self._sprites.clear()
-            self._sprites[time] = self.bending(time)
-        return self._sprites[time]
+        return self.sprite if self.bending is None else self._bent(time)
 
+    @kept_at
+    def _bent(self, time: float) -> Sprite:
+        return self.bending(time)
+
+    @kept_at
     def pose(self, time: float) -> np.ndarray:
         """3 x 3 affine map from sprite to frame coordinates."""
-        if time not in self._poses:
-            if len(self._poses) > 8:
-                self._poses.clear()
-            scale = math.exp(self.log_size(time)) / self.sprite.extent
-            stretch = math.exp(self.log_aspect(time) / 2)
-            across, down, shear, angle = scale * stretch, scale / stretch, self.shear(time), self.rotation(time)
-            across = -across if self.mirrored else across
-            cosine, sine = math.cos(angle), math.sin(angle)
-            a, b, c, d = cosine * across, (cosine * shear - sine) * down, sine * across, (sine * shear + cosine) * down
-            u, v = self.sprite.centre
-            x, y = self.centre(time)
-            self._poses[time] = affine(a, b, c, d, x - a * u - b * v, y - c * u - d * v)
-        return self._poses[time]
+        scale = math.exp(self.log_size(time)) / self.sprite.extent
+        stretch = math.exp(self.log_aspect(time) / 2)
+        across, down, shear, angle = scale * stretch, scale / stretch, self.shear(time), self.rotation(time)
+        across = -across if self.mirrored else across
+        cosine, sine = math.cos(angle), math.sin(angle)
+        a, b, c, d = cosine * across, (cosine * shear - sine) * down, sine * across, (sine * shear + cosine) * down
+        u, v = self.sprite.center
+        x, y = self.center(time)
+        return affine(a, b, c, d, x - a * u - b * v, y - c * u - d * v)
 
-    def forget(self) -> None:
-        """Forgets where it stood, after its shape or motion has changed."""
-        self._poses.clear()
-        self._bounds.clear()
-        self._sprites.clear()
-
-    def centre(self, time: float) -> tuple[float, float]:
+    def center(self, time: float) -> tuple[float, float]:
         """Where the middle of the sprite is."""
         x, y = self.x(time), self.y(time)
         x, y = x + self.drift[0] * (time - self.drift[2]), y + self.drift[1] * (time - self.drift[2])
         if self.anchor is not None:
-            other = self.anchor.centre(self.drift[2])
+            other = self.anchor.center(self.drift[2])
             x, y = x + other[0], y + other[1]
         return x, y
 
+    @kept_at
     def bounds(self, time: float) -> tuple[float, float, float, float]:
         """x1, y1, x2, y2 of the outline in the frame."""
-        if time not in self._bounds:
-            if len(self._bounds) > 8:
-                self._bounds.clear()
-            matrix = self.pose(time)
-            across, down = (matrix[:2, :2] @ self.sprite_at(time).hull.T).tolist()
-            x, y = matrix[:2, 2].tolist()
-            self._bounds[time] = min(across) + x, min(down) + y, max(across) + x, max(down) + y
-        return self._bounds[time]
+        matrix = self.pose(time)
+        across, down = (matrix[:2, :2] @ self.sprite_at(time).hull.T).tolist()
+        x, y = matrix[:2, 2].tolist()
+        return min(across) + x, min(down) + y, max(across) + x, max(down) + y
 
     def size(self, time: float) -> float:
         """Square root of the area of the box in frame pixels."""
@@ -142,11 +142,11 @@ class Layer:
 
 
 def warp(picture: Picture, matrix: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
-    """Sample ``picture`` under a 3 x 3 map from its coordinates to the output's; size is (width, height)."""
+    """Sample a picture under a 3 x 3 map from its coordinates to the output's; size is (width, height)."""
     (a, b, x), (c, d, y), _ = matrix.tolist()  # numbers of Python: numpy's take ten times as long one by one
     pixels, across, down = picture.level(math.sqrt(abs(a * d - b * c)))
     a, b, c, d = a / across, b / down, c / across, d / down
-    # OpenCV counts from pixel centres, we from pixel corners
+    # OpenCV counts from pixel centers, we from pixel corners
     flat = np.array(((a, b, x + 0.5 * (a + b) - 0.5), (c, d, y + 0.5 * (c + d) - 0.5)))
     return cv2.warpAffine(pixels, flat, size, flags=cv2.INTER_LINEAR, borderMode=border)
 

@@ -1,16 +1,15 @@
-"""Training pairs and whole sequences of composed scenes; see ``scenes`` for what a scene is."""
+"""Training pairs and whole sequences of composed scenes."""
 
 import copy
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset
 
 from mmtrackers.processing.crops import AlignedCrop, Crop, mean_color
 from mmtrackers.processing.frames import ANY, MODALITIES
 from mmtrackers.training.augment import Sample, TrainingAugmentation, fitting
-from mmtrackers.training.sampling import shared_epoch
+from mmtrackers.training.sampling import EpochDataset
 
 from .cameras import black_outside, depth_picture, depth_range
 from .layers import View
@@ -20,43 +19,32 @@ from .scenes import BLINDNESSES, SyntheticScene
 if TYPE_CHECKING:
     from mmtrackers.processing.image_processing import TrackerImageProcessor
 
-__all__ = [
-    "BLINDNESSES", "MODALITIES", "PictureLibrary", "SyntheticPairs", "SyntheticScene", "SyntheticSequence",
-    "synthetic_sequence",
-
-]  # fmt: skip
+__all__ = ["PictureLibrary", "SyntheticPairs", "SyntheticScene", "SyntheticSequence", "synthetic_sequence"]
 
 OTHER_CAMERA = 0.2
 SMALLEST_SIDE = 4.0
-COARSE = (32, 24)  # size of the picture that a frame's mean colour is taken from
+COARSE = (32, 24)  # size of the picture that a frame's mean color is taken from
 
 
-class SyntheticPairs(Dataset):
+class SyntheticPairs(EpochDataset):
     """Template and search crops of random scenes, with the jitter of the processor's family of recipes.
 
-    Item ``index`` is a dict: ``template`` uint8 [T, S, 3, h, w], ``search`` uint8 [S, 3, H, W], ``labels`` float32 [4]
-    (x, y, w, h as fractions of the search crop, may leave [0, 1]), the last two with an axis of frames before them
-    where there are several search frames; crops of the "lorat" style come with ``template_mask`` int64 [T, g, g], and
-    their labels are cut off at the crop's border. It depends on (seed, epoch, index) only, so any number of workers
-    and any order give the same data.
+    Items are as those of [`PairDataset`]. Whole frames are not augmented: scenes are of any color and orientation.
 
     Args:
-        library: the pictures.
-        processor: gives crop_style, template_size, template_factor, search_size and search_factor.
-        modality: the second stream ("thermal", "depth", "event"), or "rgb"; "any" draws one for each scene.
-        streams: 1 for RGB alone, 2 for RGB and ``modality``. With RGB alone a fifth of the scenes are seen by one of
-            the other cameras instead: a base's weights read the second stream too.
-        samples_per_epoch: length of the data set.
-        seed: of all scenes.
-        blindness: "night", "camouflage" or "glare": what keeps RGB from seeing, in every scene; None draws as
-            [`SyntheticScene`] does. With RGB alone no other camera is taken then.
-        templates, searches: frames of each role. The first template and the last search frame are the ends of the
-            scene's span, the others lie in its first and last third.
-        augment: ``Augmentation`` for crops of the "ostrack" style (the default; without what it does to whole frames,
-            since scenes are of any colour and orientation), ``DeiTAugmentation`` for "lorat".
-        longest_gap: of the span, in frames; its logarithm is drawn uniformly.
-        absent: share of samples whose search crops do not show the target, but another place of the scene or another
-            scene; their labels are 0. Crops of the "ostrack" style only.
+        library ([`PictureLibrary`]): the pictures.
+        processor ([`TrackerImageProcessor`]): makes the crops.
+        modality (`str`): the second stream ("thermal", "depth", "event"), or "rgb"; "any" draws one for each scene.
+        streams (`int`): 1 for RGB alone, 2 for RGB and `modality`. With RGB alone a fifth of the scenes are seen by
+            one of the other cameras instead: a base's weights read the second stream too.
+        samples_per_epoch, seed (`int`), augment ([`TrainingAugmentation`], *optional*): as for [`PairDataset`].
+        templates, searches (`int`): frames of each role. The first template and the last search frame are the ends of
+            the scene's span, the others lie in its first and last third.
+        blindness (`str`, *optional*): "night", "camouflage" or "glare": what keeps RGB from seeing, in every scene;
+            by default as [`SyntheticScene`] draws it. With RGB alone no other camera is taken then.
+        longest_gap (`float`): of the span, in frames; its logarithm is drawn uniformly.
+        absent (`float`): share of samples whose search crops do not show the target, but another place of the scene or
+            another scene; their labels are 0. Crops of the "ostrack" style only.
 
     Raises:
         ValueError: two streams without a second modality, or an unknown one; an unknown blindness; an augmentation of
@@ -69,21 +57,13 @@ class SyntheticPairs(Dataset):
     """
 
     def __init__(
-        self,
-        library: PictureLibrary,
-        processor: "TrackerImageProcessor",
-        modality: str = "rgb",
-        streams: int = 1,
-        samples_per_epoch: int = 10000,
-        seed: int = 0,
-        templates: int = 1,
-        searches: int = 1,
-        augment: TrainingAugmentation | None = None,
-        blindness: str | None = None,
-        longest_gap: float = 200.0,
+        self, library: PictureLibrary, processor: "TrackerImageProcessor", modality: str = "rgb", streams: int = 1,
+        samples_per_epoch: int = 10000, seed: int = 0, templates: int = 1, searches: int = 1,
+        augment: TrainingAugmentation | None = None, blindness: str | None = None, longest_gap: float = 200.0,
         absent: float = 0.0,
     ) -> None:
-        augment = fitting(augment, processor)
+        super().__init__(samples_per_epoch, seed)
+        self.augment = fitting(augment, processor)
         if not 0 <= absent < 1 or (absent and processor.crop_style != "ostrack"):
             raise ValueError(
                 f"absent is {absent!r} with crops of the {processor.crop_style!r} style; expected 0, or less than 1 "
@@ -98,21 +78,11 @@ class SyntheticPairs(Dataset):
             )
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
-        self.samples_per_epoch, self.seed, self._epoch = samples_per_epoch, seed, shared_epoch()
-        self.templates, self.searches, self.augment = templates, searches, augment
+        self.templates, self.searches = templates, searches
         self.blindness, self.longest_gap, self.absent = blindness, longest_gap, absent
 
-    def __len__(self) -> int:
-        return self.samples_per_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose pairs are made from now on."""
-        self._epoch.fill_(epoch)
-
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.samples_per_epoch:
-            raise IndexError(f"pair {index} of {self.samples_per_epoch}")
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        rng = self.rng(index)
         # OpenCV's threads would fight with the data workers for the cores
         if cv2.getNumThreads() > 1:
             cv2.setNumThreads(0)
@@ -122,7 +92,7 @@ class SyntheticPairs(Dataset):
                 return item
 
     def describe(self, index: int) -> str:
-        """Where item ``index`` of this epoch comes from, for messages."""
+        """Where an item of this epoch comes from, for messages."""
         return f"composed scene of seed {self.seed}, epoch {int(self._epoch)}, index {index}"
 
     def _try(self, rng: np.random.Generator) -> Sample | None:
@@ -134,9 +104,7 @@ class SyntheticPairs(Dataset):
         modality = MODALITIES[1:][draw.below(3)] if alone or self.modality == ANY else self.modality
         # where RGB is blind, the other camera is sure to see the target
         blind = "night" if alone else self.blindness
-        scene = SyntheticScene(
-            self.library, rng, modality, blind, span=(start, start + gap), blind_from=blind_from
-        )
+        scene = SyntheticScene(self.library, rng, modality, blind, span=(start, start + gap), blind_from=blind_from)
         times = self._times(scene.span, draw)
         boxes = [scene.visible_box_xyxy(time) for time in times]
         if any(min(x2 - x1, y2 - y1) < SMALLEST_SIDE for x1, y1, x2, y2 in boxes):
@@ -148,7 +116,9 @@ class SyntheticPairs(Dataset):
         scenes, places = [scene] * len(times), boxes_xywh
         absent = self.absent > 0 and draw.chance(self.absent)
         if absent:
-            scenes[self.templates :], places = self._elsewhere(scene, times, boxes_xywh, blind, draw)
+            searches = slice(self.templates, None)
+            other, elsewhere = self._elsewhere(scene, times[searches], boxes_xywh[searches], blind, draw)
+            scenes[searches], places = [other] * self.searches, [*boxes_xywh[: self.templates], *elsewhere]
         frames = [(one.height, one.width) for one in scenes]
         windows = self.augment.crop_windows(self.processor, places, frames, self.templates, rng)
         if windows is None:
@@ -163,18 +133,15 @@ class SyntheticPairs(Dataset):
 
     def _elsewhere(
         self, scene: SyntheticScene, times: list[float], boxes_xywh: list[np.ndarray], blind: str | None, draw: Draw
-    ) -> tuple[list[SyntheticScene], list[np.ndarray]]:
-        """Scenes of the search crops and places of all crops, where the search crops are not to show the target."""
-        searched = times[self.templates :]
+    ) -> tuple[SyntheticScene, list[np.ndarray]]:
+        """Scene and places of search crops that are not to show the target."""
         if draw.chance(0.5):
             other = SyntheticScene(self.library, draw.rng, scene.modality, blind, span=scene.span)
-            places = [_xywh(other.visible_box_xyxy(time)) for time in searched]
+            places = [_xywh(other.visible_box_xyxy(time)) for time in times]
             # a target that is outside its frame still has a place there
-            places = [np.concatenate((place[:2], np.maximum(place[2:], SMALLEST_SIDE))) for place in places]
-            return [other] * len(searched), [*boxes_xywh[: self.templates], *places]
+            return other, [np.concatenate((place[:2], np.maximum(place[2:], SMALLEST_SIDE))) for place in places]
         corner = np.array((draw.uniform(0, scene.width), draw.uniform(0, scene.height)))
-        places = [np.concatenate((corner - box[2:] / 2, box[2:])) for box in boxes_xywh[self.templates :]]
-        return [scene] * len(searched), [*boxes_xywh[: self.templates], *places]
+        return scene, [np.concatenate((corner - box[2:] / 2, box[2:])) for box in boxes_xywh]
 
     def _times(self, span: tuple[float, float], draw: Draw) -> list[float]:
         """When templates and search frames are taken, in order."""
@@ -222,7 +189,7 @@ def as_picture(scene: SyntheticScene, time: float, view: View, other: np.ndarray
     if scene.modality != "depth":
         return other if other.ndim == 3 else cv2.cvtColor(other, cv2.COLOR_GRAY2RGB)
     picture = depth_picture(other, *depth_range(scene, time))
-    # a crop is padded with black after the colours are made
+    # a crop is padded with black after the colors are made
     black_outside(scene, picture, view)
     return picture
 
@@ -231,15 +198,13 @@ class SyntheticSequence:
     """A composed video with exact boxes, read like a sequence on disk; frames are rendered when they are read.
 
     Args:
-        scene: what is shown; ``span`` begins at 0.
-        length: number of frames.
-        name: for reports.
+        scene ([`SyntheticScene`]): what is shown; its span begins at 0.
+        length (`int`): number of frames.
+        name (`str`): for reports.
 
     Attributes:
-        boxes_xywh: float64 [length, 4], the part of the target's box inside the frame; pixels.
-        present: bool [length]; False where less than a tenth of the target can be seen.
-        annotated: bool [length], all True.
-        modality: the second stream, or "rgb".
+        boxes_xywh (`np.ndarray` float64 `[length, 4]`): the part of the target's box inside the frame; pixels.
+        present (`np.ndarray` bool `[length]`): whether a tenth of the target or more can be seen.
     """
 
     def __init__(self, scene: SyntheticScene, length: int, name: str) -> None:
@@ -254,11 +219,7 @@ class SyntheticSequence:
         return self.length
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """Frame ``index``: "rgb" uint8 [H, W, 3], and the second stream (thermal [H, W], depth uint16 mm, event).
-
-        Raises:
-            IndexError: there is no such frame.
-        """
+        """A frame: "rgb" uint8 [H, W, 3], and the second stream (thermal [H, W], depth uint16 mm, event)."""
         if not 0 <= index < self.length:
             raise IndexError(f"frame {index} of {self.name}, which has {self.length}")
         rgb, other = self.scene.render(float(index), self.scene.whole_frame())
@@ -272,26 +233,22 @@ class SyntheticSequence:
 
 
 def synthetic_sequence(
-    library: PictureLibrary,
-    seed: int,
-    modality: str = "rgb",
-    length: int = 60,
-    size: tuple[int, int] = (240, 320),
+    library: PictureLibrary, seed: int, modality: str = "rgb", length: int = 60, size: tuple[int, int] = (240, 320),
     blind: str | None = None,
 ) -> SyntheticSequence:
     """A composed video, the same for the same arguments.
 
     Args:
-        library: the pictures; ``PictureLibrary(folder, split="heldout")`` to measure.
-        seed: chooses the video.
-        modality: the second stream, or "rgb" for none.
-        length: number of frames.
-        size: (height, width) of a frame in pixels.
-        blind: "none", "night", "camouflage" or "glare"; None draws (half of the videos with two streams are blind).
-            Night and glare set in at the first frame or within the first quarter.
+        library ([`PictureLibrary`]): the pictures; of `split="heldout"` to measure.
+        seed (`int`): chooses the video.
+        modality (`str`): the second stream, or "rgb" for none.
+        length (`int`): number of frames.
+        size (two `int`): height and width of a frame in pixels.
+        blind (`str`, *optional*): "none", "night", "camouflage" or "glare"; drawn by default. Night and glare set in
+            at the first frame or within the first quarter.
 
     Returns:
-        A video whose target is seen well in the first frame and present in four fifths of the others.
+        [`SyntheticSequence`]: its target is seen well in the first frame and present in four fifths of the others.
 
     Example:
         >>> video = synthetic_sequence(library, seed=3, modality="thermal", blind="night")  # doctest: +SKIP

@@ -3,7 +3,7 @@
 All layers are *sprites*: pictures with premultiplied alpha, so that any affine warp and any blending is linear, and
 with the convex hull of their visible part, from which the exact box under an affine map follows.
 
-Coordinates are continuous: pixel i covers [i, i + 1), its centre is at i + 0.5.
+Coordinates are continuous: pixel i covers [i, i + 1), its center is at i + 0.5.
 """
 
 import copy
@@ -109,15 +109,15 @@ class Sprite:
     def _measure(self, hull: np.ndarray) -> None:
         self.hull = hull
         (x1, y1), (x2, y2) = hull.min(axis=0).tolist(), hull.max(axis=0).tolist()
-        self.centre = ((x1 + x2) / 2, (y1 + y2) / 2)
+        self.center = ((x1 + x2) / 2, (y1 + y2) / 2)
         self.extent = math.sqrt((x2 - x1) * (y2 - y1))
 
     def heat_picture(self) -> Picture:
-        """Texture of the other modalities: uint8 [h, w, 2], premultiplied grey and alpha."""
+        """Texture of the other modalities: uint8 [h, w, 2], premultiplied gray and alpha."""
         if self.heat is None:
             rgba = self.picture.levels[0]
-            grey = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
-            self.heat = Picture(cv2.merge((grey, cv2.extractChannel(rgba, 3))))
+            gray = cv2.cvtColor(rgba, cv2.COLOR_RGBA2GRAY)
+            self.heat = Picture(cv2.merge((gray, cv2.extractChannel(rgba, 3))))
         return self.heat
 
     def padded(self, share: float) -> "Sprite":
@@ -139,7 +139,7 @@ class Sprite:
         return sprite
 
     def repainted(self, rgb: np.ndarray) -> "Sprite":
-        """The same outline with other colours [h, w, 3]; the other modalities keep their own texture."""
+        """The same outline with other colors [h, w, 3]; the other modalities keep their own texture."""
         alpha = cv2.extractChannel(self.picture.levels[0], 3)
         sprite = Sprite(cv2.merge((*cv2.split(rgb), alpha)), self.hull)
         sprite.heat = self.heat_picture()
@@ -238,7 +238,7 @@ def random_patch(photo: Picture, draw: Draw, size: int) -> np.ndarray:
     return cv2.resize(piece, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def random_outline(draw: Draw, centre: tuple[float, float], radius: tuple[float, float]) -> np.ndarray:
+def random_outline(draw: Draw, center: tuple[float, float], radius: tuple[float, float]) -> np.ndarray:
     """Corners int32 [n, 2] in 1/16 pixels of a random shape: smooth blob, polygon, box or ellipse."""
     kind = draw.below(4)
     if kind == 0:
@@ -253,7 +253,7 @@ def random_outline(draw: Draw, centre: tuple[float, float], radius: tuple[float,
     # a superellipse goes from the ellipse (power 2) to a box with round corners
     reach = (np.abs(cosine) ** power + np.abs(sine) ** power) ** (-1 / power)
     reach *= np.maximum(0.3, 1 + sum(size * np.cos(k * angles + phase) for k, size, phase in waves))
-    points = np.stack((centre[0] + radius[0] * reach * cosine, centre[1] + radius[1] * reach * sine), axis=1)
+    points = np.stack((center[0] + radius[0] * reach * cosine, center[1] + radius[1] * reach * sine), axis=1)
     return (points * 16).astype(np.int32)
 
 
@@ -286,8 +286,8 @@ def patch_sprite(library: PictureLibrary, draw: Draw, size: int = 96) -> Sprite:
     """
     texture = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
     alpha = np.zeros((size, size), np.uint8)
-    for index, (centre, radius) in enumerate(body_plan(draw, size)):
-        outline = random_outline(draw, centre, radius)
+    for index, (center, radius) in enumerate(body_plan(draw, size)):
+        outline = random_outline(draw, center, radius)
         if index:
             part = np.zeros((size, size), np.uint8)
             cv2.fillPoly(part, [outline], 255, cv2.LINE_AA, shift=4)
@@ -300,7 +300,7 @@ def patch_sprite(library: PictureLibrary, draw: Draw, size: int = 96) -> Sprite:
 
 
 def textured(library: PictureLibrary, draw: Draw, sprite: Sprite) -> Sprite:
-    """A cut-out with a photograph's texture over its own: many cut-outs are drawings in plain colours."""
+    """A cut-out with a photograph's texture over its own: many cut-outs are drawings in plain colors."""
     rgba = sprite.picture.levels[0]
     patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, 96)
     patch = cv2.resize(patch, (rgba.shape[1], rgba.shape[0]), interpolation=cv2.INTER_LINEAR)
@@ -309,12 +309,12 @@ def textured(library: PictureLibrary, draw: Draw, sprite: Sprite) -> Sprite:
 
 
 def paint(library: PictureLibrary, draw: Draw, size: int) -> np.ndarray:
-    """Filling of one part: a photo patch, or a nearly plain colour with a little of the patch's shading."""
+    """Filling of one part: a photo patch, or a nearly plain color with a little of the patch's shading."""
     patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
     if draw.chance(0.5):
         return patch
-    colour = np.array([draw.uniform(0, 255) for _ in range(3)]) * draw.uniform(0.3, 1.0)
-    plain = np.broadcast_to(colour.astype(np.uint8), patch.shape)
+    color = np.array([draw.uniform(0, 255) for _ in range(3)]) * draw.uniform(0.3, 1.0)
+    plain = np.broadcast_to(color.astype(np.uint8), patch.shape)
     return cv2.addWeighted(patch, 0.25, plain, 0.75, 0)
 
 

@@ -13,7 +13,7 @@ from mmtrackers.processing.frames import MODALITIES
 
 from . import cameras
 from .bending import Bending
-from .layers import Layer, View, Wobble, affine, colour_matrix, warp
+from .layers import Layer, View, Wobble, affine, color_matrix, warp
 from .pictures import Draw, PictureLibrary, Sprite, patch_sprite, textured
 
 BLINDNESSES = ("night", "camouflage", "glare")
@@ -23,33 +23,27 @@ class SyntheticScene:
     """One random scene: what is there, how it moves, how it is lit, and how well each camera sees it.
 
     Args:
-        library: the pictures.
-        rng: decides everything about the scene.
-        modality: the second camera: "rgb" for none, "thermal", "depth" or "event".
-        blindness: "none", "night", "camouflage", "glare" (what keeps the RGB camera from seeing the target), or None
-            to draw: half the scenes with a second camera are blind, without one none is.
-        size: (height, width) of the frame in pixels; None draws one.
-        span: the interval of times over which the scene is looked at; an occluder passes within it.
-        blind_from: time at which night or glare sets in.
+        library ([`PictureLibrary`]): the pictures.
+        rng (`np.random.Generator`): decides everything about the scene.
+        modality (`str`): the second camera: "rgb" for none, "thermal", "depth" or "event".
+        blindness (`str`, *optional*): what keeps the RGB camera from seeing the target: "none", "night", "camouflage"
+            or "glare". Drawn by default: half the scenes with a second camera are blind, without one none is.
+        size (two `int`, *optional*): height and width of the frame in pixels; drawn by default.
+        span (two `float`): the times between which the scene is looked at; an occluder passes within them.
+        blind_from (`float`): time at which night or glare sets in.
 
     Raises:
         ValueError: unknown modality or blindness.
 
     Example:
         >>> scene = SyntheticScene(library, np.random.default_rng(0), size=(240, 320))  # doctest: +SKIP
-        >>> rgb, _ = scene.render(0.0, scene.whole_frame())  # doctest: +SKIP
-        >>> rgb.shape, scene.box_xyxy(0.0)  # doctest: +SKIP
+        >>> scene.render(0.0, scene.whole_frame())[0].shape  # doctest: +SKIP
+        (240, 320, 3)
     """
 
     def __init__(
-        self,
-        library: PictureLibrary,
-        rng: np.random.Generator,
-        modality: str = "rgb",
-        blindness: str | None = None,
-        size: tuple[int, int] | None = None,
-        span: tuple[float, float] = (0.0, 100.0),
-        blind_from: float = -1.0,
+        self, library: PictureLibrary, rng: np.random.Generator, modality: str = "rgb", blindness: str | None = None,
+        size: tuple[int, int] | None = None, span: tuple[float, float] = (0.0, 100.0), blind_from: float = -1.0,
     ) -> None:
         if modality not in MODALITIES:
             raise ValueError(f"modality is {modality!r}; expected one of {', '.join(MODALITIES)}")
@@ -74,7 +68,10 @@ class SyntheticScene:
         self._make_second_camera()
         self._make_film()
 
-    # what is in the scene
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers before the background, from back to front."""
+        return *self.behind, self.target, *self.front
 
     def _frame_size(self) -> tuple[int, int]:
         height = int(self.draw.log_uniform(240, 720))
@@ -96,7 +93,7 @@ class SyntheticScene:
             Wobble(draw, draw.uniform(-slack_y, slack_y) * 0.6, min(slack_y, self.height) * 0.5 * moving, (80, 500)),
         )
         self.background_mirrored = draw.chance(0.5)
-        self.background_colour = colour_matrix(draw, 0.5, permute=0.1)
+        self.background_color = color_matrix(draw, 0.5, permute=0.1)
 
     def background_pose(self, time: float) -> np.ndarray:
         """3 x 3 map from the photo to the frame."""
@@ -116,7 +113,7 @@ class SyntheticScene:
         sprite = cutouts[draw.below(len(cutouts))]
         return textured(self.library, draw, sprite) if draw.chance(0.4) else sprite
 
-    def _layer(self, sprite: Sprite, x: Wobble, y: Wobble, size: float, change: float, colour: np.ndarray) -> Layer:
+    def _layer(self, sprite: Sprite, x: Wobble, y: Wobble, size: float, change: float, color: np.ndarray) -> Layer:
         draw = self.draw
         turned = draw.normal(0.15) if draw.chance(0.85) else draw.uniform(-3.1, 3.1)
         return Layer(
@@ -125,7 +122,7 @@ class SyntheticScene:
             log_aspect=Wobble(draw, draw.normal(0.2), 0.3 * change),
             rotation=Wobble(draw, turned, 0.35 * change if draw.chance(0.8) else 1.2 * change),
             shear=Wobble(draw, draw.normal(0.08), 0.15 * change),
-            mirrored=draw.chance(0.5), colour=colour,
+            mirrored=draw.chance(0.5), color=color,
         )  # fmt: skip
 
     def _make_target(self) -> Layer:
@@ -143,8 +140,8 @@ class SyntheticScene:
             # a third of the targets may leave the frame in part
             free = room - abs(middle) + (0.6 * edge if draw.chance(0.3) else 0.0)
             place.append(Wobble(draw, length / 2 + middle, min(free, reach * 4 * size), (40, 300)))
-        colour = colour_matrix(draw, 0.5, permute=0.15)
-        target = self._layer(self._random_sprite(), *place, size, 0.3 + 0.9 * draw.unit(), colour)
+        color = color_matrix(draw, 0.5, permute=0.15)
+        target = self._layer(self._random_sprite(), *place, size, 0.3 + 0.9 * draw.unit(), color)
         target.depth = draw.log_uniform(800, 6000)
         if draw.chance(0.2):
             self._approach_background(target)
@@ -152,14 +149,14 @@ class SyntheticScene:
         return target
 
     def _approach_background(self, target: Layer) -> None:
-        """Low contrast: move the target's mean colour most of the way to that of what lies behind it."""
+        """Low contrast: move the target's mean color most of the way to that of what lies behind it."""
         view = self._view_of(target, self.span[0], 8)
         behind = cameras.background_rgb(self, self.span[0], view).reshape(-1, 3).mean(axis=0)
         pixels = target.sprite.picture.level(0.1)[0].reshape(-1, 4).astype(np.float32)
-        own = cv2.transform(pixels[:, None], target.colour)[:, 0].sum(axis=0)
+        own = cv2.transform(pixels[:, None], target.color)[:, 0].sum(axis=0)
         own = own[:3] / max(1.0, own[3]) * 255
-        target.colour = target.colour.copy()
-        target.colour[:3, 3] += self.draw.uniform(0.3, 0.75) * (behind - own) / 255
+        target.color = target.color.copy()
+        target.color[:3, 3] += self.draw.uniform(0.3, 0.75) * (behind - own) / 255
 
     def _view_of(self, layer: Layer, time: float, pixels: int) -> View:
         x1, y1, x2, y2 = layer.bounds(time)
@@ -172,17 +169,17 @@ class SyntheticScene:
             alike = draw.unit()
             size = target.size(self.span[0]) * draw.log_uniform(0.6, 1.6)
             time = draw.uniform(*self.span)
-            colour = colour_matrix(draw, 0.6, permute=0.2)
+            color = color_matrix(draw, 0.6, permute=0.2)
             if alike < 0.45:
                 sprite = target.sprite
-                colour = colour @ target.colour if draw.chance(0.7) else target.colour
+                color = color @ target.color if draw.chance(0.7) else target.color
             else:
                 sprite = self._random_sprite()
             angle, away = draw.uniform(0, 6.3), draw.uniform(1.0, 3.0) * max(size, target.size(time))
             layer = self._layer(
                 sprite,
                 Wobble(draw, away * math.cos(angle), 0.4 * size), Wobble(draw, away * math.sin(angle), 0.4 * size),
-                size, 0.6, colour,
+                size, 0.6, color,
             )  # fmt: skip
             layer.anchor, layer.drift = target, (draw.normal(0.03) * size, draw.normal(0.03) * size, time)
             layer.depth = draw.log_uniform(1200, 9000)
@@ -203,7 +200,7 @@ class SyntheticScene:
         still = (0.0, (50.0, 100.0))
         layer = self._layer(
             sprite, Wobble(draw, away * math.cos(angle), *still), Wobble(draw, away * math.sin(angle), *still),
-            size, 0.3, colour_matrix(draw, 0.5),
+            size, 0.3, color_matrix(draw, 0.5),
         )  # fmt: skip
         layer.anchor, layer.drift, layer.depth = target, (speed, draw.normal(0.3) * speed, time), 0.7 * target.depth
         return [layer]
@@ -216,7 +213,7 @@ class SyntheticScene:
         target.sprite, target.bending = bending.sprite, bending
         if draw.chance(0.35):
             target.log_aspect = Wobble(draw, target.log_aspect.base, draw.uniform(0.3, 1.0), (60, 300))
-        target.forget()
+        target.kept.clear()
 
     def _hide_target(self) -> None:
         """Camouflage: the target wears what lies behind it at the start of the span."""
@@ -225,7 +222,7 @@ class SyntheticScene:
         size = (sprite.picture.width, sprite.picture.height)
         self.target.unseen = sprite
         self.target.sprite = sprite.repainted(warp(self.background, matrix, size, cv2.BORDER_REFLECT_101))
-        self.target.colour = self.background_colour
+        self.target.color = self.background_color
         self.target_gain = Wobble(self.draw, 0.0, 0.0)
 
     def _make_light(self) -> None:
@@ -265,19 +262,13 @@ class SyntheticScene:
         self.noise_offset = (draw.below(1 << 16), draw.below(1 << 16))
 
     def _make_film(self) -> None:
-        """What the cameras record: colours or grey, how much contrast, and how poor the second one is, from 0 to 1."""
+        """What the cameras record: colors or gray, how much contrast, and how poor the second one is, from 0 to 1."""
         draw = self.draw
-        self.grey = draw.chance(0.28)
+        self.gray = draw.chance(0.28)
         self.contrast = draw.uniform(0.25, 0.8) if draw.chance(0.25) else 1.0
         self.haze = draw.uniform(20, 200)
         # where RGB sees, the second camera may see next to nothing: an adapter must not take it for the better one
         self.poor = draw.uniform(0.3, 1.0) if self.blindness == "none" and draw.chance(0.35) else 0.0
-
-    # where the target is
-
-    def box_xyxy(self, time: float) -> tuple[float, float, float, float]:
-        """The target's exact box, also where it leaves the frame; pixels."""
-        return self.target.bounds(time)
 
     def visible_box_xyxy(self, time: float) -> tuple[float, float, float, float]:
         """The part of the box inside the frame (empty, of no width or height, where there is none); pixels."""
@@ -298,12 +289,12 @@ class SyntheticScene:
         """What both cameras see through a window.
 
         Args:
-            time: frame number.
-            view: window and output size.
+            time (`float`): frame number.
+            view ([`View`]): window and output size.
 
         Returns:
-            RGB uint8 [rows, columns, 3], and the second camera's picture or None: thermal uint8 [rows, columns],
-            depth uint16 [rows, columns] in mm (0 where it is unknown), event uint8 [rows, columns, 3].
-            Everything outside the frame is 0.
+            `tuple`: RGB uint8 `[rows, columns, 3]`, and the second camera's picture or None: thermal uint8
+            `[rows, columns]`, depth uint16 `[rows, columns]` in mm (0 where it is unknown), event uint8
+            `[rows, columns, 3]`. Everything outside the frame is 0.
         """
         return cameras.render(self, time, view)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 Sample = dict[str, torch.Tensor]
+Window = Crop | AlignedCrop
 SMALLEST_LABEL = 10.0
 JITTER_DRAWS = 12
 SOLARIZE_FROM = 128
@@ -53,17 +54,78 @@ def as_sample(
     }
 
 
+class TrainingAugmentation:
+    """From frames to a training item: where the crops lie, and what is changed in them. Each family has its own."""
+
+    def __call__(
+        self, processor: "TrackerImageProcessor", images: list[np.ndarray], boxes_xywh: list[np.ndarray],
+        templates: int, rng: np.random.Generator,
+    ) -> Sample | None:
+        """Frames and their boxes, templates first, to a training item; None if a crop would show nothing.
+
+        Args:
+            processor ([`TrackerImageProcessor`]): its sizes and factors are used.
+            images (`list` of `np.ndarray`): `[H, W, 3 S]` uint8 each.
+            boxes_xywh (`list` of `np.ndarray`): `[4]` pixels each.
+            templates (`int`): how many of them are templates.
+            rng (`np.random.Generator`): the only source of chance.
+        """
+        images, boxes_xywh = self.joint(images, boxes_xywh, rng)
+        windows = self.crop_windows(processor, boxes_xywh, [image.shape[:2] for image in images], templates, rng)
+        if windows is None:
+            return None
+        crops = [
+            cut_square(image, where) if isinstance(where, Crop) else cut_aligned(image, where, mean_color(image))
+            for image, where in zip(images, windows, strict=True)
+        ]
+        return self.apply(processor, crops, windows, boxes_xywh, templates, rng)
+
+    def joint(
+        self, images: list[np.ndarray], boxes_xywh: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Changes of whole frames and their boxes, the same for all of them; none unless a family has some."""
+        return images, boxes_xywh
+
+    def crop_windows(
+        self, processor: "TrackerImageProcessor", boxes_xywh: Sequence[np.ndarray], frames: Sequence[tuple[int, int]],
+        templates: int, rng: np.random.Generator,
+    ) -> list[Window] | None:
+        """Where the crops round boxes are taken, in frames of (height, width); else as for a call."""
+        windows = []
+        for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
+            where = self.window(processor, box, frame, "template" if index < templates else "search", rng)
+            if where is None:
+                return None
+            windows.append(where)
+        return windows
+
+    def window(
+        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],
+        role: Literal["template", "search"], rng: np.random.Generator,
+    ) -> Window | None:
+        """Where one crop is taken."""
+        raise NotImplementedError
+
+    def apply(
+        self, processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], windows: Sequence[Window],
+        boxes_xywh: Sequence[np.ndarray], templates: int, rng: np.random.Generator,
+    ) -> Sample:
+        """Crops `[s, s, 3 S]` of 0 to 255, where they were taken, and the boxes `[4]` (pixels) of their frames, to a
+        training item."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Augmentation:
-    """Jitter, grey, mirror and brightness for templates and search frames: the OSTrack family's.
+class Augmentation(TrainingAugmentation):
+    """Jitter, gray, mirror and brightness for templates and search frames: the OSTrack family's.
 
     The defaults are those of botaoye/OSTrack (lib/train/base_functions.py, data/processing.py), which the ViPT family
-    took over. Its step to grey fails on six channels and the sample is drawn anew, so that with two streams there
-    never is a grey sample: here it acts on three channels only.
+    took over. Its step to gray fails on six channels and the sample is drawn anew, so that with two streams there
+    never is a gray sample: here it acts on three channels only.
 
     Args:
-        grey (`float`): probability that both frames lose their color (three channels only).
-        flip (`float`): probability that both frames are mirrored before the crop.
+        gray (`float`): probability that all frames lose their color (three channels only).
+        flip (`float`): probability that all frames are mirrored before the crop.
         size_jitter (`float`): the search region's sides are multiplied by exp(size_jitter * n), n normal, each alone.
         center_jitter (`float`): its center moves by up to half of this times sqrt(w h) on each axis.
         lost_crops (`float`): share of search regions that are 1.5 to 2.5 times too large or too small besides, as a
@@ -78,7 +140,7 @@ class Augmentation:
         ((4,), True)
     """
 
-    grey: float = 0.05
+    gray: float = 0.05
     flip: float = 0.5
     size_jitter: float = 0.25
     center_jitter: float = 3.0
@@ -86,94 +148,33 @@ class Augmentation:
     brightness: float = 0.2
     crop_flip: float = 0.5
 
-    def __call__(
-        self,
-        processor: "TrackerImageProcessor",
-        images: list[np.ndarray],
-        boxes_xywh: list[np.ndarray],
-        templates: int,
-        rng: np.random.Generator,
-    ) -> Sample | None:
-        """Frames and their boxes, templates first, to a training item; None if a crop would hold no pixel.
-
-        Args:
-            processor ([`TrackerImageProcessor`]): its sizes and factors are used.
-            images (`list` of `np.ndarray`): `[H, W, 3 S]` uint8 each.
-            boxes_xywh (`list` of `np.ndarray`): `[4]` pixels each.
-            templates (`int`): how many of them are templates.
-            rng (`np.random.Generator`): the only source of chance.
-        """
-        images, boxes = self.joint(images, boxes_xywh, rng)
-        windows = self.crop_windows(processor, boxes, [image.shape[:2] for image in images], templates, rng)
-        if windows is None:
-            return None
-        crops = [cut_square(image, where) for image, where in zip(images, windows, strict=True)]
-        return self.apply(processor, crops, windows, boxes, templates, rng)
-
-    def crop_windows(
-        self,
-        processor: "TrackerImageProcessor",
-        boxes_xywh: Sequence[np.ndarray],
-        frames: Sequence[tuple[int, int]],
-        templates: int,
-        rng: np.random.Generator,
-    ) -> list[Crop] | None:
-        """Where the crops round boxes `[4]` (pixels) are taken, templates first; None as for a call.
-
-        Args:
-            frames (2 `int` each): heights and widths.
-        """
-        windows = []
-        for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
-            role = "template" if index < templates else "search"
-            region = box if index < templates else self.jitter(box, rng)
-            if not _has_pixels(frame, region, getattr(processor, f"{role}_factor")):
-                return None
-            windows.append(processor.locate(region, role))
-        return windows
-
-    def apply(
-        self,
-        processor: "TrackerImageProcessor",
-        crops: Sequence[np.ndarray],
-        windows: Sequence[Crop],
-        boxes_xywh: Sequence[np.ndarray],
-        templates: int,
-        rng: np.random.Generator,
-    ) -> Sample:
-        """Crops `[s, s, 3 S]`, where they were taken and what boxes `[4]` (pixels) they hold, templates first, to a
-        training item."""
-        pictures, labels = [], []
-        for crop, where, box in zip(crops, windows, boxes_xywh, strict=True):
-            picture, label = self.crop(crop, processor.box_to_crop(box, where), rng)
-            pictures.append(picture)
-            labels.append(label)
-        return as_sample(processor, pictures, labels[templates:], templates)
-
-    def for_validation(self) -> "Augmentation":
-        """What the official validation loop keeps: everything but the changes of single crops."""
-        return replace(self, brightness=0.0, crop_flip=0.0)
-
-    def joint(self, images: list[np.ndarray], boxes_xywh: list[np.ndarray], rng: np.random.Generator
-              ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Grey and mirror whole frames, with one roll for all of them.
-
-        Args:
-            images (`list` of `np.ndarray`): [H, W, 3 S] uint8 each; sizes may differ.
-            boxes_xywh (`list` of `np.ndarray`): [4] pixels each.
-            rng (`np.random.Generator`): the only source of chance.
-
-        Returns:
-            `tuple`: new images and boxes; the mirror takes a corner x to (W - 1) - x as the official code does.
-        """
-        grey, flip = rng.random(2) < (self.grey, self.flip)
-        if grey and all(image.shape[2] == 3 for image in images):
-            images = [cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for image in images]
+    def joint(
+        self, images: list[np.ndarray], boxes_xywh: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Gray and mirror; the mirror takes a corner x to (W - 1) - x as the official code does."""
+        gray, flip = rng.random(2) < (self.gray, self.flip)
+        if gray and all(image.shape[2] == 3 for image in images):
+            images = [_gray(image) for image in images]
         if flip:
-            boxes_xywh = [np.array([image.shape[1] - 1 - x - w, y, w, h])
-                          for image, (x, y, w, h) in zip(images, boxes_xywh, strict=True)]
+            boxes_xywh = [
+                np.array([image.shape[1] - 1 - x - w, y, w, h])
+                for image, (x, y, w, h) in zip(images, boxes_xywh, strict=True)
+            ]
             images = [np.ascontiguousarray(image[:, ::-1]) for image in images]
         return images, boxes_xywh
+
+    def window(
+        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],
+        role: Literal["template", "search"], rng: np.random.Generator,
+    ) -> Crop | None:
+        """None where the crop is less than a pixel wide, or does not touch the frame."""
+        x, y, w, h = region = box_xywh if role == "template" else self.jitter(box_xywh, rng)
+        side = math.ceil(math.sqrt(w * h) * getattr(processor, f"{role}_factor"))
+        left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
+        height, width = frame
+        if side < 1 or not (-side < left < width - 1 and -side < top < height - 1):
+            return None
+        return processor.locate(region, role)
 
     def jitter(self, box_xywh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Move and scale a box [4] (pixels): the place where the search crop is taken."""
@@ -183,43 +184,30 @@ class Augmentation:
         shift = np.sqrt(size.prod()) * self.center_jitter * (rng.random(2) - 0.5)
         return np.concatenate([box_xywh[:2] + box_xywh[2:] / 2 + shift - size / 2, size])
 
-    def crop(self, image: np.ndarray, box_xywh: np.ndarray, rng: np.random.Generator
-             ) -> tuple[np.ndarray, np.ndarray]:
-        """Change the brightness of a crop and mirror it.
-
-        Args:
-            image (`np.ndarray`): [s, s, 3 S] uint8; all channels get the same factor.
-            box_xywh (`np.ndarray`): [4], fractions of the crop.
-            rng (`np.random.Generator`): the only source of chance.
-
-        Returns:
-            `tuple`: crop and box; the mirror takes a corner x to 1 - x.
-        """
-        factor, flip = rng.uniform(1 - self.brightness, 1 + self.brightness), rng.random() < self.crop_flip
-        if self.brightness:
-            image = cv2.convertScaleAbs(image, alpha=factor)
-        if flip:
-            x, y, w, h = box_xywh
-            image, box_xywh = cv2.flip(image, 1), np.array([1 - x - w, y, w, h])
-        return image, box_xywh
-
-
-def _has_pixels(frame: tuple[int, int], box_xywh: np.ndarray, factor: float) -> bool:
-    """Whether the square crop around a box is at least one pixel wide and touches a frame of (height, width)."""
-    x, y, w, h = box_xywh
-    side = math.ceil(math.sqrt(w * h) * factor)
-    left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
-    height, width = frame
-    return side >= 1 and left < width - 1 and top < height - 1 and left + side > 0 and top + side > 0
+    def apply(
+        self, processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], windows: Sequence[Window],
+        boxes_xywh: Sequence[np.ndarray], templates: int, rng: np.random.Generator,
+    ) -> Sample:
+        """Brightness and mirror."""
+        crops = list(crops)
+        labels = [processor.box_to_crop(box, where) for box, where in zip(boxes_xywh, windows, strict=True)]
+        for index, crop in enumerate(crops):
+            factor, flip = rng.uniform(1 - self.brightness, 1 + self.brightness), rng.random() < self.crop_flip
+            if self.brightness:
+                crop = cv2.convertScaleAbs(crop, alpha=factor)
+            if flip:
+                crop, labels[index] = cv2.flip(crop, 1), _mirrored(labels[index])
+            crops[index] = crop
+        return as_sample(processor, crops, labels[templates:], templates)
 
 
 @dataclass(frozen=True)
-class DeiTAugmentation:
-    """Jittered crops, mirror, colors, and one of grey, solarize and blur: LoRAT's and SPMTrack's.
+class DeiTAugmentation(TrainingAugmentation):
+    """Jittered crops, mirror, colors, and one of gray, solarize and blur: LoRAT's and SPMTrack's.
 
     After LitingLin/LoRAT (trackit/data/methods/siamese_tracker_train): mirror and colors are drawn for each crop,
     one of the three changes of DeiT III (arXiv 2204.07118) for all crops together. Needs a processor of the "lorat"
-    crop style.
+    crop style; its items have `template_mask` int64 `[T, g, g]` besides.
 
     Args:
         size_jitter (`float`): search crop: each axis is scaled by exp(-size_jitter * n), n normal.
@@ -228,10 +216,6 @@ class DeiTAugmentation:
         flip (`float`): probability that a crop is mirrored.
         blur (two `float`): smallest and largest standard deviation of the blur, in pixels.
         template_grid (`int`): cells along a template's side; of the template mask.
-
-    Example:
-        >>> DeiTAugmentation(template_grid=8).color
-        0.4
     """
 
     size_jitter: float = 0.25
@@ -241,139 +225,92 @@ class DeiTAugmentation:
     blur: tuple[float, float] = (0.1, 2.0)
     template_grid: int = 8
 
-    def __call__(
-        self,
-        processor: "TrackerImageProcessor",
-        images: list[np.ndarray],
-        boxes_xywh: list[np.ndarray],
-        templates: int,
-        rng: np.random.Generator,
-    ) -> Sample | None:
-        """As `Augmentation`; the item has `template_mask` int64 `[T, g, g]` besides. None if no jitter leaves enough
-        of the target in a search crop."""
-        windows = self.crop_windows(processor, boxes_xywh, [image.shape[:2] for image in images], templates, rng)
-        if windows is None:
-            return None
-        crops = [cut_aligned(image, where, mean_color(image)) for image, where in zip(images, windows, strict=True)]
-        return self.apply(processor, crops, windows, boxes_xywh, templates, rng)
-
-    def crop_windows(
-        self,
-        processor: "TrackerImageProcessor",
-        boxes_xywh: Sequence[np.ndarray],
-        frames: Sequence[tuple[int, int]],
-        templates: int,
-        rng: np.random.Generator,
-    ) -> list[AlignedCrop] | None:
-        """As `Augmentation.crop_windows`."""
-        windows: list[AlignedCrop] = []
-        for index, (box, frame) in enumerate(zip(boxes_xywh, frames, strict=True)):
-            if index < templates:
-                where = processor.locate(box, "template", frame)
-            else:
-                where = self.jitter(processor, box, frame, rng)
-            if where is None:
-                return None
-            windows.append(where)
-        return windows
-
-    def apply(
-        self,
-        processor: "TrackerImageProcessor",
-        crops: Sequence[np.ndarray],
-        windows: Sequence[AlignedCrop],
-        boxes_xywh: Sequence[np.ndarray],
-        templates: int,
-        rng: np.random.Generator,
-    ) -> Sample:
-        """As `Augmentation.apply`; the crops may be float32, 0 to 255."""
-        crops = list(crops)
-        masks = processor.template_mask(windows[:templates], self.template_grid)
-        found = list(zip(windows, boxes_xywh, strict=True))[templates:]
-        labels = [_inside(where.box_to_crop(box), where.size) / where.size for where, box in found]
-        for index, mirrored in enumerate(rng.random(len(crops)) < self.flip):
-            if mirrored:
-                crops[index] = crops[index][:, ::-1]
-                if index < templates:
-                    masks[index] = masks[index].flip(-1)
-                else:
-                    x, y, w, h = labels[index - templates]
-                    labels[index - templates] = np.array([1 - x - w, y, w, h])
-        change = self._common_change(rng)
-        crops = [change(_levels(self.colors(crop, rng))) for crop in crops]
-        return as_sample(processor, crops, labels, templates) | {"template_mask": masks}
-
-    def jitter(
-        self,
-        processor: "TrackerImageProcessor",
-        box_xywh: np.ndarray,
-        frame: tuple[int, int],
-        rng: np.random.Generator,
+    def window(
+        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],
+        role: Literal["template", "search"], rng: np.random.Generator,
     ) -> AlignedCrop | None:
-        """Where a search crop is taken round a box; None if 12 draws leave less than 10 pixels of the target."""
+        """None where 12 draws leave less than 10 pixels of the target in a search crop."""
+        if role == "template":
+            return processor.locate(box_xywh, role, frame)
         size, factor = processor.search_size, processor.search_factor
         for _ in range(JITTER_DRAWS):
             scale = aligned_scale(box_xywh, factor, size) / np.exp(self.size_jitter * rng.standard_normal(2))
             reach = self.center_jitter * (box_xywh[2:] * scale).sum() / 2
             where = aligned_crop(box_xywh, factor, size, *frame, scale=scale, shift=rng.uniform(-1, 1, 2) * reach)
-            if (_inside(where.box_to_crop(box_xywh), size)[2:] >= SMALLEST_LABEL).all():
+            if (_inside(where, box_xywh)[2:] >= SMALLEST_LABEL).all():
                 return where
         return None
 
+    def apply(
+        self, processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], windows: Sequence[Window],
+        boxes_xywh: Sequence[np.ndarray], templates: int, rng: np.random.Generator,
+    ) -> Sample:
+        """Mirror, colors and the change that all crops share; labels are cut to the crop."""
+        crops = list(crops)
+        masks = processor.template_mask(windows[:templates], self.template_grid)
+        labels = [_inside(where, box) / where.size for where, box in zip(windows, boxes_xywh, strict=True)]
+        for index in np.flatnonzero(rng.random(len(crops)) < self.flip):
+            crops[index], labels[index] = crops[index][:, ::-1], _mirrored(labels[index])
+            if index < templates:
+                masks[index] = masks[index].flip(-1)
+        change = self._common_change(rng)
+        crops = [change(np.rint(self.colors(crop, rng)).astype(np.uint8)) for crop in crops]
+        return as_sample(processor, crops, labels[templates:], templates) | {"template_mask": masks}
+
     def colors(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Brightness, contrast and saturation in random order; float32 `[s, s, 3 S]`, 0 to 255."""
-        factors, streams = rng.uniform(1 - self.color, 1 + self.color, 3), np.split(crop, crop.shape[2] // 3, axis=2)
-        order = rng.permutation(3)
-        for index, stream in enumerate(streams):
-            picture = stream.astype(np.float32, order="C")
+        factors, order = rng.uniform(1 - self.color, 1 + self.color, 3), rng.permutation(3)
+
+        def blend(picture: np.ndarray) -> np.ndarray:
             for step in order:
                 picture = _blend(picture, int(step), float(factors[step]))
-            streams[index] = picture
-        return np.concatenate(streams, axis=2)
+            return picture
+
+        return _per_stream(crop.astype(np.float32), blend)
 
     def _common_change(self, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-        """Grey, solarize or blur, as a function of a uint8 crop."""
+        """Gray, solarize or blur, as a function of a uint8 crop."""
         which, deviation = rng.integers(3), rng.uniform(*self.blur)
         if which == 0:
-            return lambda crop: _per_stream(crop, lambda c: cv2.cvtColor(_grey(c), cv2.COLOR_GRAY2RGB))
+            return lambda crop: _per_stream(crop, _gray)
         if which == 1:
             levels = np.arange(256)
             return lambda crop: cv2.LUT(crop, np.where(levels >= SOLARIZE_FROM, 255 - levels, levels).astype(np.uint8))
         return lambda crop: cv2.GaussianBlur(crop, (0, 0), deviation)
 
 
-def _inside(box_xywh: np.ndarray, size: int) -> np.ndarray:
-    """The part of a box in pixels of a crop that lies inside the crop."""
-    first = box_xywh[:2].clip(0, size)
-    return np.concatenate((first, (box_xywh[:2] + box_xywh[2:]).clip(0, size) - first))
+def _mirrored(box_xywh: np.ndarray) -> np.ndarray:
+    """A box in fractions of a crop that is mirrored: a corner x goes to 1 - x."""
+    x, y, w, h = box_xywh
+    return np.array([1 - x - w, y, w, h])
 
 
-def _grey(picture: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+def _inside(where: AlignedCrop, box_xywh: np.ndarray) -> np.ndarray:
+    """The part of a frame's box that lies inside a crop, in pixels of the crop."""
+    box = where.box_to_crop(box_xywh)
+    first = box[:2].clip(0, where.size)
+    return np.concatenate((first, (box[:2] + box[2:]).clip(0, where.size) - first))
+
+
+def _gray(picture: np.ndarray) -> np.ndarray:
+    """A picture `[h, w, 3]` without its color."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _blend(picture: np.ndarray, step: int, factor: float) -> np.ndarray:
     """Brightness (0), contrast (1) or saturation (2) of a float32 picture times a factor, cut to 0..255."""
     if step == 2:
-        grey = cv2.cvtColor(_grey(picture), cv2.COLOR_GRAY2RGB)
-        mixed = cv2.addWeighted(picture, factor, grey, 1 - factor, 0.0)
+        mixed = cv2.addWeighted(picture, factor, _gray(picture), 1 - factor, 0.0)
     else:
         mixed = picture * np.float32(factor)
         if step == 1:
-            mixed += np.float32((1 - factor) * cv2.mean(_grey(picture))[0])
+            mixed += np.float32((1 - factor) * cv2.mean(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))[0])
     return np.clip(mixed, 0, 255, out=mixed)
-
-
-def _levels(picture: np.ndarray) -> np.ndarray:
-    return np.rint(picture).astype(np.uint8)
 
 
 def _per_stream(crop: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     streams = np.split(crop, crop.shape[2] // 3, axis=2)
     return np.concatenate([change(np.ascontiguousarray(stream)) for stream in streams], axis=2)
-
-
-TrainingAugmentation = Augmentation | DeiTAugmentation
 
 
 def fitting(augment: TrainingAugmentation | None, processor: "TrackerImageProcessor") -> TrainingAugmentation:

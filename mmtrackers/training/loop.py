@@ -53,12 +53,8 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        options: TrainingOptions,
-        accelerator: Accelerator,
-        build: Callable[[], nn.Module],
-        processor: Callable[[nn.Module], Any],
-        dataset: Callable[[nn.Module, Any, int], Dataset],
+        self, options: TrainingOptions, accelerator: Accelerator, build: Callable[[], nn.Module],
+        processor: Callable[[nn.Module], Any], dataset: Callable[[nn.Module, Any, int], Dataset],
         validation: Sequence[Video] = (),
     ) -> None:
         self.options, self.accelerator, self.build, self.validation = options, accelerator, build, validation

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 class LossMeter:
     """
-    Sums of named scalars that stay on the device until they are read: no host-device synchronisation per step.
+    Sums of named scalars that stay on the device until they are read: no host-device synchronization per step.
 
     Example:
         >>> meter = LossMeter()

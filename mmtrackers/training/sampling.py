@@ -28,18 +28,41 @@ MIN_FRAMES = 20
 MAX_DRAWS = 50
 
 
-def shared_epoch() -> torch.Tensor:
-    """The number of an epoch in shared memory, so that workers that live on through the epochs see a new one too."""
-    return torch.zeros((), dtype=torch.int64).share_memory_()
+class EpochDataset(Dataset):
+    """A data set whose item is a function of (seed, epoch, index) alone, whatever the workers and processes.
+
+    Args:
+        samples_per_epoch (`int`): its length.
+        seed (`int`): not negative.
+    """
+
+    def __init__(self, samples_per_epoch: int, seed: int) -> None:
+        if samples_per_epoch < 1 or seed < 0:
+            raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
+        self.samples_per_epoch, self.seed = samples_per_epoch, seed
+        # in shared memory, so that workers that live on through the epochs see a new one too
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose samples are drawn; call it before the epoch's iterator is made."""
+        self._epoch.fill_(epoch)
+
+    def rng(self, index: int) -> np.random.Generator:
+        """An item's source of chance in this epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return np.random.default_rng((self.seed, int(self._epoch), index))
 
 
-class PairDataset(Dataset):
+class PairDataset(EpochDataset):
     """Template and search crops of annotated sequences: what `forward` and the losses take, as uint8.
 
-    An item is a function of (seed, epoch, index) alone, whatever the number of workers or processes. A frame that
-    cannot be read is named in a warning, counted in `unreadable`, and the sample is drawn anew. Large sets stay in
-    their index: a sequence is made when it is drawn. For crops of the "lorat" style boxes are cut to the picture, and
-    those outside it are not trained on, as in LitingLin/LoRAT (config/_dataset/train.yaml).
+    A frame that cannot be read is named in a warning, counted in `unreadable`, and the sample is drawn anew. Large
+    sets stay in their index: a sequence is made when it is drawn. For crops of the "lorat" style boxes are cut to the
+    picture, and those outside it are not trained on, as in LitingLin/LoRAT (config/_dataset/train.yaml).
 
     Args:
         sequences ([`SequenceSet`] or iterable of [`Sequence`]): annotated ones.
@@ -47,10 +70,9 @@ class PairDataset(Dataset):
         modality (`str`): "rgb", or the second modality, which all sequences must have; "any": each sequence's own, for
             trackers that take any.
         streams (`int`): 1 (RGB alone; the second modality's files are not read) or 2.
-        samples_per_epoch (`int`): `len()` of the dataset.
-        seed (`int`): not negative.
-        augment ([`Augmentation`] or [`DeiTAugmentation`], *optional*): the OSTrack family's by default;
-            `Augmentation().for_validation()` to validate. Crops of the "lorat" style need the other.
+        samples_per_epoch, seed (`int`): as for [`EpochDataset`].
+        augment ([`Augmentation`] or [`DeiTAugmentation`], *optional*): the OSTrack family's by default. Crops of the
+            "lorat" style need the other.
         skip_short (`bool`): leave out sequences that are too short instead of raising.
         frame_sampler ([`CausalSampler`], [`IntervalSampler`] or [`OrderedSampler`]): chooses the frames; one pair by
             default.
@@ -84,11 +106,8 @@ class PairDataset(Dataset):
                  augment: TrainingAugmentation | None = None, skip_short: bool = False,
                  frame_sampler: FrameSampler | None = None, chances: Iterable[float] | None = None,
                  balanced: bool = False):
+        super().__init__(samples_per_epoch, seed)
         self._make = SampleMaker(processor, modality, streams, augment, frame_sampler)
-        if samples_per_epoch < 1 or seed < 0:
-            raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
-        self.samples_per_epoch, self.seed = samples_per_epoch, seed
-        self._epoch = shared_epoch()
         self._sequences = sequences if isinstance(sequences, SequenceSet) else SequenceSet(sequences)
         chances = np.ones(len(self._sequences)) if chances is None else np.array(list(chances), dtype=np.float64)
         if len(chances) != len(self._sequences) or not (chances >= 0).all():
@@ -131,17 +150,8 @@ class PairDataset(Dataset):
         """What could not be read so far, by this process and its workers -> how often it was met."""
         return self._make.failures.counts()
 
-    def __len__(self) -> int:
-        return self.samples_per_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose pairs are drawn; call it before the epoch's iterator is made."""
-        self._epoch.fill_(epoch)
-
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        rng = self.rng(index)
         sequence = self._first(index, rng)
         for _ in range(MAX_DRAWS):
             sample, reason = self._make(sequence, rng)
@@ -153,7 +163,7 @@ class PairDataset(Dataset):
 
     def describe(self, index: int) -> str:
         """The sequence and frames that item `index` of this epoch is drawn from first, for messages."""
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        rng = self.rng(index)
         sequence = self._first(index, rng)
         templates, searches = self._make.frames(sequence, rng)
         return f"{sequence.name}: templates {templates}, search {searches}"
@@ -201,7 +211,7 @@ class StreamSamples(IterableDataset):
             raise ValueError(f"samples_per_sequence={samples_per_sequence} must be positive and seed={seed} not "
                              "negative")
         self.stream, self.samples_per_sequence, self.seed = stream, samples_per_sequence, seed
-        self._epoch = shared_epoch()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # as in EpochDataset
 
     @property
     def unreadable(self) -> Counter[str]:

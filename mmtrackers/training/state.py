@@ -147,13 +147,8 @@ class CheckpointStore:
     TENSORS, AVERAGE, PROGRESS = "trained.safetensors", "average.safetensors", "progress.json"
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        folder: Path,
-        optimizer: torch.optim.Optimizer | None = None,
-        average: WeightAverage | None = None,
-        limit: int = 2,
+        self, accelerator: Accelerator, model: nn.Module, folder: Path, optimizer: torch.optim.Optimizer | None = None,
+        average: WeightAverage | None = None, limit: int = 2,
     ) -> None:
         self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
         self.optimizer, self.average, self.limit = optimizer, average, limit

@@ -90,14 +90,8 @@ class TrackerTuner(BaseTuner):
     no_merge_reason = "its adapters mix tokens or streams"
 
     def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **kwargs,
+        self, peft_config: PeftConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        current_key: str, **kwargs,
     ) -> None:
         self._check_base(peft_config)
         if isinstance(target, self.tuner_layer_cls):

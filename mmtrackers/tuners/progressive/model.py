@@ -24,7 +24,7 @@ class ProgressiveModel(TrackerTuner):
 
     prefix: str = "progressive_"
     tuner_layer_cls = ProgressiveLayer
-    no_merge_reason = "its terms come from both streams and from neighbouring tokens"
+    no_merge_reason = "its terms come from both streams and from neighboring tokens"
 
     layer_classes: ClassVar = {Neck: AdaptedNeck, ResidualJunction: ParallelJunction}
     targets = "a residual junction or the neck"

@@ -74,7 +74,7 @@ class GSAHF(nn.Module):
         super().__init__()
         inner = config.hyper_dim
         self.gram_mode, self.temperature = config.gram_mode, config.gram_temperature
-        self.rule, self.epsilon, self.neighbours = config.hyperedge_rule, config.hyper_epsilon, config.hyper_knn
+        self.rule, self.epsilon, self.neighbors = config.hyperedge_rule, config.hyper_epsilon, config.hyper_knn
         self.per_level = config.hyper_scope == "per_level"
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in range(levels))
         self.reduce = nn.ModuleList(nn.Linear(dim, inner, bias=False) for _ in range(levels))
@@ -126,9 +126,9 @@ class GSAHF(nn.Module):
         cosine = cosine.masked_fill_(itself, 2.0)  # exporters know no views of a diagonal
         if self.rule == "epsilon":
             return cosine.gt_(1.0 - self.epsilon**2 / 2)
-        if self.neighbours > x.shape[-2]:
-            raise ValueError(f"hyper_knn is {self.neighbours}, but a graph has only {x.shape[-2]} vertices.")
-        nearest = cosine.topk(self.neighbours, dim=-1).indices
+        if self.neighbors > x.shape[-2]:
+            raise ValueError(f"hyper_knn is {self.neighbors}, but a graph has only {x.shape[-2]} vertices.")
+        nearest = cosine.topk(self.neighbors, dim=-1).indices
         return cosine.zero_().scatter_(-1, nearest, 1.0)
 
     def convolved(self, x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class SDMoE(nn.Module):
         super().__init__()
         rank, experts, subnets = config.rank(dim), config.num_experts, config.num_shared_subnets
         self.experts, self.subnet_count, self.top_k = experts, subnets, config.top_k
-        self.renormalise, self.gather, self.dense_gate = (
+        self.renormalize, self.gather, self.dense_gate = (
             config.router_renormalise, config.gather_experts, config.dense_gate
         )  # fmt: skip
         self.expert_gate = config.expert_gate
@@ -95,7 +95,7 @@ class SDMoE(nn.Module):
     def sparse(self, h: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
         """The chosen experts' answers `[n, C]`, weighted by their probabilities."""
         weights = probabilities.gather(1, chosen)
-        if self.renormalise:
+        if self.renormalize:
             weights = weights / weights.sum(1, keepdim=True)
         if self.gather:
             return self._gathered(h, weights, chosen)

@@ -29,8 +29,8 @@ class PackedMixtureJunction(nn.Module):
     def __init__(self, mixture: SDMoE, scale: float, dtype: torch.dtype):
         super().__init__()
         self.norm, self.experts, self.top_k = copy.deepcopy(mixture.norm).float(), mixture.experts, mixture.top_k
-        self.renormalise, self.expert_gate, self.dense_gate = (
-            mixture.renormalise, mixture.expert_gate, mixture.dense_gate
+        self.renormalize, self.expert_gate, self.dense_gate = (
+            mixture.renormalize, mixture.expert_gate, mixture.dense_gate
         )  # fmt: skip
         self.subnet_count, rank = mixture.subnet_count, mixture.shared_up.in_features
 
@@ -79,5 +79,5 @@ class PackedMixtureJunction(nn.Module):
         else:
             ordered = probabilities.sort(dim=1, descending=True, stable=True)
             weights, chosen = (part[:, : self.top_k] for part in ordered)
-            weights = weights / weights.sum(1, keepdim=True) if self.renormalise else weights
+            weights = weights / weights.sum(1, keepdim=True) if self.renormalize else weights
         return torch.zeros_like(probabilities).scatter_(1, chosen, weights)
