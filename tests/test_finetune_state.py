@@ -27,8 +27,8 @@ def test_resume_with_another_split_of_a_step(place,tmp_path):  # noqa: F811
 def test_a_step_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
     """Ended between the two moves of a second save of the same step, a run finds the first one again."""
     model, accelerator, folder = torch.nn.Linear(1, 1), Accelerator(cpu=True), tmp_path / "checkpoints"
-    accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
-    store, move = CheckpointStore(accelerator, model, folder), os.replace
+    optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    store, move = CheckpointStore(accelerator, model, folder, optimizer), os.replace
     store.save(TrainingProgress(step=2))
 
     def killed(source, target):
@@ -41,7 +41,7 @@ def test_a_step_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
         store.save(TrainingProgress(step=2, seconds=1.0))
     monkeypatch.undo()
     assert store.newest() is None
-    store = CheckpointStore(accelerator, model, folder)
+    store = CheckpointStore(accelerator, model, folder, optimizer)
     assert store.load(store.newest()).seconds == 0.0
     store.save(TrainingProgress(step=2, seconds=1.0))
     assert store.load(store.newest()).seconds == 1.0 and len(list(folder.iterdir())) == 1

@@ -23,7 +23,7 @@ from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.processing.files import write_json
 from mmtrackers.tracking.tracker import Tracker
 
-from .monitor import LossMeter, StopRequest, TimedBatches, draw_losses, quiet_worker, validation_overlap
+from .monitor import LossMeter, StopRequest, draw_losses, quiet_worker, validation_overlap
 from .optimization import cast_frozen, elimination_keep_rate, learning_rate, parameter_groups
 from .options import TrainingOptions
 from .state import (
@@ -58,11 +58,10 @@ class Trainer:
         validation: Sequence[Video] = (),
     ) -> None:
         self.options, self.accelerator, self.build, self.validation = options, accelerator, build, validation
-        self.pairs_per_step = options.batch_size
-        self.steps_per_epoch = options.samples_per_epoch // self.pairs_per_step
+        self.steps_per_epoch = options.samples_per_epoch // options.batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"--samples-per-epoch {options.samples_per_epoch} is less than one step ({self.pairs_per_step} pairs)."
+                f"--samples-per-epoch {options.samples_per_epoch} is less than one step ({options.batch_size} pairs)."
             )
         self.batches_per_epoch = self.steps_per_epoch * options.gradient_accumulation
         self.all_steps = self.steps_per_epoch * options.epochs
@@ -73,7 +72,7 @@ class Trainer:
             # the backward pass of torch's fused attention takes three times as long there
             model.set_attn_implementation("eager")
         self.processor = processor(model)
-        self.dataset = dataset(model, self.processor, self.steps_per_epoch * self.pairs_per_step)
+        self.dataset = dataset(model, self.processor, self.steps_per_epoch * options.batch_size)
         set_seed(options.seed, device_specific=True)  # from here on dropout, which must differ between processes
         self.unwrapped, self.eliminates = model, bool(getattr(model.config, "elimination_layers", ()))
         self.output = Path(options.output)
@@ -103,8 +102,7 @@ class Trainer:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.rebuilt: nn.Module | None = None
         self.average = WeightAverage(model, options.ema) if options.ema else None
-        folder = self.output / "checkpoints"
-        self.store = CheckpointStore(accelerator, model, folder, self.optimizer, self.average)
+        self.store = CheckpointStore(accelerator, model, self.output / "checkpoints", self.optimizer, self.average)
         self.progress = TrainingProgress(fixed=self.fixed_options())
         self.meter = LossMeter()
         self.started = self.last_save = time.monotonic()
@@ -176,28 +174,28 @@ class Trainer:
         self.dataset.set_epoch(progress.epoch)
         self.loader.set_epoch(progress.epoch)
         loader = accelerator.skip_first_batches(self.loader, progress.batch) if progress.batch else self.loader
-        batches = TimedBatches(loader)
-        clock, mark = time.monotonic(), (time.monotonic(), 0.0, progress.step)
-        for batch in batches:
+        clock = logged = idle_since = time.monotonic()
+        waited, logged_step = 0.0, progress.step
+        for batch in loader:
+            waited += time.monotonic() - idle_since
             self.train_batch(batch)
             progress.batch += 1
-            if not accelerator.sync_gradients:
-                continue
-            progress.step += 1
-            now = time.monotonic()
-            progress.seconds += now - clock
-            clock = now
-            bar.update()
-            if progress.step % self.options.log_every == 0 or progress.step == self.all_steps:
-                passed = now - mark[0]
-                self.log(bar, (progress.step - mark[2]) / passed, (batches.waited - mark[1]) / passed)
-                mark = (time.monotonic(), batches.waited, progress.step)
-            if progress.batch == self.batches_per_epoch:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-                if self.validation and progress.epoch % self.options.validate_epochs == 0:
-                    self.validate()
-            if self.pause(stop):
-                return True
+            if accelerator.sync_gradients:
+                progress.step += 1
+                now = time.monotonic()
+                progress.seconds += now - clock
+                clock = now
+                bar.update()
+                if progress.step % self.options.log_every == 0 or progress.step == self.all_steps:
+                    self.log(bar, (progress.step - logged_step) / (now - logged), waited / (now - logged))
+                    logged, logged_step, waited = time.monotonic(), progress.step, 0.0
+                if progress.batch == self.batches_per_epoch:
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
+                    if self.validation and progress.epoch % self.options.validate_epochs == 0:
+                        self.validate()
+                if self.pause(stop):
+                    return True
+            idle_since = time.monotonic()
         return False
 
     def train_batch(self, batch: dict[str, torch.Tensor]) -> None:
@@ -209,7 +207,10 @@ class Trainer:
             if self.progress.epoch < options.box_warmup_epochs:
                 inputs["box_weight"] = 10.0
             if (options.full_token_epochs or options.elimination_warmup) and self.eliminates:
-                inputs["elimination_keep_rate"] = self.keep_rate()
+                inputs["elimination_keep_rate"] = elimination_keep_rate(
+                    self.progress.epoch + 1, options.full_token_epochs, options.elimination_warmup,
+                    self.unwrapped.config.elimination_keep_rate,
+                )  # fmt: skip
             if options.frame_by_frame:
                 output = backward_clip(self.model, **inputs, backward=accelerator.backward)
             else:
@@ -227,12 +228,6 @@ class Trainer:
             self.meter.add(parts, moment=self.progress.epoch * self.batches_per_epoch + self.progress.batch)
         if self.average is not None and accelerator.sync_gradients:
             self.average.update(self.unwrapped)
-
-    def keep_rate(self) -> float:
-        """Share of search tokens that candidate elimination keeps in the epoch under way."""
-        options, config = self.options, self.unwrapped.config
-        shape = {"start": options.full_token_epochs, "warmup": options.elimination_warmup}
-        return elimination_keep_rate(self.progress.epoch + 1, **shape, base=config.elimination_keep_rate)
 
     def rate(self) -> float:
         """The learning rate of the step under way."""
@@ -277,7 +272,7 @@ class Trainer:
             if not is_sharded(self.unwrapped):
                 yield self.unwrapped
                 return
-            trained = gathered_tensors(self.unwrapped)
+            trained = gathered_tensors(changing_tensors(self.unwrapped))
             if self.accelerator.is_main_process:
                 if self.rebuilt is None:
                     with torch.random.fork_rng():
@@ -312,7 +307,8 @@ class Trainer:
     def log(self, bar: tqdm, steps_per_second: float, waiting: float) -> None:
         """One entry of the history, on the bar, in the log file and in the tracker."""
         means = self.meter.mean(self.accelerator)
-        speed = {"pairs_per_second": round(steps_per_second * self.pairs_per_step, 2), "waiting": round(waiting, 3)}
+        pairs_per_second = round(steps_per_second * self.options.batch_size, 2)
+        speed = {"pairs_per_second": pairs_per_second, "waiting": round(waiting, 3)}
         entry = {"step": self.progress.step, "epoch": self.progress.epoch, "lr": self.rate()}
         self.progress.history.append(entry | means | speed)
         if waiting > STARVED and not self.warned:
@@ -322,7 +318,7 @@ class Trainer:
                 "or put the images on a faster disk"
             )
         shown = {name: f"{means[name]:.3f}" for name in ("loss", "iou") if name in means}
-        bar.set_postfix(shown | {"pairs/s": f"{speed['pairs_per_second']:.1f}", "waiting": f"{waiting:.0%}"})
+        bar.set_postfix(shown | {"pairs/s": f"{pairs_per_second:.1f}", "waiting": f"{waiting:.0%}"})
         self.accelerator.log({**means, "lr": entry["lr"], **speed}, step=self.progress.step)
         if self.accelerator.is_main_process:
             self.write_log(self.output)
@@ -345,7 +341,7 @@ class Trainer:
         data = f"sequences of {', '.join(names)}" if names else "sequences composed from pictures, at random"
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
-        pairs = steps * self.pairs_per_step
+        pairs = steps * o.batch_size
         return TrainingFacts(
             data, on_hub, pairs, steps, minutes, hardware, recipe, self.figures(), license=self.options.license
         )

@@ -1,12 +1,11 @@
-"""What a training loop keeps an eye on: losses, waiting for data, signals, validation."""
+"""What a training loop keeps an eye on: losses, signals, validation."""
 
 import logging
 import math
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class LossMeter:
-    """
-    Sums of named scalars that stay on the device until they are read: no host-device synchronization per step.
+    """Sums of named scalars that stay on the device until they are read: no host-device synchronization per step.
 
     Example:
         >>> meter = LossMeter()
@@ -80,8 +78,7 @@ class LossMeter:
 
 @torch.no_grad()
 def validation_overlap(tracker: "Tracker", sequences: Iterable[Sequence]) -> float:
-    """
-    Mean overlap of tracking through sequences, each begun once with the box of its first frame with the target.
+    """Mean overlap of tracking through sequences, each begun once with the box of its first frame with the target.
 
     Args:
         tracker (`Tracker`): its model is back in its mode afterwards.
@@ -116,12 +113,7 @@ def validation_overlap(tracker: "Tracker", sequences: Iterable[Sequence]) -> flo
 
 
 def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
-    """Draws the course of loss and validation as a picture.
-
-    Args:
-        history (`list[dict]`): as [`TrainingProgress`] holds it.
-        path (`Path`): a png file.
-    """
+    """Draws the course of loss and validation, of [`TrainingProgress`]'s history, as a png file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -137,9 +129,7 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
 
 
 class StopRequest:
-    """
-    Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once.
-    """
+    """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -168,24 +158,3 @@ def quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class TimedBatches:
-    """
-    Passes a loader's batches on and adds up the seconds spent waiting for them in `waited`.
-    """
-
-    def __init__(self, batches: Iterable) -> None:
-        self.batches = batches
-        self.waited = 0.0
-
-    def __iter__(self) -> Iterator:
-        batches = iter(self.batches)
-        while True:
-            start = perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.waited += perf_counter() - start
-            yield batch

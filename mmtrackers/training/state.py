@@ -48,13 +48,13 @@ def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that may be sharded over processes; then every process must call."""
+    """The whole of a tensor; where processes hold shards of it all of them must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """`changing_tensors` whole and on the CPU, for files; every process must call."""
-    return {name: gathered(tensor).cpu().contiguous() for name, tensor in changing_tensors(model).items()}
+def gathered_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As [`gathered`], by name, and on the CPU for files."""
+    return {name: gathered(tensor).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -87,7 +87,7 @@ class TrainingProgress:
 
 class WeightAverage:
     """
-    Exponential moving average of what training changes; `swapped` lends the averaged weights to the model.
+    Exponential moving average of what training changes; `swap` lends the averaged weights to the model.
 
     Args:
         model (`nn.Module`): the tracker, without wrappers.
@@ -126,10 +126,6 @@ class WeightAverage:
             self.tensors[name].copy_(kept)
 
 
-# of accelerate's own state functions only what they do for random generators, the scaler and the step is wanted
-NOTHING: dict[str, list] = {"optimizers": [], "schedulers": [], "dataloaders": []}
-
-
 class CheckpointStore:
     """
     Checkpoints of a run under `folder`: `checkpoint-00000100`, ... Only what training changes is stored, never a
@@ -139,15 +135,16 @@ class CheckpointStore:
         accelerator (`Accelerator`): after `prepare`.
         model (`nn.Module`): the tracker, without wrappers.
         folder (`Path`): created on the first save.
-        optimizer (`torch.optim.Optimizer`, *optional*): the prepared one; needed where FSDP2 shards the model.
+        optimizer (`torch.optim.Optimizer`): the prepared one.
         average (`WeightAverage`, *optional*): saved along.
         limit (`int`): checkpoints kept.
     """
 
-    TENSORS, AVERAGE, PROGRESS = "trained.safetensors", "average.safetensors", "progress.json"
+    TENSORS, AVERAGE, OPTIMIZER = "trained.safetensors", "average.safetensors", "optimizer.bin"
+    PROGRESS = "progress.json"
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, folder: Path, optimizer: torch.optim.Optimizer | None = None,
+        self, accelerator: Accelerator, model: nn.Module, folder: Path, optimizer: torch.optim.Optimizer,
         average: WeightAverage | None = None, limit: int = 2,
     ) -> None:
         self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
@@ -155,59 +152,40 @@ class CheckpointStore:
         if accelerator.is_main_process:
             self._put_back()
         accelerator.wait_for_everyone()
-        accelerator.register_save_state_pre_hook(self._save_tensors)
-        accelerator.register_load_state_pre_hook(self._load_tensors)
 
-    def _save_tensors(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
-        weights.clear()
-        tensors = gathered_tensors(self.model)
-        average = self.average and {name: gathered(t).cpu().contiguous() for name, t in self.average.tensors.items()}
-        if self.accelerator.is_main_process:
-            save_file(tensors, Path(folder) / self.TENSORS)
-            if average:
-                save_file(average, Path(folder) / self.AVERAGE, metadata={"steps": str(self.average.steps)})
+    def _state_of_accelerator(self) -> dict[str, Any]:
+        """What accelerate's two state functions take: the optimizer, if it is whole, and the scaler."""
+        own = {"optimizers": [] if is_sharded(self.model) else [self.optimizer], "schedulers": [], "dataloaders": []}
+        return own | {"process_index": self.accelerator.process_index, "scaler": self.accelerator.scaler}
 
-    def _save_shards(self, folder: str) -> None:
-        """What `save_state` would, without the frozen weights, which accelerate saves with every sharded model."""
-        accelerator, options = self.accelerator, StateDictOptions(full_state_dict=True, cpu_offload=True)
-        self._save_tensors([], [], folder)
-        optimizer = get_optimizer_state_dict(self.model, self.optimizer, options=options)
+    def _write(self, folder: Path) -> None:
+        """All but the progress. accelerate's `save_state` would store frozen weights too, where they are sharded."""
+        accelerator, sharded = self.accelerator, is_sharded(self.model)
+        tensors = gathered_tensors(changing_tensors(self.model))
+        average = gathered_tensors(self.average.tensors) if self.average else None
+        if sharded:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            optimizer = get_optimizer_state_dict(self.model, self.optimizer, options=options)
         if accelerator.is_main_process:
-            torch.save(optimizer, Path(folder) / "optimizer.bin")
+            save_file(tensors, folder / self.TENSORS)
+            if average:
+                save_file(average, folder / self.AVERAGE, metadata={"steps": str(self.average.steps)})
+            if sharded:
+                torch.save(optimizer, folder / self.OPTIMIZER)
         save_accelerator_state(
-            output_dir=folder, **NOTHING, model_states=[], process_index=accelerator.process_index,
-            step=accelerator.step, scaler=accelerator.scaler,
-        )  # fmt: skip
-
-    def _load_shards(self, folder: str) -> None:
-        accelerator = self.accelerator
-        self._load_tensors([], folder)
-        optimizer = torch.load(Path(folder) / "optimizer.bin", weights_only=True)
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=options)
-        own = load_accelerator_state(
-            input_dir=folder, **NOTHING, models=[], process_index=accelerator.process_index, scaler=accelerator.scaler
+            output_dir=folder, model_states=[], step=accelerator.step, **self._state_of_accelerator()
         )
-        accelerator.step = own.get("step", 0)
 
     @torch.no_grad()
-    def _load_tensors(self, models: list[nn.Module], folder: str) -> None:
-        models.clear()
-        self._copy(load_file(Path(folder) / self.TENSORS), changing_tensors(self.model), folder)
-        stored = Path(folder) / self.AVERAGE
-        if self.average is not None and stored.exists():
-            self._copy(load_file(stored), self.average.tensors, folder)
-            with safe_open(stored, framework="pt") as file:
-                self.average.steps = int(file.metadata()["steps"])
-
-    @staticmethod
-    def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], folder: str) -> None:
+    def _copy(self, source: Path, target: dict[str, torch.Tensor]) -> None:
+        """Fills tensors from a file of a checkpoint."""
+        folder, source = source.parent, load_file(source)
         shapes = {name: tuple(t.shape) for name, t in source.items()}
         wanted = {name: tuple(t.shape) for name, t in target.items()}
         if shapes != wanted:
             differing = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
             raise ValueError(
-                f"The checkpoint {Path(folder).name} holds other trained tensors than this model ({len(differing)} "
+                f"The checkpoint {folder.name} holds other trained tensors than this model ({len(differing)} "
                 f"differ, first {differing[0]}): resume with the options it was started with, or without --resume "
                 "into another --output."
             )
@@ -237,10 +215,7 @@ class CheckpointStore:
             staging.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         try:
-            if is_sharded(self.model):
-                self._save_shards(str(staging))
-            else:
-                self.accelerator.save_state(str(staging))
+            self._write(staging)
             if export is not None:
                 export(staging / "model")
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -280,7 +255,7 @@ class CheckpointStore:
                 json.loads((folder / self.PROGRESS).read_text())
                 with safe_open(folder / self.TENSORS, framework="pt") as file:
                     file.keys()
-                if (folder / "optimizer.bin").stat().st_size:
+                if (folder / self.OPTIMIZER).stat().st_size:
                     return folder
             except (OSError, ValueError, SafetensorError):
                 self.accelerator.print(f"{folder.name} cannot be read and is passed over.")
@@ -288,11 +263,19 @@ class CheckpointStore:
 
     def load(self, folder: Path) -> TrainingProgress:
         """Restores tensors, optimizer and random states; returns where the run stood."""
-        if not (Path(folder) / self.PROGRESS).is_file():
+        if not (folder / self.PROGRESS).is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no {self.PROGRESS}.")
-        progress = TrainingProgress(**json.loads((Path(folder) / self.PROGRESS).read_text()))
+        progress = TrainingProgress(**json.loads((folder / self.PROGRESS).read_text()))
+        self._copy(folder / self.TENSORS, changing_tensors(self.model))
+        stored = folder / self.AVERAGE
+        if self.average is not None and stored.exists():
+            self._copy(stored, self.average.tensors)
+            with safe_open(stored, framework="pt") as file:
+                self.average.steps = int(file.metadata()["steps"])
         if is_sharded(self.model):
-            self._load_shards(str(folder))
-        else:
-            self.accelerator.load_state(str(folder))
+            optimizer = torch.load(folder / self.OPTIMIZER, weights_only=True)
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=options)
+        own = load_accelerator_state(input_dir=folder, models=[], **self._state_of_accelerator())
+        self.accelerator.step = own.get("step", 0)
         return progress
