@@ -1,11 +1,9 @@
-"""The report's page: SVG plots, bars, the table of sequences and the pictures, filled into `report.html.jinja`."""
+"""The report's page: SVG plots, the table of sequences and the pictures, filled into `report.html.jinja`."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 import mmtrackers
@@ -13,34 +11,18 @@ from mmtrackers.data.sequence import Sequence as VideoSequence
 from mmtrackers.evaluation.results import Curve
 
 from .pictures import worst_sequences
-from .sets import (
-    STAGES,
-    SetReport,
-    attribute_names,
-    comparison_note,
-    extent,
-    partial_warnings,
-    percent,
-    sources_of,
-    speeds,
-)
+from .sets import SetReport
+from .text import render
 
 # Styles of lines, bars and boxes in the page's style sheet: eight colors, then the same with dotted lines.
 STYLES = 16
+# Plots: their titles, and which figure of a protocol belongs to each, for the legends
 CURVES = {
-    "success": "Success",
-    "precision": "Precision",
-    "normalized_precision": "Normalized precision",
-    "precision_recall": "Precision and recall",
-    "expected_overlap": "Expected average overlap",
-}
-# Which figure of a protocol belongs to which plot, for the legends.
-FIGURES = {
-    "success": ("SR", "MSR", "AUC", "RSR", "AO"),
-    "precision": ("PR", "MPR", "P", "RPR"),
-    "normalized_precision": ("NPR", "Pnorm"),
-    "precision_recall": ("F",),
-    "expected_overlap": ("EAO",),
+    "success": ("Success", ("SR", "MSR", "AUC", "RSR", "AO")),
+    "precision": ("Precision", ("PR", "MPR", "P", "RPR")),
+    "normalized_precision": ("Normalized precision", ("NPR", "Pnorm")),
+    "precision_recall": ("Precision and recall", ("F",)),
+    "expected_overlap": ("Expected average overlap", ("EAO",)),
 }
 
 
@@ -52,61 +34,26 @@ def page(sets: Sequence[SetReport], sequences: Mapping[str, Iterable[VideoSequen
         sequences (`dict[str, list[Sequence]]`): dataset -> its sequences, for the pictures.
         worst (`int`): sequences per set that are shown in pictures.
     """
-    trackers = list(dict.fromkeys(result.tracker for part in sets for result in part.results))
+    trackers = dict.fromkeys(result.tracker for part in sets for result in part.results)
     styles = {name: k % STYLES for k, name in enumerate(trackers)}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["percent"] = percent
-    return environment.get_template("report.html.jinja").render(
-        sets=[_section(part, styles, sequences.get(part.dataset, ()), worst) for part in sets],
-        trackers=styles,
-        partial=any(result.partial for part in sets for result in part.results),
-        speeds=_speed_rows(sets, styles),
-        stages=STAGES,
-        settings=[(part.title, result) for part in sets for result in part.results if result.settings or result.notes],
-        version=mmtrackers.__version__,
-    )
-
-
-def _section(
-    part: SetReport, styles: dict[str, int], sequences: Iterable[VideoSequence], worst: int
-) -> dict[str, Any]:
-    """What the template shows of one set."""
-    return {
-        "part": part,
-        "key": part.key,
-        "title": part.title,
-        "extent": extent(part),
-        "warnings": partial_warnings(part),
-        "note": comparison_note(part),
-        "sources": sources_of(part),
-        "charts": _charts(part, styles),
-        "attributes": _attributes(part, styles),
-        "rows": _sequence_rows(part),
-        "worst": worst_sequences(part, styles, sequences, worst),
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------- plots
+    shown = {part.key: {
+        "charts": _charts(part, styles), "rows": _sequence_rows(part),
+        "worst": worst_sequences(part, styles, sequences.get(part.dataset, ()), worst),
+    } for part in sets}  # fmt: skip
+    return render("report.html.jinja", sets, shown=shown, trackers=styles, version=mmtrackers.__version__)
 
 
 def _charts(part: SetReport, styles: dict[str, int]) -> list[dict[str, Any]]:
     found = []
-    for name, title in CURVES.items():
-        shown = [(result, result.curves[name]) for result in part.results if name in result.curves]
-        if not shown:
+    for name, (title, figures) in CURVES.items():
+        curves = {result.tracker: result.curves[name] for result in part.results if name in result.curves}
+        if not curves:
             continue
-        legend = []
-        for result, _ in shown:
-            figure = next((metric for metric in FIGURES[name] if metric in result.scores), None)
-            legend.append((result.tracker, styles[result.tracker], figure and result.scores[figure]))
-        legend.sort(key=lambda row: -(row[2] or 0))
-        curves = {result.tracker: curve for result, curve in shown}
-        figure = next((metric for metric in FIGURES[name] if metric in part.metrics), "")
-        chart = {"title": title, "figure": figure, "svg": line_chart(curves, styles, f"{title} on {part.title}")}
-        found.append(chart | {"legend": legend, "name": name})
+        figure = next((metric for metric in figures if metric in part.metrics), "")
+        scores = {result.tracker: result.scores.get(figure) for result in part.results if result.tracker in curves}
+        legend = sorted(scores.items(), key=lambda row: -(row[1] or 0))
+        svg = line_chart(curves, styles, f"{title} on {part.title}")
+        found.append({"name": name, "title": title, "figure": figure, "svg": svg, "legend": legend})
     return found
 
 
@@ -156,17 +103,6 @@ def line_chart(curves: Mapping[str, Curve], styles: Mapping[str, int], label: st
     )
 
 
-def _attributes(part: SetReport, styles: dict[str, int]) -> list[dict[str, Any]]:
-    rows = []
-    for name, count in attribute_names(part).items():
-        bars = []
-        for result in part.results:
-            score = result.attributes[name].scores.get(part.headline) if name in result.attributes else None
-            bars.append({"tracker": result.tracker, "style": styles[result.tracker], "score": score})
-        rows.append({"name": name, "count": count, "bars": bars})
-    return rows
-
-
 def _sequence_rows(part: SetReport) -> list[dict[str, Any]]:
     """One row per sequence: its scores by tracker and metric, and what was noted."""
     rows: dict[str, dict[str, Any]] = {}
@@ -179,12 +115,3 @@ def _sequence_rows(part: SetReport) -> list[dict[str, Any]]:
             notes += ["partial"] if score.partial and not score.notes else []
             row["notes"] += [several + note for note in notes]
     return list(rows.values())
-
-
-def _speed_rows(sets: Sequence[SetReport], styles: dict[str, int]) -> list[dict[str, Any]]:
-    rows = []
-    for tracker, title, speed in speeds(sets):
-        total = sum(speed.stages[name].median for name in STAGES if name in speed.stages)
-        rows.append({"tracker": tracker, "style": styles[tracker], "title": title, "speed": speed, "total": total})
-    longest = max((row["total"] for row in rows), default=0) or 1
-    return [row | {"share": 100 * row["total"] / longest} for row in rows]

@@ -2,8 +2,8 @@
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,44 +22,26 @@ PICTURE_WIDTH = 380
 JPEG_QUALITY = 78
 
 
-@dataclass(frozen=True)
-class Strip:
-    """One sequence as the page shows it.
-
-    Args:
-        name (`str`): the sequence.
-        scores (`list`): tracker, its style and its headline score (or None).
-        frames (`list[Markup]`): one SVG per frame and stream.
-        captions (`list[str]`): of the frames.
-        timeline (`Markup`): overlap over the frames, all trackers.
-    """
-
-    name: str
-    scores: list[tuple[str, int, float | None]]
-    frames: list[list[Markup]]
-    captions: list[str]
-    timeline: Markup
-
-
 def worst_sequences(
     part: SetReport, styles: Mapping[str, int], sequences: Iterable[VideoSequence], count: int
-) -> list[Strip]:
+) -> list[dict[str, Any]]:
     """The sequences with the lowest headline score, as the mean over the trackers, in pictures.
 
     Sequences without images or without raw results are passed over, and multi-start sets, which have many runs of
     each: pictures are an addition to the tables.
     """
     by_name = {sequence.name: sequence for sequence in sequences}
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, dict[str, float]] = {}
     for result in part.results:
         for row in result.sequences:
             if part.headline in row.scores and row.name in by_name:
-                scores.setdefault(row.name, []).append(row.scores[part.headline])
+                scores.setdefault(row.name, {})[result.tracker] = row.scores[part.headline]
     strips = []
-    for name in sorted(scores, key=lambda name: float(np.mean(scores[name]))):
+    for name in sorted(scores, key=lambda name: float(np.mean([*scores[name].values()]))):
         boxes = boxes_of(part, by_name[name])
         if boxes and len(strips) < count:
-            strips.append(_strip(part, styles, by_name[name], boxes))
+            shown = {result.tracker: scores[name].get(result.tracker) for result in part.results}
+            strips.append({"scores": shown} | _strip(by_name[name], boxes, styles))
     return strips
 
 
@@ -91,26 +73,18 @@ def _as_xywh(rows: np.ndarray, sequence: VideoSequence) -> np.ndarray:
     return rows
 
 
-def _strip(
-    part: SetReport, styles: Mapping[str, int], sequence: VideoSequence, boxes: dict[str, np.ndarray]
-) -> Strip:
-    overlaps = {name: _overlaps(rows, sequence) for name, rows in boxes.items()}
-    scores = []
-    for result in part.results:
-        row = next((row for row in result.sequences if row.name == sequence.name), None)
-        scores.append((result.tracker, styles[result.tracker], row and row.scores.get(part.headline)))
-    pictures, captions = [], []
-    for index in _chosen(sequence):
-        pictures.append(_pictures(sequence, index, boxes, styles))
-        captions.append(f"frame {index}" + ("" if sequence.present[index] else " · target absent"))
-    return Strip(sequence.name, scores, pictures, captions, _timeline(overlaps, styles, sequence.name))
-
-
-def _chosen(sequence: VideoSequence) -> list[int]:
+def _strip(sequence: VideoSequence, boxes: dict[str, np.ndarray], styles: Mapping[str, int]) -> dict[str, Any]:
     """Frames spread evenly over the annotated ones, without the given first one where there are others."""
     known = np.flatnonzero(sequence.annotated)
     known = known[1:] if len(known) > 1 else np.arange(len(sequence))
-    return sorted({int(known[round(k)]) for k in np.linspace(0, len(known) - 1, FRAMES)})
+    chosen = sorted({int(known[round(k)]) for k in np.linspace(0, len(known) - 1, FRAMES)})
+    overlaps = {name: _overlaps(rows, sequence) for name, rows in boxes.items()}
+    return {
+        "name": sequence.name,
+        "frames": [_pictures(sequence, index, boxes, styles) for index in chosen],
+        "captions": [f"frame {k}" + ("" if sequence.present[k] else " · target absent") for k in chosen],
+        "timeline": _timeline(overlaps, styles, sequence.name),
+    }
 
 
 def _overlaps(boxes: np.ndarray, sequence: VideoSequence) -> np.ndarray:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from mmtrackers.evaluation.protocols import PROTOCOLS
-from mmtrackers.evaluation.results import EvaluationResult, Speed
-
-STAGES = ("read", "crop", "model", "decode")
+from mmtrackers.evaluation.results import EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,20 @@ class SetReport:
         return self.results[0].headline
 
     @property
-    def source(self) -> str:
+    def rules(self) -> str:
         """Whose rules the protocol follows."""
         return PROTOCOLS[self.protocol].source if self.protocol in PROTOCOLS else self.protocol
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """Sequences and frames, of the result that has most of them."""
-        return max((len(result.sequences), sum(row.frames for row in result.sequences)) for result in self.results)
+    def sequences(self) -> int:
+        """How many sequences the result has that has most of them."""
+        return max(len(result.sequences) for result in self.results)
+
+    @property
+    def extent(self) -> str:
+        """How much was measured, in words."""
+        frames = max(sum(row.frames for row in result.sequences) for result in self.results)
+        return f"{self.sequences:,} sequence{'' if self.sequences == 1 else 's'}, {frames:,} frames"
 
     @property
     def whole(self) -> bool:
@@ -87,6 +92,43 @@ class SetReport:
         """The largest of the measured scores, if there are several to compare and they are complete."""
         values = [result.scores[metric] for result in self.results if metric in result.scores and not result.partial]
         return max(values) if len(values) > 1 else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes results no results to publish, in words."""
+        return [f"{result.tracker} lacks {len(result.missing)} sequences and has "
+                f"{sum(row.partial for row in result.sequences)} short ones: not a number to publish."
+                for result in self.results if result.partial]  # fmt: skip
+
+    @property
+    def note(self) -> str:
+        """What to bear in mind where published figures stand beside the measured ones."""
+        note = "Published figures are their authors' and were not measured here."
+        if not self.whole:
+            split = f" of the split {self.split}" if self.split not in ("", "test") else ""
+            partial = ", some of them partial" if any(result.partial for result in self.results) else ""
+            note += (f" They are of the whole test split ({self.published_sequences} sequences), the measured ones of "
+                     f"{self.sequences}{split}{partial}: no comparison.")  # fmt: skip
+        return note
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Source of published figures -> its number in the set's table."""
+        return {source: k for k, source in enumerate(dict.fromkeys(row.source for row in self.published), 1)}
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Attribute -> the number of sequences that have it, the commonest first."""
+        counts: dict[str, int] = {}
+        for result in self.results:
+            for name, row in result.attributes.items():
+                counts[name] = max(counts.get(name, 0), len(row.sequences))
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def attribute_score(self, result: EvaluationResult, attribute: str) -> float | None:
+        """The headline score over the sequences that have an attribute."""
+        row = result.attributes.get(attribute)
+        return row and row.scores.get(self.headline)
 
 
 def grouped(results: Sequence[EvaluationResult]) -> list[SetReport]:
@@ -104,16 +146,12 @@ def grouped(results: Sequence[EvaluationResult]) -> list[SetReport]:
     for (dataset, split, protocol), rows in sets.items():
         headline = rows[0].headline
         rows.sort(key=lambda result: -result.scores.get(result.headline, -1.0))
-        known = published_on(protocol) if _is_own_set(dataset, protocol) else []
-        published = sorted(known, key=lambda row: -row.scores.get(headline, -1.0))
+        # on another set than the protocol's own its published figures say nothing
+        own = protocol not in PROTOCOLS or PROTOCOLS[protocol].title == dataset
+        published = sorted(published_on(protocol) if own else [], key=lambda row: -row.scores.get(headline, -1.0))
         count = _published_file()["sets"].get(protocol, {}).get("sequences", 0)
         reports.append(SetReport(dataset, split, protocol, tuple(rows), tuple(published), count))
     return reports
-
-
-def _is_own_set(dataset: str, protocol: str) -> bool:
-    """Whether the results are on the set that a protocol belongs to; on others its published figures say nothing."""
-    return protocol not in PROTOCOLS or PROTOCOLS[protocol].title == dataset
 
 
 def published_on(protocol: str) -> list[Published]:
@@ -133,64 +171,5 @@ def published_on(protocol: str) -> list[Published]:
 
 
 @lru_cache(maxsize=1)
-def _published_file() -> dict:
+def _published_file() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-
-
-def percent(value: float | None) -> str:
-    """A fraction as papers print it.
-
-    Example:
-        >>> percent(0.5731), percent(None)
-        ('57.3', '–')
-    """
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def extent(part: SetReport) -> str:
-    """How much was measured, in words."""
-    sequences, frames = part.counts
-    return f"{sequences:,} sequence{'' if sequences == 1 else 's'}, {frames:,} frames"
-
-
-def partial_warnings(part: SetReport) -> list[str]:
-    """What makes results of a set no results to publish, in words."""
-    found = []
-    for result in part.results:
-        if result.partial:
-            short = sum(row.partial for row in result.sequences)
-            found.append(f"{result.tracker} lacks {len(result.missing)} sequences and has {short} short ones: not a "
-                         "number to publish.")  # fmt: skip
-    return found
-
-
-def comparison_note(part: SetReport) -> str:
-    """What to bear in mind where published figures stand beside the measured ones."""
-    if not part.published:
-        return ""
-    note = "Published figures are their authors' and were not measured here."
-    if not part.whole:
-        split = f" of the split {part.split}" if part.split not in ("", "test") else ""
-        partial = ", some of them partial" if any(result.partial for result in part.results) else ""
-        note += (f" They are of the whole test split ({part.published_sequences} sequences), the measured ones of "
-                 f"{part.counts[0]}{split}{partial}: no comparison.")  # fmt: skip
-    return note
-
-
-def sources_of(part: SetReport) -> dict[str, int]:
-    """Source -> its number in a set's table."""
-    return {source: k for k, source in enumerate(dict.fromkeys(row.source for row in part.published), 1)}
-
-
-def attribute_names(part: SetReport) -> dict[str, int]:
-    """Attribute -> the number of sequences that have it, the commonest first."""
-    counts: dict[str, int] = {}
-    for result in part.results:
-        for name, row in result.attributes.items():
-            counts[name] = max(counts.get(name, 0), len(row.sequences))
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def speeds(sets: Sequence[SetReport]) -> list[tuple[str, str, Speed]]:
-    """Tracker, set and speed of every result that was timed."""
-    return [(r.tracker, part.title, r.speed) for part in sets for r in part.results if r.speed and r.speed.stages]

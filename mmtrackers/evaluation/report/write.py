@@ -14,7 +14,7 @@ from mmtrackers.evaluation.results import FORMAT, EvaluationResult
 from mmtrackers.processing.files import write_text
 
 from .page import page
-from .sets import SetReport, grouped
+from .sets import grouped
 from .text import latex, markdown
 
 
@@ -51,14 +51,18 @@ def write_report(
         ['report.md', 'report.tex', 'report.json', 'report.html']
     """
     sets = grouped(results)
-    folder = Path(folder)
-    pages = {
+    record = {
+        "format": FORMAT,
+        "results": [dataclasses.asdict(result) for part in sets for result in part.results],
+        "published": {part.protocol: [dataclasses.asdict(row) for row in part.published] for part in sets},
+    }
+    texts = {
         "report.md": markdown(sets),
         "report.tex": latex(sets),
-        "report.json": as_json(sets),
+        "report.json": json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
         "report.html": page(sets, sequences or {}, worst),
     }
-    return [write_text(folder / name, text) for name, text in pages.items()]
+    return [write_text(Path(folder) / name, text) for name, text in texts.items()]
 
 
 def read_report(path: str | Path) -> list[EvaluationResult]:
@@ -72,13 +76,3 @@ def read_report(path: str | Path) -> list[EvaluationResult]:
         return [EvaluationResult.from_json(json.dumps({"format": FORMAT} | result)) for result in record["results"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report of evaluations: {error}") from error
-
-
-def as_json(sets: Sequence[SetReport]) -> str:
-    """Everything: the results as they are, and the published figures with their sources."""
-    record = {
-        "format": FORMAT,
-        "results": [dataclasses.asdict(result) for part in sets for result in part.results],
-        "published": {part.protocol: [dataclasses.asdict(row) for row in part.published] for part in sets},
-    }
-    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
