@@ -226,7 +226,7 @@ def test_what_save_adapter_refuses(copies: Path) -> None:
     model = with_adapter(AMG, copies / "base")
     with pytest.raises(ValueError, match=r"already holds a config\.json"):
         save_adapter(model, copies / "base")
-    with pytest.raises(ValueError, match="No adapter 'night'"):
+    with pytest.raises(ValueError, match="no adapter 'night'"):
         save_adapter(model, copies / "out", adapter_name="night")
     with pytest.raises(TypeError, match="does not know speed"):
         save_adapter(model, copies / "out", speed=3)

@@ -1,7 +1,7 @@
 """Adapters on a tracker, by peft's public functions: besides `tuners/` the only file that knows how peft works.
 
 `AdapterMixin` stands where transformers has a mixin of its own, which checks at every call for a peft of its own
-choice. Around it: which tensors are an adapter's and which the base's, by what a base is recognised, copies of a model
+choice. Around it: which tensors are an adapter's and which the base's, by what a base is recognized, copies of a model
 that share its weights, and merging.
 """
 
@@ -63,12 +63,6 @@ def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:
     return PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
 
 
-def loaded_types() -> set[str]:
-    """Types of adapters that are loaded from folders: `LOADED_TYPES`, and those that packages entered into peft."""
-    others = {name for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items() if not kind.__module__.startswith("peft.")}
-    return LOADED_TYPES | {str(name) for name in others}
-
-
 @dataclass(frozen=True)
 class AdapterFolder:
     """An adapter as it lies in a folder, read but not yet on a model.
@@ -96,8 +90,9 @@ class AdapterFolder:
         if huge := sorted(name for name, value in content.items() if type(value) is int and value > LARGEST_NUMBER):
             raise ValueError(f"{where}: {huge[0]!r} is {content[huge[0]]}, more than {LARGEST_NUMBER}.")
         check_patterns(content, where)
-        kind, known = content.get("peft_type"), loaded_types()
-        if kind not in known:
+        kind = content.get("peft_type")
+        ours = {str(n) for n, of in PEFT_TYPE_TO_CONFIG_MAPPING.items() if not of.__module__.startswith("peft.")}
+        if kind not in (known := LOADED_TYPES | ours):  # with those that packages entered into peft
             raise ValueError(
                 f"{where} says peft_type {kind!r}; loaded are {', '.join(sorted(known))}, "
                 "as some of peft's types compile code. Upgrade mmtrackers, import the package that registers it, or "
@@ -120,20 +115,12 @@ class AdapterFolder:
         return f"{self.files.name}/{file}"
 
     def config(self, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
-        """The tracker's config.
-
-        Raises:
-            ValueError: fields of it that cannot be meant.
-        """
+        """The tracker's config; ValueError for fields of it that cannot be meant."""
         try:
             return config_class.from_dict(dict(self.record["config"]))
         except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
             where = f"{self.where(TRACKER_CONFIG)}: 'config'"
             raise ValueError(f"{where} is no {config_class.__name__}: {one_line(error)}") from error
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What the adapter's file holds; OSError where it is missing, truncated or no safetensors file."""
-        return read_safetensors(self.files.folder / ADAPTER_WEIGHTS, self.files.name)
 
     def check_whole(self) -> None:
         """Raises OSError where the file of tensors is another one than was saved."""
@@ -247,7 +234,7 @@ class AdapterMixin:
                 f"Adapter {adapter.files.name} was trained on another base than {base}: {different}. Pass the right "
                 "one with base_model= (or base_revision=)."
             )
-        tensors = adapter.tensors()
+        tensors = read_safetensors(adapter.files.folder / ADAPTER_WEIGHTS, adapter.files.name)
         config = copy.copy(adapter.peft_config)
         config.inference_mode = not is_trainable
         active, enabled = self.active_adapters(), self.adapters_enabled
@@ -308,9 +295,7 @@ class AdapterMixin:
             RuntimeError: the model is packed.
         """
         self._refuse_packed("set_adapter")
-        if adapter_name not in adapter_names(self):
-            known = ", ".join(sorted(adapter_names(self))) or "none"
-            raise ValueError(f"There is no adapter {adapter_name!r}; loaded: {known}.")
+        check_loaded(self, adapter_name)
         set_adapter(self, adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -321,9 +306,7 @@ class AdapterMixin:
             RuntimeError: the model is packed.
         """
         self._refuse_packed("delete_adapter")
-        if adapter_name not in adapter_names(self):
-            known = ", ".join(sorted(adapter_names(self))) or "none"
-            raise ValueError(f"There is no adapter {adapter_name!r} to delete; loaded: {known}.")
+        check_loaded(self, adapter_name)
         self._take_off(adapter_name)
 
     def enable_adapters(self) -> None:
@@ -361,9 +344,6 @@ class AdapterMixin:
         Raises:
             RuntimeError: the model is packed.
             ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
-
-        Example:
-            >>> model.merge_and_unload().save_pretrained("merged")  # doctest: +SKIP
         """
         self._refuse_packed("merge_and_unload")
         name = active_adapter(self)
@@ -417,17 +397,8 @@ def unwrap_empty(model: nn.Module) -> None:
 
 
 def fill_adapter(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copies tensors into an injected adapter, all of them or none.
-
-    Args:
-        model: a tracker with the adapter.
-        adapter_name: which.
-        tensors: by the names of an adapter's file.
-        source: what to call them in an error.
-
-    Raises:
-        ValueError: names are missing or unexpected, or shapes differ.
-    """
+    """Copies tensors, by the names of an adapter's file, into an injected adapter: all of them or none; ValueError
+    where names are missing or unexpected, or shapes differ."""
     check_tensors(adapter_state_dict(model, adapter_name), tensors, source)
     # without peft's prefix, as the model is no PeftModel: modules-to-save are looked up by their bare names
     bare = {key.removeprefix(KEY_PREFIX): value for key, value in tensors.items()}
@@ -435,13 +406,20 @@ def fill_adapter(model: nn.Module, adapter_name: str, tensors: dict[str, torch.T
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """The tracker itself: ``model``, or what a ``PeftModel`` wraps."""
+    """The tracker itself: `model`, or what a `PeftModel` wraps."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """Names of the adapters injected into ``model`` (empty list: none)."""
+    """Names of the adapters injected into `model` (empty list: none)."""
     return list(getattr(inner_model(model), "peft_config", None) or {})
+
+
+def check_loaded(model: nn.Module, adapter_name: str) -> None:
+    """Raises ValueError where a model has no adapter of this name."""
+    if adapter_name not in adapter_names(model):
+        known = ", ".join(sorted(adapter_names(model))) or "none"
+        raise ValueError(f"There is no adapter {adapter_name!r}; loaded: {known}. Load it first, by load_adapter.")
 
 
 def active_adapter(model: nn.Module) -> str:
@@ -476,21 +454,13 @@ def copy_of_modules(model: nn.Module) -> nn.Module:
 
 
 def weight_sharing_copy(model: nn.Module, adapter_name: str | None) -> nn.Module:
-    """A model of its own that shares all weights with ``model`` and in which one adapter is active, or none.
+    """A model of its own that shares all weights with `model` and in which one adapter is active, or none.
 
-    Only modules are copied, no tensor: what is switched on ``model`` afterwards does not reach the copy, and the other
+    Only modules are copied, no tensor: what is switched on `model` afterwards does not reach the copy, and the other
     way round, so that several can be used at a time.
-
-    Args:
-        model: a tracker with injected adapters, not packed.
-        adapter_name: the adapter that is active in the copy; None for the base alone.
-
-    Raises:
-        ValueError: there is no such adapter.
     """
-    if adapter_name is not None and adapter_name not in adapter_names(model):
-        known = ", ".join(sorted(adapter_names(model))) or "none"
-        raise ValueError(f"There is no adapter {adapter_name!r}; loaded: {known}. Tracker.add_adapter loads another.")
+    if adapter_name is not None:
+        check_loaded(model, adapter_name)
     twin = copy_of_modules(model)
     for module in twin.modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
@@ -509,22 +479,17 @@ def adapter_state_dict(model: nn.Module, adapter_name: str) -> dict[str, torch.T
 
 def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors of the base under the base's own names, whether or not adapters are injected."""
-    model = inner_model(model)
-    skipped: list[str] = []
-    for name, module in model.named_modules():
-        kept = {"base_layer"} if isinstance(module, BaseTunerLayer) else set()
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            kept = {"original_module"}
-        if kept:
-            parts = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
-            parts += list(dict(module.named_buffers(recurse=False)))
-            skipped += [f"{name}.{part}" for part in parts if part not in kept]
-    prefixes = tuple(f"{name}." for name in skipped)
-    names = set(skipped)
-    state = {}
+    model, state = inner_model(model), {}
+    plain = {
+        name: "base_layer" if isinstance(module, BaseTunerLayer) else "original_module"
+        for name, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    }
     for key, value in model.state_dict().items():
-        if key not in names and not key.startswith(prefixes):
-            state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
+        parts = key.split(".")
+        wrapped = {i: plain[place] for i in range(len(parts)) if (place := ".".join(parts[:i])) in plain}
+        if all(parts[i] == inner for i, inner in wrapped.items()):
+            state[".".join(part for i, part in enumerate(parts) if i not in wrapped)] = value
     return state
 
 
@@ -567,11 +532,7 @@ def cast_saved_modules(model: nn.Module, adapter_name: str) -> None:
 
 
 def check_uninitialized(model: nn.Module, base: str) -> None:
-    """Refuse an adapter that leaves tensors random which its base, a plain backbone, does not hold.
-
-    Raises:
-        ValueError: some of `model.uninitialized_keys` are not among the adapter's modules-to-save; they are named.
-    """
+    """Refuse an adapter that leaves tensors random which its base, a plain backbone, does not hold."""
     replaced = tuple(f"{n}." for n, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
     left = sorted(name for name in getattr(model, "uninitialized_keys", ()) if not name.startswith(replaced))
     if left:

@@ -71,12 +71,8 @@ class AutoTracker:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> PreTrainedModel:
-        """An untrained tracker.
-
-        Raises:
-            ValueError: the config of no tracker.
-        """
-        return cls._classes(config.model_type, type(config).__name__)[1](config)
+        """An untrained tracker; ValueError for the config of no tracker."""
+        return cls.classes_of(config.model_type, type(config).__name__)[1](config)
 
     @classmethod
     def from_base(cls, base: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
@@ -169,7 +165,7 @@ class AutoTracker:
             )
         model_class, config = type(base), type(base.config).from_dict(base.config.to_dict())
         if adapter.record:
-            config_class, model_class = cls._classes(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
+            config_class, model_class = cls.classes_of(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
             config = adapter.config(config_class)
         options = {"dtype": base.dtype} | kwargs | {"config": config, "state_dict": base.state_dict()}
         model = model_class.from_pretrained(None, **options)
@@ -200,7 +196,7 @@ class AutoTracker:
             return cls._class_of(files)[1].from_pretrained(base, **files.options, **kwargs)
         # with its loading info a class leaves it to the caller to see that an adapter holds what is new on a backbone
         kwargs = kwargs | files.options | {"output_loading_info": True}
-        config_class, model_class = cls._classes(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
+        config_class, model_class = cls.classes_of(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
         config = adapter.config(config_class)
         try:
             return model_class.from_pretrained(base, config=config, **kwargs)[0]
@@ -222,10 +218,11 @@ class AutoTracker:
                 f"{files.name} holds an adapter and also a {MODEL_CONFIG}, so it could be either. Remove "
                 f"{MODEL_CONFIG}: an adapter's tracker is described by {TRACKER_CONFIG}."
             )
-        return cls._classes(files.json(MODEL_CONFIG).get("model_type"), f"{files.name}/{MODEL_CONFIG}")
+        return cls.classes_of(files.json(MODEL_CONFIG).get("model_type"), f"{files.name}/{MODEL_CONFIG}")
 
     @classmethod
-    def _classes(cls, model_type: Any, where: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    def classes_of(cls, model_type: Any, where: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+        """Config and model of a type; ValueError, which says `where` it stands, for an unknown one."""
         if not isinstance(model_type, str) or model_type not in cls._known:
             way_out = "Upgrade mmtrackers, or import the package that registers it"
             if model_type == "dinov2":

@@ -40,7 +40,7 @@ class TrainingFacts:
         data (`str`): what it was trained on, in words.
         datasets (`list[str]`): ids of data sets on the Hub.
         samples (`int`, *optional*): training pairs seen.
-        steps (`int`, *optional*): optimiser steps.
+        steps (`int`, *optional*): optimizer steps.
         minutes (`float`, *optional*): wall time.
         hardware (`str`, *optional*): such as "1 H100" or "2 CPU cores".
         recipe (`dict`): hyper-parameters by name (numbers, strings).
@@ -97,17 +97,17 @@ def write_card(
     repo_id: str | None = None,
     name: str | None = None,
 ) -> Path:
-    """Write ``README.md`` for the model or adapter in ``folder``.
+    """Writes `README.md` for the model or adapter in `folder`.
 
     Args:
-        folder: an adapter or full model as written by ``save_pretrained``.
-        facts: what is known of the training; saved beside the card so that later cards can repeat it. Default: those
-            saved before.
-        repo_id: Hub id used in the code examples (default: "path/to/<folder name>").
-        name: title (default: the repository's or folder's name).
+        folder (`str` or `Path`): as written by `save_pretrained`.
+        facts ([`TrainingFacts`], *optional*): saved beside the card so that later cards can repeat them; by default
+            those saved before.
+        repo_id (`str`, *optional*): Hub id used in the code examples; "path/to/<folder name>" by default.
+        name (`str`, *optional*): title; the repository's or folder's name by default.
 
     Returns:
-        Path of the card.
+        `Path`: the card.
 
     Raises:
         OSError: the folder holds neither a model nor an adapter.
@@ -143,41 +143,34 @@ def write_card(
 def describe(folder: str | Path) -> dict[str, Any]:
     """What the config files of a folder say: system, modality, base, tuner, sizes."""
     folder = Path(folder)
-    adapter: dict[str, Any] | None = None
-    if (folder / ADAPTER_CONFIG).is_file():
-        adapter = read_json(folder / ADAPTER_CONFIG)
-    if adapter is not None and (folder / TRACKER_CONFIG).is_file():
+    adapter = read_json(folder / ADAPTER_CONFIG) if (folder / ADAPTER_CONFIG).is_file() else {}
+    if adapter and (folder / TRACKER_CONFIG).is_file():
         record = read_json(folder / TRACKER_CONFIG)
         model_type, config = record.get("model_type", ""), record.get("config", {})
-        parameters = record.get("parameters")
     elif (folder / MODEL_CONFIG).is_file():
-        config, parameters = read_json(folder / MODEL_CONFIG), None
+        record, config = {}, read_json(folder / MODEL_CONFIG)
         model_type = config.get("model_type", "")
     else:
         raise OSError(f"{folder} holds neither a full model ({MODEL_CONFIG}) nor an adapter ({TRACKER_CONFIG}).")
     modality = config.get("modality", "rgb")
-    weights = folder / ADAPTER_WEIGHTS if adapter is not None else folder / "model.safetensors"
+    weights = folder / (ADAPTER_WEIGHTS if adapter else "model.safetensors")
     return {
-        "is_adapter": adapter is not None,
+        "is_adapter": bool(adapter),
         "system": model_type.removeprefix("mmt_"),
         "model_type": model_type,
         "modality": modality,
         "modality_name": MODALITY_NAMES.get(modality, modality),
         "second": "thermal" if modality == "any" else modality,
         "streams": config.get("streams", 1),
-        "base_model": (adapter or {}).get("base_model_name_or_path"),
-        "tuner": (adapter or {}).get("peft_type"),
-        "inferred": _inferred((adapter or {}).get("peft_type")),
-        "parameters": parameters,
+        "base_model": adapter.get("base_model_name_or_path"),
+        "tuner": adapter.get("peft_type"),
+        # what a tuner's config class says was inferred, where no code of its authors is public
+        "inferred": getattr(adapter_config_class(adapter.get("peft_type")), "inferred", ()),
+        "parameters": record.get("parameters"),
         "megabytes": weights.stat().st_size / 1e6 if weights.is_file() else None,
         "search_size": config.get("search_size"),
         "template_size": config.get("template_size"),
     }
-
-
-def _inferred(tuner: str | None) -> tuple[str, ...]:
-    """What a tuner's config class says was inferred, where no code of its authors is public."""
-    return getattr(adapter_config_class(tuner), "inferred", ())
 
 
 def _card_data(about: dict[str, Any], facts: TrainingFacts, name: str) -> ModelCardData:
@@ -200,19 +193,7 @@ def _card_data(about: dict[str, Any], facts: TrainingFacts, name: str) -> ModelC
 
 
 def write_results(folder: str | Path, facts: TrainingFacts) -> list[Path]:
-    """Writes the figures on data sets of the Hub as the Hub reads them, `.eval_results/<data set>.yaml`.
-
-    Args:
-        folder: of the model; figures without a Hub id of their data set stand in the card alone.
-        facts: with the figures.
-
-    Returns:
-        The files.
-
-    Example:
-        >>> write_results("out", TrainingFacts(figures=[{"dataset": "LasHeR", "value": 0.55}]))
-        []
-    """
+    """Writes the figures on data sets of the Hub as the Hub reads them, `.eval_results/<data set>.yaml`."""
     sets: dict[str, list[EvalResultEntry]] = {}
     for figure in facts.figures:
         if dataset := figure.get("dataset_id"):
@@ -228,14 +209,17 @@ def write_results(folder: str | Path, facts: TrainingFacts) -> list[Path]:
 
 
 def _eval_result(figure: dict[str, Any]) -> EvalResult:
+    def slug(name: str) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
     dataset, metric = str(figure["dataset"]), str(figure.get("metric", "AUC"))
     return EvalResult(
         task_type="visual-object-tracking",
         task_name="Visual object tracking",
-        dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "dataset",
+        dataset_type=slug(dataset) or "dataset",
         dataset_name=dataset,
         dataset_split=figure.get("split"),
-        metric_type=re.sub(r"[^a-z0-9]+", "-", metric.lower()).strip("-") or "metric",
+        metric_type=slug(metric) or "metric",
         metric_name=metric,
         metric_value=figure["value"],
         metric_args=figure.get("settings"),

@@ -78,11 +78,7 @@ class TrackerFiles:
         return self.json(PREPROCESSOR_CONFIG) if os.path.lexists(self.folder / PREPROCESSOR_CONFIG) else None
 
     def with_weights(self) -> Path:
-        """The folder, once a full model's weights lie in it.
-
-        Raises:
-            OSError: it has none in safetensors format, or they cannot be reached.
-        """
+        """The folder, once a full model's weights lie in it; OSError where it has none in safetensors format."""
         if not os.path.isdir(self.name):
             download(self.name, self.options, WEIGHT_FILES)
         if not any(self.folder.glob("model*.safetensors")):
@@ -95,11 +91,6 @@ class TrackerFiles:
 
 def download(name: str, options: Mapping[str, Any], files: Iterable[str]) -> Path:
     """A repository's snapshot folder with certain files in it: from the Hub, or from the cache where that has all.
-
-    Args:
-        name (`str`): Hub id.
-        options (`Mapping`): of `HUB_OPTIONS`.
-        files (`Iterable[str]`): patterns of names, below the subfolder.
 
     Raises:
         OSError: no such repository, revision or right to read it, or it cannot be reached and is not in the cache.
@@ -145,42 +136,27 @@ def _why_not(where: str, error: Exception) -> str:
 
 
 def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) -> None:
-    """Compare names and shapes of tensors; both arguments map a name to something with ``.shape`` or to a shape.
+    """Raises ValueError, naming them (the first few of many), where names or shapes of tensors are not those expected;
+    both arguments map names to tensors or shapes."""
 
-    Raises:
-        ValueError: names are missing or unexpected, or shapes differ; all of them are named (the first few of many).
-    """
-
-    def shape(value: Any) -> tuple[int, ...]:
-        return tuple(getattr(value, "shape", value))
-
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
-    wrong = [
-        f"{key} {list(shape(found[key]))} (expected {list(shape(expected[key]))})"
-        for key in sorted(set(expected) & set(found))
-        if shape(found[key]) != shape(expected[key])
-    ]
+    def shape(value: Any) -> list[int]:
+        return list(getattr(value, "shape", value))
 
     def plain_float(value: Any) -> bool:
         return isinstance(value, torch.Tensor) and value.is_floating_point() and value.itemsize > 1
 
-    quantized = [
-        f"{key} ({found[key].dtype})"
-        for key in sorted(set(expected) & set(found))
-        if plain_float(expected[key]) and isinstance(found[key], torch.Tensor) and not plain_float(found[key])
-    ]
-    problems = [
-        f"{len(names)} {what}: {shorten(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", wrong),
-            ("quantized", quantized),
-        )
-        if names
-    ]
-    if problems:
+    both = [(key, expected[key], found[key]) for key in sorted(set(expected) & set(found))]
+    faults = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "of another shape": [f"{k} {shape(f)} (expected {shape(e)})" for k, e, f in both if shape(f) != shape(e)],
+        "quantized": [
+            f"{key} ({there.dtype})"
+            for key, wanted, there in both
+            if plain_float(wanted) and isinstance(there, torch.Tensor) and not plain_float(there)
+        ],
+    }
+    if problems := [f"{len(names)} {what}: {shorten(names)}" for what, names in faults.items() if names]:
         raise ValueError(
             f"{source} does not fit the model ({len(expected)} tensors expected, {len(found)} in the file): "
             + "; ".join(problems)
@@ -189,10 +165,7 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
 
 
 def check_floating(folder: Path, model: torch.nn.Module, source: str) -> None:
-    """Refuses weights that are no plain floating numbers, which transformers would cast without a word.
-
-    Raises:
-        ValueError: a weight of the model is stored as whole numbers or in 8 bits.
+    """Raises ValueError for weights that are no plain floating numbers, which transformers would cast without a word.
     """
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for path in sorted(folder.glob("*.safetensors")):
@@ -209,9 +182,10 @@ def check_fields(content: dict[str, Any], where: str, **types: Any) -> None:
     """Raises ValueError, naming file and field, where a field of a JSON file has another type than it should."""
     for name, expected in types.items():
         if name in content and not isinstance(content[name], expected):
-            found = type(content[name]).__name__
             wanted = getattr(expected, "__name__", str(expected))
-            raise ValueError(f"{where}: {name!r} is a {found}, expected {wanted}. Download or copy it again.")
+            raise ValueError(
+                f"{where}: {name!r} is a {type(content[name]).__name__}, expected {wanted}. Download or copy it again."
+            )
 
 
 def sha256(path: Path) -> str:
@@ -221,17 +195,13 @@ def sha256(path: Path) -> str:
 
 
 def shorten(names: list[str], limit: int = 6) -> str:
-    """A list of names as text, cut after ``limit`` entries."""
+    """A list of names as text, cut after `limit` entries."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown}, ... ({len(names) - limit} more)"
 
 
 def read_safetensors(path: Path, source: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        OSError: the file is missing, empty, truncated or no safetensors file.
-    """
+    """All tensors of a safetensors file; OSError where it is missing, empty, truncated or none."""
     source = source or str(path)
     if not path.is_file():
         raise OSError(f"{source}: {path.name} is missing. An adapter keeps its tensors there, in safetensors format.")
@@ -246,11 +216,7 @@ def read_safetensors(path: Path, source: str | None = None) -> dict[str, torch.T
 
 
 def read_json(path: Path, source: str | None = None) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        OSError: the file is missing or holds no JSON object.
-    """
+    """A JSON object from a file; OSError where it is missing or holds none."""
     source = source or str(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -269,11 +235,8 @@ def strings_of(value: Any) -> Iterator[str]:
     """All strings inside a JSON value."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings_of(item)
-    elif isinstance(value, list):
-        for item in value:
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from strings_of(item)
 
 

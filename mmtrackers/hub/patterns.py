@@ -10,10 +10,6 @@ _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]|\{\d*,?\d*\}|.", re.DOTALL)
 
 def check_patterns(fields: Mapping[str, Any], where: str) -> None:
     """Raises ValueError where one of an adapter's fields is a pattern for names of modules that may not end in time.
-
-    Args:
-        fields: what `adapter_config.json` says.
-        where (`str`): what to call it in an error.
     """
     for name, value in fields.items():
         if name.endswith(("_modules", "_pattern")):

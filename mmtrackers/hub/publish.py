@@ -1,8 +1,8 @@
 """Adapters and models as folders and Hub repositories: saving, checking, pushing.
 
-An adapter folder holds ``adapter_config.json`` (with the base's Hub id, or its folder relative to this one),
-``tracker_config.json`` (which tracker it makes, with that tracker's config, and a fingerprint of the base),
-``adapter_model.safetensors``, ``preprocessor_config.json`` and ``README.md``. It has no ``config.json`` (that would
+An adapter folder holds `adapter_config.json` (with the base's Hub id, or its folder relative to this one),
+`tracker_config.json` (which tracker it makes, with that tracker's config, and a fingerprint of the base),
+`adapter_model.safetensors`, `preprocessor_config.json` and `README.md`. It has no `config.json` (that would
 make it look like a full model) and no absolute path in any file.
 """
 
@@ -28,10 +28,10 @@ from mmtrackers.processing.files import write_json
 from .adapters import (
     KEY_PREFIX,
     active_adapter,
-    adapter_names,
     adapter_state_dict,
     base_state_dict,
     check_adapter_name,
+    check_loaded,
     inner_model,
 )
 from .card import CARD, TrainingFacts, is_own_text, read_facts, write_card, write_results
@@ -42,6 +42,7 @@ from .folders import (
     MODEL_CONFIG,
     PREPROCESSOR_CONFIG,
     TRACKER_CONFIG,
+    TrackerFiles,
     is_relative_base,
     read_json,
     read_safetensors,
@@ -78,20 +79,21 @@ def save_adapter(
     is_main_process: bool = True,
     **kwargs: Any,
 ) -> Path | None:
-    """Save the active adapter of a tracker as a folder that ``AutoTracker`` loads and ``push`` uploads.
+    """Saves the active adapter of a tracker as a folder that `AutoTracker` loads and `push` uploads.
 
     Args:
-        model: a tracker with an injected adapter, or a ``PeftModel`` round one.
-        folder: made if missing; a ``config.json`` in it is an error.
-        image_processor: saved beside it (default: the one that lies beside the base).
-        base_model: Hub id of the base, or its folder relative to ``folder``. Default: where the base was loaded from.
-        card: what is known of the training, for the model card.
-        adapter_name: which adapter (default: the active one).
-        is_main_process: False writes nothing (other processes of a distributed run).
-        kwargs: options of transformers' ``save_pretrained``, without effect here.
+        model (`nn.Module`): a tracker with an injected adapter, or a `PeftModel` round one.
+        folder (`str` or `Path`): made if missing; a `config.json` in it is an error.
+        image_processor (`BaseImageProcessor`, *optional*): saved beside it; by default the one beside the base.
+        base_model (`str`, *optional*): Hub id of the base, or its folder relative to `folder`; by default where the
+            base was loaded from.
+        card ([`TrainingFacts`], *optional*): what is known of the training, for the model card.
+        adapter_name (`str`, *optional*): the active one by default.
+        is_main_process (`bool`): False writes nothing (other processes of a distributed run).
+        kwargs: options of transformers' `save_pretrained`, without effect here.
 
     Returns:
-        The folder (None where nothing was written).
+        `Path`, or None where nothing was written.
 
     Raises:
         ValueError: no adapter; the base has no name that others could use; the adapter holds NaN or infinity.
@@ -99,15 +101,13 @@ def save_adapter(
     Example:
         >>> save_adapter(model, "out", base_model="org/ostrack-256")  # doctest: +SKIP
     """
-    unknown = set(kwargs) - TRANSFORMERS_OPTIONS
-    if unknown:
+    if unknown := set(kwargs) - TRANSFORMERS_OPTIONS:
         raise TypeError(f"save_adapter does not know {', '.join(sorted(unknown))}.")
     if not is_main_process:
         return None
     tracker = inner_model(model)
     name = adapter_name or active_adapter(model)
-    if name not in adapter_names(model):
-        raise ValueError(f"No adapter {name!r} in the model; it has {sorted(adapter_names(model))}.")
+    check_loaded(model, name)
     check_adapter_name(tracker, name)
     folder = Path(folder)
     if (folder / MODEL_CONFIG).exists():
@@ -124,41 +124,33 @@ def save_adapter(
         key: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).clone().contiguous()
         for key, value in adapter_state_dict(model, name).items()
     }
-    broken = sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())
-    if broken:
+    if broken := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all()):
         raise ValueError(f"The adapter holds NaN or infinity in {shorten(broken)}: it is not saved.")
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.copy(recorded)
     config.inference_mode = True
     config.base_model_name_or_path = base
     save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
-    write_json(folder / ADAPTER_CONFIG, config.to_dict() | {"auto_mapping": _auto_mapping(tracker)})
-    record = _tracker_record(tracker, tensors) | {"adapter_sha256": sha256(folder / ADAPTER_WEIGHTS)}
+    made_by = {"base_model_class": type(tracker).__name__, "parent_library": type(tracker).__module__}
+    write_json(folder / ADAPTER_CONFIG, config.to_dict() | {"auto_mapping": made_by})
+    service = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures"}
+    base_tensors = {n: t for n, t in base_state_dict(tracker).items() if n not in tracker.uninitialized_keys}
+    record = {
+        "model_type": tracker.config.model_type,
+        "config": {
+            field: value
+            for field, value in tracker.config.to_diff_dict().items()
+            if field not in service and not field.startswith("_")
+        },
+        "parameters": sum(value.numel() for key, value in tensors.items() if not key.endswith(NORM_STATISTICS)),
+        "base_fingerprint": fingerprint(base_tensors),
+        "adapter_sha256": sha256(folder / ADAPTER_WEIGHTS),
+    }
     write_json(folder / TRACKER_CONFIG, record)
     _save_processor(tracker, image_processor, folder)
     if card is not None or not is_own_text(folder):
         write_card(folder, card)
     return folder
-
-
-def _auto_mapping(tracker: nn.Module) -> dict[str, str]:
-    return {"base_model_class": type(tracker).__name__, "parent_library": type(tracker).__module__}
-
-
-def _tracker_record(tracker: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    service = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures"}
-    config = {k: v for k, v in tracker.config.to_diff_dict().items() if k not in service and not k.startswith("_")}
-    return {
-        "model_type": tracker.config.model_type,
-        "config": config,
-        "parameters": sum(value.numel() for key, value in tensors.items() if not key.endswith(NORM_STATISTICS)),
-        "base_fingerprint": _base_fingerprint(tracker),
-    }
-
-
-def _base_fingerprint(tracker: nn.Module) -> dict[str, list[float]]:
-    known = {n: t for n, t in base_state_dict(tracker).items() if n not in tracker.uninitialized_keys}
-    return fingerprint(known)
 
 
 def _base_name(given: str | None, loaded_from: str | None, folder: Path) -> str:
@@ -204,14 +196,10 @@ def _save_processor(tracker: nn.Module, processor: BaseImageProcessor | None, fo
 
 
 def check_folder(folder: str | Path, base_model: str | None = None) -> str | None:
-    """Check that a saved folder can be published: complete, readable, nothing in it that only works here.
-
-    Args:
-        folder: an adapter or a full model.
-        base_model: Hub id that is to replace an adapter's recorded base.
+    """Checks that a saved folder can be published: complete, readable, nothing in it that only works here.
 
     Returns:
-        The Hub id of an adapter's base; None for a full model.
+        The Hub id of an adapter's base, `base_model` in the place of the recorded one; None for a full model.
 
     Raises:
         OSError: a file is missing, corrupt or truncated.
@@ -220,20 +208,19 @@ def check_folder(folder: str | Path, base_model: str | None = None) -> str | Non
     from .auto import AutoTracker
 
     folder = Path(folder)
+    files = TrackerFiles(str(folder), folder, {})
+    is_adapter = files.has(ADAPTER_CONFIG)
     if not folder.is_dir():
         raise OSError(f"There is no folder {folder}.")
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    if is_adapter and (folder / MODEL_CONFIG).is_file():
+    if is_adapter and files.has(MODEL_CONFIG):
         raise ValueError(f"{folder} holds both an adapter and a {MODEL_CONFIG}. Remove {MODEL_CONFIG}.")
-    if not is_adapter and not (folder / MODEL_CONFIG).is_file():
+    if not is_adapter and not files.has(MODEL_CONFIG):
         raise OSError(f"{folder} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}: nothing to publish.")
-    record = read_json(folder / (TRACKER_CONFIG if is_adapter else MODEL_CONFIG), str(folder))
-    known = AutoTracker.registered()
-    if record.get("model_type") not in known:
-        raise ValueError(f"{folder}: unknown model_type {record.get('model_type')!r}; known: {sorted(known)}.")
+    record = files.json(TRACKER_CONFIG if is_adapter else MODEL_CONFIG)
+    AutoTracker.classes_of(record.get("model_type"), str(folder))
     base = None
     if is_adapter:
-        base = base_model or read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = base_model or files.json(ADAPTER_CONFIG).get("base_model_name_or_path")
         if not base or is_relative_base(base):
             raise ValueError(
                 f"The adapter in {folder} names its base {base!r}, which means nothing on the Hub. Push the base "
@@ -248,15 +235,14 @@ def check_folder(folder: str | Path, base_model: str | None = None) -> str | Non
 
 
 def _check_weights(folder: Path, is_adapter: bool) -> None:
-    if not is_adapter and not list(folder.glob("*.safetensors")):
+    files = [folder / ADAPTER_WEIGHTS] if is_adapter else sorted(folder.glob("*.safetensors"))
+    if not files:
         raise OSError(f"{folder} holds no *.safetensors: weights are published in that format only.")
-    for path in [folder / ADAPTER_WEIGHTS] if is_adapter else sorted(folder.glob("*.safetensors")):
+    for path in files:
         tensors = read_safetensors(path, str(folder))
-        broken = sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())
-        if broken:
+        if broken := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all()):
             raise ValueError(f"{path}: NaN or infinity in {shorten(broken)}.")
-        foreign = sorted(key for key in tensors if is_adapter and not key.startswith(KEY_PREFIX))
-        if foreign:
+        if foreign := sorted(key for key in tensors if is_adapter and not key.startswith(KEY_PREFIX)):
             raise ValueError(f"{path}: these are no names of an adapter's tensors: {shorten(foreign)}.")
 
 
@@ -286,26 +272,24 @@ def push(
     message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Publish an adapter or a full model as a Hub repository, with a model card.
+    """Publishes an adapter or a full model as a Hub repository, with a model card.
 
-    The folder itself is not changed. Only its own top-level weights, JSON, text and picture files go up: no optimiser
+    The folder itself is not changed. Only its own top-level weights, JSON, text and picture files go up: no optimizer
     state, no pickles, no sub-folders. A card that a person wrote (ours without its last line) is kept.
 
     Args:
-        folder: what ``save_pretrained`` or ``save_adapter`` wrote.
-        repo_id: "org/name"; made if it does not exist.
-        private: make it private (new repositories only).
-        base_model: Hub id of the base, for an adapter that names its base relative to its folder.
-        card: what is known of the training (default: what was saved with the model).
-        token: of the Hub (default: the stored login).
-        message: of the commit.
-        license: of the weights, for the card, such as "apache-2.0"; none is claimed unless somebody says one.
+        folder (`str` or `Path`): what `save_pretrained` or `save_adapter` wrote.
+        repo_id (`str`): "org/name"; made if it does not exist, `private` or not.
+        base_model (`str`, *optional*): Hub id of the base, for an adapter that names its base relative to its folder.
+        card ([`TrainingFacts`], *optional*): what is known of the training; by default what was saved with the model.
+        token, message (`str`, *optional*): of the Hub; of the commit.
+        license (`str`, *optional*): of the weights, such as "apache-2.0"; none is claimed unless somebody says one.
 
     Returns:
-        The repository's address.
+        `str`: the repository's address.
 
     Raises:
-        OSError, ValueError: as ``check_folder``; or an adapter's base that is not on the Hub, where nobody could load
+        OSError, ValueError: as `check_folder`; or an adapter's base that is not on the Hub, where nobody could load
             the adapter.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
 
