@@ -16,14 +16,12 @@ PIPELINE = cases(r"ostrack-pipeline.*") or [
 
 
 @pytest.mark.parametrize("as_kind", [np.asarray, torch.as_tensor])
-def test_conversions_and_their_inverses(as_kind):
+def test_conversions(as_kind):
     xywh = as_kind(np.array([[[10.0, 20.0, 30.0, 40.0]], [[-5.0, 0.5, 1.0, 3.0]]]))
-    cxcywh = boxes.xywh_to_cxcywh(xywh)
-    assert type(cxcywh) is type(xywh) and cxcywh.shape == xywh.shape
-    assert cxcywh[0, 0].tolist() == [25, 40, 30, 40]
-    assert boxes.cxcywh_to_xyxy(cxcywh)[0, 0].tolist() == [10, 20, 40, 60]
-    assert boxes.xywh_to_xyxy(xywh)[1, 0].tolist() == [-5, 0.5, -4, 3.5]
-    assert boxes.cxcywh_to_xywh(cxcywh).tolist() == xywh.tolist()
+    xyxy = boxes.xywh_to_xyxy(xywh)
+    assert type(xyxy) is type(xywh) and xyxy.shape == xywh.shape
+    assert xyxy[1, 0].tolist() == [-5, 0.5, -4, 3.5]
+    assert boxes.cxcywh_to_xyxy(as_kind(np.array([25.0, 40, 30, 40]))).tolist() == xyxy[0, 0].tolist()
     with pytest.raises(ValueError, match=r"4 numbers on the last axis, got the shape \(2, 3\)"):
         boxes.xywh_to_xyxy(as_kind(np.zeros((2, 3))))
 

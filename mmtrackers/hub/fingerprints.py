@@ -1,4 +1,4 @@
-"""By what a frozen base is recognised: a few numbers of each of its tensors, in whatever precision they are."""
+"""By what a frozen base is recognized: a few numbers of each of its tensors, in whatever precision they are."""
 
 from collections.abc import Mapping
 from typing import Any

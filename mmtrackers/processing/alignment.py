@@ -31,10 +31,6 @@ class View:
         matrix (`np.ndarray` float64 `[3, 3]`, *optional*): pixels of this picture -> pixels of the frame; None where
             they are the same.
         frame_size (2 `int`, *optional*): height and width of the frame; the picture's own by default.
-
-    Example:
-        >>> View(np.zeros((4, 6, 3), np.uint8), "rgb").size
-        (4, 6)
     """
 
     picture: np.ndarray
@@ -96,10 +92,6 @@ def frame_matrix(
 
     Raises:
         ValueError: the mapped picture does not meet the RGB picture, or its horizon lies within it.
-
-    Example:
-        >>> frame_matrix("scale", (10, 20), (20, 40), "thermal").tolist()
-        [[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]]
     """
     (height, width), (rows, columns) = size, frame_size
     if isinstance(alignment, str):
@@ -171,13 +163,7 @@ def _from_opencv(path: Path) -> np.ndarray | None:
 
 
 def write_alignment(path: str | Path, matrix: np.ndarray) -> None:
-    """Writes a matrix as three rows of text.
-
-    Example:
-        ```python
-        write_alignment("thermal.txt", np.eye(3))
-        ```
-    """
+    """Writes a matrix as three rows of text."""
     rows = (" ".join(f"{number:.10g}" for number in row) for row in check_alignment(matrix))
     Path(path).write_text("\n".join(rows) + "\n")
 
@@ -190,10 +176,6 @@ def warp(picture: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], m
         matrix (`np.ndarray` `[3, 3]`): pixels of the picture -> pixels of the result.
         size (`int` or 2 `int`): of the result: its side, or width and height.
         modality (`str`): depth is not interpolated, since a mixture of two colors is a wrong distance.
-
-    Example:
-        >>> warp(np.zeros((2, 2, 3), np.uint8), np.eye(3), 3, "event")[2, 2].tolist()
-        [255, 255, 255]
     """
     size = (size, size) if isinstance(size, int) else size
     border, value = _BORDERS.get(modality, (cv2.BORDER_REPLICATE, (0, 0, 0)))
@@ -204,22 +186,7 @@ def warp(picture: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], m
 
 
 def cut_warped(view: View, where: Crop | AlignedCrop, fill: np.ndarray | None = None) -> np.ndarray:
-    """A crop of the frame out of an aligned stream: outside the frame as a crop of RGB is there.
-
-    Args:
-        view (`View`): with a matrix.
-        where (`Crop` or `AlignedCrop`): in the frame.
-        fill (`np.ndarray` `[3]`, *optional*): color outside the frame for an `AlignedCrop`; black by default.
-
-    Returns:
-        `np.ndarray` `[size, size, 3]`, uint8, or float32 for an `AlignedCrop`.
-
-    Example:
-        >>> view = View(np.full((9, 9, 3), 7, np.uint8), "thermal", np.eye(3))
-        >>> where = Crop(x1=-2, y1=-2, side=4, size=4, box_xywh=np.array([-1.0, -1.0, 2.0, 2.0]))
-        >>> cut_warped(view, where)[..., 0].tolist()
-        [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 7, 7], [0, 0, 7, 7]]
-    """
+    """A crop of the frame out of an aligned stream: outside the frame as a crop of RGB is there."""
     if isinstance(where, Crop):
         scale, shift = np.full(2, where.resize_factor), np.array([where.x1, where.y1]) * -where.resize_factor
     else:

@@ -1,7 +1,7 @@
 """Boxes: forms, overlaps, and the checks at the public edge.
 
 A variable's name says its form: `box_xywh` (left, top, width, height), `box_xyxy` (left, top, right, bottom),
-`box_cxcywh` (centre, width, height). The last axis holds the four numbers. Conversions and overlaps take NumPy arrays
+`box_cxcywh` (center, width, height). The last axis holds the four numbers. Conversions and overlaps take NumPy arrays
 or torch tensors and give the same kind back; the unit (pixels, fractions of a crop) passes through unchanged.
 """
 
@@ -51,37 +51,10 @@ def xywh_to_xyxy(boxes_xywh: Array) -> Array:
     return _join(x, y, x + w, y + h)
 
 
-def xywh_to_cxcywh(boxes_xywh: Array) -> Array:
-    """Left, top, width, height to centre, width, height; arguments and errors as `xywh_to_xyxy`.
-
-    Example:
-        >>> xywh_to_cxcywh(np.array([10.0, 20.0, 30.0, 40.0]))
-        array([25., 40., 30., 40.])
-    """
-    x, y, w, h = _parts(boxes_xywh)
-    return _join(x + 0.5 * w, y + 0.5 * h, w, h)
-
-
 def cxcywh_to_xyxy(boxes_cxcywh: Array) -> Array:
-    """Centre, width, height to left, top, right, bottom; arguments and errors as `xywh_to_xyxy`.
-
-    Example:
-        >>> cxcywh_to_xyxy(np.array([25.0, 40.0, 30.0, 40.0]))
-        array([10., 20., 40., 60.])
-    """
+    """Center, width, height to left, top, right, bottom; arguments and errors as `xywh_to_xyxy`."""
     cx, cy, w, h = _parts(boxes_cxcywh)
     return _join(cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h)
-
-
-def cxcywh_to_xywh(boxes_cxcywh: Array) -> Array:
-    """Centre, width, height to left, top, width, height; arguments and errors as `xywh_to_xyxy`.
-
-    Example:
-        >>> cxcywh_to_xywh(np.array([25.0, 40.0, 30.0, 40.0]))
-        array([10., 20., 30., 40.])
-    """
-    cx, cy, w, h = _parts(boxes_cxcywh)
-    return _join(cx - 0.5 * w, cy - 0.5 * h, w, h)
 
 
 def _areas(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array, Array]:
@@ -113,7 +86,7 @@ def iou_xyxy(a_xyxy: Array, b_xyxy: Array) -> Array:
 
 
 def giou_xyxy(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array]:
-    """Generalised intersection over union, box by box (Rezatofighi et al., CVPR 2019, algorithm 1).
+    """Generalized intersection over union, box by box (Rezatofighi et al., CVPR 2019, algorithm 1).
 
     Args:
         a_xyxy, b_xyxy (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]` in the same unit; shapes broadcast.
@@ -132,12 +105,7 @@ def giou_xyxy(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array]:
 
 
 def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
-    """Intersection over union of boxes given as left, top, width, height; otherwise as `iou_xyxy`.
-
-    Example:
-        >>> float(iou_xywh(np.array([0.0, 0.0, 2.0, 2.0]), np.array([1.0, 0.0, 2.0, 2.0])))
-        0.3333333333333333
-    """
+    """Intersection over union of boxes given as left, top, width, height; otherwise as `iou_xyxy`."""
     return iou_xyxy(xywh_to_xyxy(a_xywh), xywh_to_xyxy(b_xywh))
 
 
@@ -181,10 +149,6 @@ def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: not four numbers, a number that is not finite, a side that is not positive, fractions of the
             picture, or a box that shares nothing with the picture or is several times as large.
-
-    Example:
-        >>> check_box_xywh((10, 20, 30, 40), height=120, width=160)
-        array([10., 20., 30., 40.])
     """
     form = "give x, y, width, height in pixels"
     try:

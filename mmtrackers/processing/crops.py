@@ -21,10 +21,6 @@ class Crop:
         side (`int`): its side in pixels of the frame.
         size (`int`): its side after resizing, in pixels.
         box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
-
-    Example:
-        >>> Crop(x1=10, y1=20, side=64, size=128, box_xywh=np.array([30.0, 40.0, 24.0, 24.0])).resize_factor
-        2.0
     """
 
     x1: int
@@ -40,18 +36,18 @@ class Crop:
 
     @property
     def center(self) -> np.ndarray:
-        """Centre of the box it was taken round, `[2]`, pixels of the frame, not rounded."""
+        """Center of the box it was taken round, `[2]`, pixels of the frame, not rounded."""
         return self.box_xywh[:2] + 0.5 * self.box_xywh[2:]
 
     def box_to_crop(self, box_xywh: np.ndarray) -> np.ndarray:
-        """Boxes of the frame in pixels of the crop, xywh; the crop's centre is `(size - 1) / 2` (botaoye/OSTrack,
+        """Boxes of the frame in pixels of the crop, xywh; the crop's center is `(size - 1) / 2` (botaoye/OSTrack,
         `transform_image_to_crop`)."""
         extent = box_xywh[..., 2:] * self.resize_factor
         center = (self.size - 1) / 2 + (box_xywh[..., :2] + 0.5 * box_xywh[..., 2:] - self.center) * self.resize_factor
         return np.concatenate((center - 0.5 * extent, extent), axis=-1)
 
     def box_from_crop(self, box_xywh: np.ndarray) -> np.ndarray:
-        """Boxes in pixels of the crop in the frame, xywh; the crop's centre is `size / 2` (botaoye/OSTrack,
+        """Boxes in pixels of the crop in the frame, xywh; the crop's center is `size / 2` (botaoye/OSTrack,
         `map_box_back`)."""
         extent = box_xywh[..., 2:] / self.resize_factor
         center = (box_xywh[..., :2] + 0.5 * box_xywh[..., 2:]) / self.resize_factor + self.center - 0.5 * self.side
@@ -99,10 +95,6 @@ def rasterized(box_xyxy: np.ndarray) -> np.ndarray:
     """The cells that boxes touch, half-open; a spill of less than a ten-thousandth does not count.
 
     As in LitingLin/LoRAT (`bbox_rasterize`); float64 `[..., 4]` to int64.
-
-    Example:
-        >>> rasterized(np.array([0.5, 1.0, 2.00001, 3.2])).tolist()
-        [0, 1, 2, 4]
     """
     return np.floor(box_xyxy + _SPILL).astype(np.int64)
 
@@ -111,10 +103,6 @@ def aligned_scale(box_xywh: np.ndarray, factor: float, size: int) -> np.ndarray:
     """Pixels of a crop per pixel of the frame, x and y, for a box with its surroundings (LitingLin/LoRAT).
 
     The surroundings add `(factor - 1) (w + h) / 2` to each side of the box, and the crop has their area.
-
-    Example:
-        >>> aligned_scale(np.array([0.0, 0.0, 20.0, 20.0]), 4.0, 160).tolist()
-        [2.0, 2.0]
     """
     extent = box_xywh[2:] + (factor - 1) * (box_xywh[2:].sum() * 0.5)
     return np.sqrt(size * size / extent.prod()).repeat(2)
@@ -141,10 +129,6 @@ def aligned_crop(
         height, width (`int`): of the frame.
         scale (`np.ndarray` `[2]`): replaces `aligned_scale` (training's jitter).
         shift (`np.ndarray` `[2]`): pixels of the crop by which it is moved (training's jitter).
-
-    Example:
-        >>> aligned_crop(np.array([40.0, 30.0, 30.0, 30.0]), 4.0, 112, 90, 120).scale.round(4).tolist()
-        [0.9391, 0.9333]
     """
     if scale is None:
         scale = aligned_scale(box_xywh, factor, size)
@@ -164,21 +148,7 @@ def aligned_crop(
 
 
 def cut_aligned(image: np.ndarray, where: AlignedCrop, fill: np.ndarray) -> np.ndarray:
-    """The part of a picture that an aligned crop names, resized bilinearly in float32, on a ground of one colour.
-
-    Args:
-        image (`np.ndarray` uint8 `[H, W, C]`).
-        where (`AlignedCrop`): of this picture's size.
-        fill (`np.ndarray` `[C]`): colour of what lies outside the picture.
-
-    Returns:
-        `np.ndarray` float32 `[size, size, C]`, 0 to 255.
-
-    Example:
-        >>> where = aligned_crop(np.array([0.0, 0.0, 2.0, 2.0]), 2.0, 4, 9, 9)
-        >>> cut_aligned(np.full((9, 9, 1), 7, np.uint8), where, np.array([1.0]))[..., 0].tolist()
-        [[1.0, 1.0, 1.0, 1.0], [1.0, 7.0, 7.0, 7.0], [1.0, 7.0, 7.0, 7.0], [1.0, 7.0, 7.0, 7.0]]
-    """
+    """The part of a picture that an aligned crop names, resized bilinearly in float32, on a ground of one color."""
     check_picture(image)
     channels = image.shape[2]
     picture = np.empty((where.size, where.size, channels), np.float32)
@@ -196,12 +166,7 @@ def cut_aligned(image: np.ndarray, where: AlignedCrop, fill: np.ndarray) -> np.n
 
 
 def mean_color(image: np.ndarray) -> np.ndarray:
-    """Mean of every channel of a picture `[H, W, C]`, float32 `[C]`.
-
-    Example:
-        >>> mean_color(np.full((4, 4, 6), 9, np.uint8)).tolist()
-        [9.0, 9.0, 9.0, 9.0, 9.0, 9.0]
-    """
+    """Mean of every channel of a picture `[H, W, C]`, float32 `[C]`."""
     # OpenCV's mean takes up to four channels, and a picture of one stream after the other
     streams = np.split(image, range(3, image.shape[2], 3), axis=2)
     means = [cv2.mean(np.ascontiguousarray(stream))[: stream.shape[2]] for stream in streams]
@@ -215,13 +180,9 @@ def _window(grid: int, zeros: bool) -> np.ndarray:
 
 
 def hann_window(grid: int, zeros: bool = False) -> np.ndarray:
-    """Weights that favour places near the last position: the outer product of two symmetric Hann windows.
+    """Weights that favor places near the last position: the outer product of two symmetric Hann windows.
 
     Without zeros at the border in botaoye/OSTrack (`hann2d`), with them in LitingLin/LoRAT. Computed once per size.
-
-    Args:
-        grid (`int`): cells per side of the score map.
-        zeros (`bool`): whether the outermost cells are 0.
 
     Returns:
         `np.ndarray` float32 `[grid, grid]`, in 0..1; yours to change.
@@ -245,20 +206,8 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
     The picture's last row and column count as outside once the square reaches them, as in the official code
     (botaoye/OSTrack, `sample_target`). Only the part inside is copied, never the whole frame.
 
-    Args:
-        image (`np.ndarray` uint8 `[H, W, C]`).
-        where (`Crop`): the square; may lie wholly outside.
-
-    Returns:
-        `np.ndarray` uint8 `[size, size, C]`.
-
     Raises:
         ValueError: a picture of another form, or a square of more than 16 times its longer side.
-
-    Example:
-        >>> where = Crop(x1=-2, y1=-2, side=4, size=4, box_xywh=np.array([-1.0, -1.0, 2.0, 2.0]))
-        >>> cut_square(np.full((9, 9, 1), 7, np.uint8), where)[..., 0].tolist()
-        [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 7, 7], [0, 0, 7, 7]]
     """
     check_picture(image)
     height, width, channels = image.shape

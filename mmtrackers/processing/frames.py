@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .thermal import ThermalRange, thermal_to_grey
+from .thermal import ThermalRange, thermal_to_gray
 
 MODALITIES = ("rgb", "thermal", "depth", "event")
 # The second stream of a tracker that serves every modality: what the video has
@@ -27,7 +27,7 @@ def _checked(picture: Any, stream: str) -> np.ndarray:
         return picture[..., 0]
     if picture.ndim == 2 or (picture.ndim == 3 and shape[2] == 3):
         return picture
-    hint = "give height x width x 3 in RGB order, or height x width if it is grey"
+    hint = "give height x width x 3 in RGB order, or height x width if it is gray"
     if picture.ndim == 3 and shape[2] == 4:
         hint = "drop the fourth (alpha) channel: frame[..., :3]"
     elif picture.ndim == 3 and shape[0] in (1, 3):
@@ -45,10 +45,10 @@ def _eight_bit(picture: np.ndarray, stream: str, thermal_range: ThermalRange | N
     if picture.dtype == np.uint8:
         return picture
     if stream == "thermal" and (picture.dtype == np.uint16 or (picture.dtype.kind == "f" and picture.ndim == 2)):
-        return thermal_to_grey(picture, thermal_range(picture) if thermal_range is not None else None)
+        return thermal_to_gray(picture, thermal_range(picture) if thermal_range is not None else None)
     hint = "convert it to 0..255 first"
     if picture.dtype.kind == "f":
-        hint = "normalising is the processor's work; (frame * 255).round().astype(np.uint8) if its values are 0..1"
+        hint = "normalizing is the processor's work; (frame * 255).round().astype(np.uint8) if its values are 0..1"
     expected = "uint8, uint16, or float of one channel (degrees)" if stream == "thermal" else "uint8"
     raise _wrong_type(picture, stream, expected, hint)
 
@@ -69,7 +69,7 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
     is that of the known ones.
 
     Args:
-        depth (`np.ndarray` uint16 `[H, W]`): distance in millimetres, 0 where unknown.
+        depth (`np.ndarray` uint16 `[H, W]`): distance in millimeters, 0 where unknown.
         clip (`bool`): whether to clip; RGBD1K's recipe does not.
 
     Returns:
@@ -86,15 +86,15 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
     if depth.ndim != 2:
         raise ValueError(
             f"the depth picture has the shape {depth.shape}: give the distances themselves, height x width in "
-            "millimetres, not a coloured picture of them"
+            "millimeters, not a colored picture of them"
         )
     if depth.dtype != np.uint16:
-        hint = "frame.astype(np.uint16) if its values are millimetres already"
+        hint = "frame.astype(np.uint16) if its values are millimeters already"
         if depth.dtype.kind == "f":
-            hint = "(frame * 1000).round().clip(0, 65535).astype(np.uint16) if its values are metres"
+            hint = "(frame * 1000).round().clip(0, 65535).astype(np.uint16) if its values are meters"
         elif depth.dtype == np.uint8:
             hint = "read the file with cv2.IMREAD_UNCHANGED, which keeps its 16 bits"
-        raise _wrong_type(depth, "depth", "uint16 (millimetres)", hint)
+        raise _wrong_type(depth, "depth", "uint16 (millimeters)", hint)
     depth = np.ascontiguousarray(depth)
     if clip:
         # where most pixels are unknown the median is 0, and clipping at it would leave nothing
@@ -109,8 +109,8 @@ def to_picture(
     """One stream of a frame as a picture of three channels.
 
     Args:
-        picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` grey; thermal: also uint16 counts,
-            or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimetres.
+        picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` gray; thermal: also uint16 counts,
+            or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimeters.
         stream (`str`): the modality.
         depth_clip (`bool`): see `depth_to_colors`.
         thermal_range ([`ThermalRange`], *optional*): the video's; by default a picture's own minimum and maximum
@@ -121,10 +121,6 @@ def to_picture(
 
     Raises:
         ValueError: an empty picture, or one of another shape or type.
-
-    Example:
-        >>> to_picture(np.array([[7000, 7100]], dtype=np.uint16), "thermal").tolist()
-        [[[0, 0, 0], [255, 255, 255]]]
     """
     if stream == "depth":
         return depth_to_colors(picture, clip=depth_clip)
@@ -150,11 +146,6 @@ def choose_streams(
 
     Raises:
         ValueError: an unknown modality, or a stream that is missing.
-
-    Example:
-        >>> chosen = choose_streams({"rgb": np.zeros((2, 2, 3), np.uint8)}, "thermal", 2, allow_missing=True)
-        >>> {stream: source for stream, (source, _) in chosen.items()}
-        {'rgb': 'rgb', 'thermal': 'rgb'}
     """
     frame = frame if isinstance(frame, Mapping) else {"rgb": frame}
     wanted = _wanted(second_stream(frame) if modality == ANY and streams == 2 else modality, streams)
@@ -177,10 +168,6 @@ def second_stream(frame: Frame) -> str:
 
     Raises:
         ValueError: the frame has several.
-
-    Example:
-        >>> second_stream({"rgb": np.zeros((2, 2, 3), np.uint8), "depth": np.zeros((2, 2), np.uint16)})
-        'depth'
     """
     frame = frame if isinstance(frame, Mapping) else {}
     others = [key for key in MODALITIES[1:] if frame.get(key) is not None]
@@ -222,19 +209,7 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
 
 
 def join_streams(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size side by side on the channel axis.
-
-    Args:
-        pictures (list of `np.ndarray` uint8 `[H, W, 3]`): one or two.
-
-    Returns:
-        `np.ndarray` uint8 `[H, W, 3 * S]`.
-
-    Example:
-        >>> grey = np.zeros((2, 4, 3), np.uint8)
-        >>> join_streams([grey, grey + 1])[0, 0].tolist()
-        [0, 0, 0, 1, 1, 1]
-    """
+    """Pictures uint8 `[H, W, 3]` of one size side by side on the channel axis, `[H, W, 3 * S]`."""
     if len(pictures) == 1:
         return pictures[0]
     channels = 3 * len(pictures)

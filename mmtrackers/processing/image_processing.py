@@ -76,13 +76,13 @@ class TrackerImageProcessor(BaseImageProcessor):
     There are two conventions. "ostrack" (Ye et al., ECCV 2022; botaoye/OSTrack, `sample_target`): a square of side
     `ceil(sqrt(w h) factor)` round the box, black where it leaves the picture, resized bilinearly. "lorat" (Lin et al.,
     ECCV 2024; LitingLin/LoRAT, also SPMTrack's): the box and `(factor - 1) (w + h) / 2` more on each axis, whole
-    pixels of the picture on whole pixels of the crop, the picture's mean colour round it, in float32.
+    pixels of the picture on whole pixels of the crop, the picture's mean color round it, in float32.
 
     Args:
         crop_style (`str`): the crop convention, "ostrack" or "lorat".
         template_size, search_size (`int`): sides of the two crops in pixels.
         template_factor, search_factor (`float`): side of the square in units of the box's mean side.
-        image_mean, image_std (3 `float`): normalisation of every stream, for values in 0..1.
+        image_mean, image_std (3 `float`): normalization of every stream, for values in 0..1.
         depth_clip (`bool`): whether far depth is clipped, see `mmtrackers.processing.frames.depth_to_colors`.
         size_momentum (`float`): share of the last size that a new box keeps; 0 in all published trackers.
         absent_below (`float`, *optional*): confidence below which a target counts as absent, where the tracker is
@@ -132,33 +132,32 @@ class TrackerImageProcessor(BaseImageProcessor):
         self._said_missing: set[str] = set()
 
     def _check_settings(self) -> None:
+        def check(name: str, right: bool, expected: str) -> None:
+            if not right:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+        def number(value: Any) -> bool:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
         if self.crop_style not in CROP_STYLES:
             raise ValueError(f"crop_style is {self.crop_style!r}, known: {', '.join(map(repr, CROP_STYLES))}")
-        for name in ("template_size", "search_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a positive whole number of pixels")
-        for name in ("template_factor", "search_factor"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value!r}, expected a positive number")
-            if self.crop_style == "lorat" and value < 1:
-                raise ValueError(f"{name} is {value!r}, expected 1 or more: a 'lorat' crop holds its box")
+        for role in ("template", "search"):
+            size, factor = getattr(self, f"{role}_size"), getattr(self, f"{role}_factor")
+            whole = type(size) is int and size > 0
+            check(f"{role}_size", whole, "a positive whole number of pixels")
+            check(f"{role}_factor", number(factor) and factor > 0, "a positive number")
+            holds = self.crop_style != "lorat" or factor >= 1
+            check(f"{role}_factor", holds, "1 or more: a 'lorat' crop holds its box")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            if not isinstance(value, tuple) or len(value) != 3 or not all(math.isfinite(v) for v in value):
-                raise ValueError(f"{name} is {value!r}, expected 3 numbers, one for each channel of a stream")
-        if not isinstance(self.size_momentum, (int, float)) or not 0 <= self.size_momentum < 1:
-            raise ValueError(f"size_momentum is {self.size_momentum!r}, expected a number from 0 to below 1")
-        if self.absent_below is not None and not (
-            isinstance(self.absent_below, (int, float)) and 0 <= self.absent_below <= 1
-        ):
-            raise ValueError(f"absent_below is {self.absent_below!r}, expected a number from 0 to 1, or null")
-        weights = self.calibration
-        if weights is not None and not (len(weights) == 4 and all(math.isfinite(weight) for weight in weights)):
-            raise ValueError(f"calibration is {weights!r}, expected 4 finite numbers, or null")
-        if min(self.image_std) <= 0:
-            raise ValueError(f"image_std is {self.image_std!r}, expected positive numbers")
+            right = isinstance(value, tuple) and len(value) == 3 and all(map(number, value))
+            check(name, right, "3 numbers, one for each channel of a stream")
+        check("image_std", min(self.image_std) > 0, "positive numbers")
+        momentum, absent, weights = self.size_momentum, self.absent_below, self.calibration
+        check("size_momentum", number(momentum) and 0 <= momentum < 1, "a number from 0 to below 1")
+        check("absent_below", absent is None or (number(absent) and 0 <= absent <= 1), "a number from 0 to 1, or null")
+        right = weights is None or (len(weights) == 4 and all(map(number, weights)))
+        check("calibration", right, "4 finite numbers, or null")
 
     def to_dict(self) -> dict[str, Any]:
         """The saved settings and the class name."""
@@ -172,8 +171,8 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Args:
             frame: a mapping from "rgb", "thermal", "depth", "event" to pictures, or one picture (then "rgb"). RGB and
-                event pictures are `[H, W, 3]` RGB or `[H, W]` grey, uint8; thermal also uint16 (its minimum and
-                maximum become 0 and 255); depth `[H, W]` uint16 millimetres.
+                event pictures are `[H, W, 3]` RGB or `[H, W]` gray, uint8; thermal also uint16 (its minimum and
+                maximum become 0 and 255); depth `[H, W]` uint16 millimeters.
             modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one; "any"
                 takes the only picture beside RGB.
             streams (`int`): 1 or 2; other pictures in the frame are left alone.
@@ -218,14 +217,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Raises:
             ValueError: as `stack`, and for an alignment that does not fit the pictures.
-
-        Example:
-            >>> rgb, thermal = np.zeros((40, 60, 3), np.uint8), np.zeros((20, 30), np.uint8)
-            >>> views = TrackerImageProcessor().views(
-            ...     {"rgb": rgb, "thermal": thermal}, "thermal", 2, alignment={"thermal": "scale"}
-            ... )
-            >>> [view.size for view in views]
-            [(40, 60), (40, 60)]
         """
         views: dict[str, View] = {}
         for stream, (source, picture) in choose_streams(frame, modality, streams, allow_missing).items():
@@ -264,7 +255,7 @@ class TrackerImageProcessor(BaseImageProcessor):
             image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
             box_xywh (4 numbers): pixels of the frame; may lie partly or wholly outside.
             role (`str`): "template" or "search": which size and factor.
-            fill (`np.ndarray` `[C]`): "lorat" style: the colour outside the picture, as `padding` gives it; this
+            fill (`np.ndarray` `[C]`): "lorat" style: the color outside the picture, as `padding` gives it; this
                 picture's own by default. A session pads all search crops with the first frame's.
 
         Returns:
@@ -299,7 +290,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         return (cut[0] if len(cut) == 1 else np.concatenate(cut, axis=2)), where
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
-        """The colour `[C]` that this picture's crops and, in a session, those of later search regions are padded with;
+        """The color `[C]` that this picture's crops and, in a session, those of later search regions are padded with;
         None for black."""
         if self.crop_style == "ostrack":
             return None
@@ -308,15 +299,7 @@ class TrackerImageProcessor(BaseImageProcessor):
     def locate(
         self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None
     ) -> Crop | AlignedCrop:
-        """Where `crop` would cut, without a picture; arguments and errors as there.
-
-        Args:
-            frame_size (2 `int`): height and width of the frame; needed in the "lorat" style.
-
-        Example:
-            >>> TrackerImageProcessor().locate([60, 40, 30, 24], "template").side
-            54
-        """
+        """Where `crop` would cut, without a picture; arguments and errors as there."""
         if role not in ("template", "search"):
             raise ValueError(f"the role of a crop is 'template' or 'search', got {role!r}")
         size, factor = getattr(self, f"{role}_size"), getattr(self, f"{role}_factor")
@@ -348,12 +331,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Returns:
             `torch.Tensor` int64 `[B, grid, grid]`: 1 where the box touches the cell, else 0.
-
-        Example:
-            >>> processor = TrackerImageProcessor(crop_style="lorat", template_size=112)
-            >>> crop = processor.locate([20, 20, 40, 20], "template", (80, 100))
-            >>> processor.template_mask([crop], 4)[0].tolist()
-            [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
         """
         mask = torch.zeros(len(crops), grid, grid, dtype=torch.int64)
         for row, crop in zip(mask, crops, strict=True):
@@ -374,10 +351,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Raises:
             ValueError: no crops, crops of several sizes, or channels that are no multiple of 3.
-
-        Example:
-            >>> TrackerImageProcessor().to_tensor([np.zeros((32, 32, 6), np.uint8)]).shape
-            torch.Size([1, 2, 3, 32, 32])
         """
         shapes = {crop.shape for crop in crops}
         if len(shapes) != 1:
@@ -401,11 +374,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Raises:
             ValueError: if the third axis from the end is not the three channels.
-
-        Example:
-            >>> pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-            >>> round(float(TrackerImageProcessor().normalize(pixels)[0, 0, 0, 0]), 4)
-            2.2489
         """
         if pixels.ndim < 3 or pixels.shape[-3] != 3:
             raise ValueError(f"pixels need the shape [..., 3, height, width], got {tuple(pixels.shape)}")
@@ -437,11 +405,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Raises:
             ValueError: as `crop`, and if the numbers of pictures and boxes differ.
-
-        Example:
-            >>> image = np.zeros((120, 160, 6), np.uint8)
-            >>> TrackerImageProcessor().template(image, [[60, 40, 30, 24], [10, 10, 9, 9]]).shape
-            torch.Size([2, 1, 2, 3, 128, 128])
         """
         return self._crops(images, boxes_xywh, "template")[0][:, None]
 
@@ -453,11 +416,6 @@ class TrackerImageProcessor(BaseImageProcessor):
         Returns:
             `(search, crops)`: `torch.Tensor` float32 `[B, S, 3, s, s]`, and where each was taken (`AlignedCrop` in the
             "lorat" style).
-
-        Example:
-            >>> search, crops = TrackerImageProcessor().search(np.zeros((120, 160, 3), np.uint8), [60, 40, 30, 24])
-            >>> search.shape, len(crops)
-            (torch.Size([1, 1, 3, 256, 256]), 1)
         """
         return self._crops(images, boxes_xywh, "search")
 
@@ -480,7 +438,7 @@ class TrackerImageProcessor(BaseImageProcessor):
     def box_to_crop(box_xywh: BoxLike, crop: Crop | AlignedCrop) -> np.ndarray:
         """A box of the frame in a crop, as training labels need it.
 
-        In the "ostrack" style the crop's centre is taken as `(size - 1) / 2`, half a pixel from where `box_from_crop`
+        In the "ostrack" style the crop's center is taken as `(size - 1) / 2`, half a pixel from where `box_from_crop`
         puts it; published trackers were trained with the one and run with the other.
 
         Args:
@@ -489,11 +447,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Returns:
             `np.ndarray` float64 of the same shape, xywh as fractions of the crop; may leave 0..1.
-
-        Example:
-            >>> crop = TrackerImageProcessor().locate([60, 40, 30, 24], "search")
-            >>> TrackerImageProcessor.box_to_crop([60, 40, 30, 24], crop).round(4).tolist()
-            [0.3592, 0.3869, 0.2778, 0.2222]
         """
         return crop.box_to_crop(np.asarray(box_xywh, dtype=np.float64)) / crop.size
 
@@ -501,17 +454,8 @@ class TrackerImageProcessor(BaseImageProcessor):
     def box_from_crop(box_cxcywh: BoxLike, crop: Crop | AlignedCrop) -> np.ndarray:
         """A predicted box in the frame, as tracking needs it.
 
-        Args:
-            box_cxcywh (numbers `[..., 4]`, CPU tensors too): centre, width, height as fractions of the crop.
-            crop (`Crop`): where the crop was taken.
-
         Returns:
             `np.ndarray` float64 of the same shape, xywh in pixels of the frame, not clipped.
-
-        Example:
-            >>> crop = TrackerImageProcessor().locate([60, 40, 30, 24], "search")
-            >>> TrackerImageProcessor.box_from_crop([0.5, 0.5, 0.25, 0.25], crop).tolist()
-            [61.5, 38.5, 27.0, 27.0]
         """
         box = np.asarray(box_cxcywh, dtype=np.float64) * crop.size
         return crop.box_from_crop(np.concatenate((box[..., :2] - 0.5 * box[..., 2:], box[..., 2:]), axis=-1))
@@ -522,17 +466,6 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         "ostrack" keeps at least 10 pixels of any box on the frame. "lorat" cuts off what lies outside, and does not
         move where nothing is left.
-
-        Args:
-            box_xywh (`np.ndarray` `[4]`): pixels of the frame.
-            height, width (`int`): of the frame.
-
-        Example:
-            >>> processor = TrackerImageProcessor(crop_style="lorat")
-            >>> processor.clip_box(np.array([-5.0, 4.0, 15.0, 8.0]), 60, 80).tolist()
-            [0.0, 4.0, 10.0, 8.0]
-            >>> processor.clip_box(np.array([-5.0, 4.0, 3.0, 8.0]), 60, 80) is None
-            True
         """
         if self.crop_style == "ostrack":
             return clip_box_xywh(box_xywh, height, width)

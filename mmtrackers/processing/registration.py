@@ -34,17 +34,10 @@ class Registration:
 
 
 def gradients(picture: np.ndarray) -> np.ndarray:
-    """Logarithmic gradient magnitude, float32 in 0..1: what pictures of two kinds of camera have in common.
-
-    Args:
-        picture (`np.ndarray` uint8 `[H, W]` or `[H, W, 3]`).
-
-    Example:
-        >>> float(gradients(np.tile(np.uint8([0, 0, 0, 255, 255, 255]), (6, 1))).max())
-        1.0
-    """
-    grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    smooth = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 2)
+    """Logarithmic gradient magnitude of a uint8 picture, float32 `[H, W]` in 0..1: what pictures of two kinds of
+    camera have in common."""
+    gray = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    smooth = cv2.GaussianBlur(gray.astype(np.float32), (0, 0), 2)
     across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     return cv2.normalize(np.log1p(np.hypot(across, down)), None, 0, 1, cv2.NORM_MINMAX)
 
@@ -230,10 +223,6 @@ def overlay(rgb: np.ndarray, other: np.ndarray, matrix: np.ndarray, modality: st
 
     Returns:
         `np.ndarray` uint8 `[H, 2 W, 3]` RGB, of the RGB picture's height.
-
-    Example:
-        >>> overlay(np.zeros((60, 80, 3), np.uint8), np.zeros((30, 40, 3), np.uint8), np.eye(3)).shape
-        (60, 160, 3)
     """
     height, width = rgb.shape[:2]
     edges = gradients(rgb)

@@ -1,4 +1,4 @@
-"""Radiometric thermal frames (16 bits, degrees) as grey pictures: one range for a whole video."""
+"""Radiometric thermal frames (16 bits, degrees) as gray pictures: one range for a whole video."""
 
 import math
 from collections.abc import Sequence
@@ -52,11 +52,8 @@ class ThermalRange:
             self._limits = low, high
 
     def __call__(self, picture: np.ndarray) -> tuple[float, float] | None:
-        """Takes a frame into account and returns `(low, high)` for it; None for its own minimum and maximum.
-
-        Args:
-            picture (`np.ndarray` uint16 or float `[H, W]`).
-        """
+        """Takes a frame (uint16 or float `[H, W]`) into account and returns `(low, high)` for it; None for its own
+        minimum and maximum."""
         if self.per_frame or self.fixed:
             return self._limits
         low, high = _robust_range(picture)
@@ -82,8 +79,8 @@ def _robust_range(picture: np.ndarray) -> tuple[float, float]:
     return tuple(np.percentile(values, (100 * _TAIL, 100 - 100 * _TAIL)).tolist())
 
 
-def thermal_to_grey(picture: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """A radiometric picture as grey levels.
+def thermal_to_gray(picture: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """A radiometric picture as gray levels.
 
     Args:
         picture (`np.ndarray` uint16 or float `[H, W]` or `[H, W, 3]`): counts or degrees; not finite counts as lowest.
@@ -91,10 +88,6 @@ def thermal_to_grey(picture: np.ndarray, limits: tuple[float, float] | None = No
 
     Returns:
         `np.ndarray` uint8 of the same shape.
-
-    Example:
-        >>> thermal_to_grey(np.array([[20.0, 25.0, 80.0]]), (20, 40)).tolist()
-        [[0, 64, 255]]
     """
     if picture.dtype.kind == "f":
         finite = np.isfinite(picture)
@@ -107,5 +100,5 @@ def thermal_to_grey(picture: np.ndarray, limits: tuple[float, float] | None = No
     low, high = limits
     scale = 255.0 / (high - low) if high > low else 0.0
     flat = picture.reshape(len(picture), -1)  # OpenCV would take a number for the first channel alone
-    grey = cv2.multiply(cv2.subtract(flat, low, dtype=cv2.CV_32F), scale, dtype=cv2.CV_8U)
-    return grey.reshape(picture.shape)
+    gray = cv2.multiply(cv2.subtract(flat, low, dtype=cv2.CV_32F), scale, dtype=cv2.CV_8U)
+    return gray.reshape(picture.shape)

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 
 from mmtrackers.processing.alignment import Alignment, frame_matrix, warp
-from mmtrackers.processing.thermal import ThermalRange, thermal_to_grey
+from mmtrackers.processing.thermal import ThermalRange, thermal_to_gray
 
 from .session import Prediction
 
-# Distinct on dark and bright pictures and for most colour-blind people (after Okabe and Ito, 2008); RGB.
+# Distinct on dark and bright pictures and for most color-blind people (after Okabe and Ito, 2008); RGB.
 COLORS = ((255, 159, 0), (86, 200, 255), (0, 200, 130), (255, 110, 190), (240, 228, 66), (213, 94, 0))
 GROUND_TRUTH = (255, 255, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -19,12 +19,12 @@ _GAP = 4  # white pixels between two streams
 
 
 def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
-    """A stream's picture in colours that a person can look at.
+    """A stream's picture in colors that a person can look at.
 
     Args:
         picture (`np.ndarray`): `[H, W, 3]` or `[H, W]` uint8; depth and thermal also uint16, thermal also float.
-        modality (`str`): depth is coloured by distance (near warm, unknown black), thermal counts and degrees are
-            stretched to grey.
+        modality (`str`): depth is colored by distance (near warm, unknown black), thermal counts and degrees are
+            stretched to gray.
 
     Returns:
         `np.ndarray` uint8 `[H, W, 3]` RGB, a new array.
@@ -34,7 +34,7 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
 
 
 def _shown(picture: np.ndarray, modality: str) -> np.ndarray:
-    """As `visible`, but a picture that is in colour already is itself, not a copy."""
+    """As `visible`, but a picture that is in color already is itself, not a copy."""
     picture = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
     if modality == "depth":
         known = picture > 0
@@ -44,7 +44,7 @@ def _shown(picture: np.ndarray, modality: str) -> np.ndarray:
         colors[~known] = 0
         return colors
     if picture.dtype != np.uint8:
-        picture = thermal_to_grey(picture, ThermalRange()(picture))
+        picture = thermal_to_gray(picture, ThermalRange()(picture))
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture
 
 
@@ -125,7 +125,7 @@ def _dashed(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, int
 def _caption(
     strip: np.ndarray, unit: float, modality: str, predictions: Sequence[Prediction], index: int, truth: bool
 ) -> None:
-    """The dark strip below the picture: frame, modality, the scores in the colours of their boxes."""
+    """The dark strip below the picture: frame, modality, the scores in the colors of their boxes."""
     strip[:] = 24
     scale, baseline, x = 0.45 * unit, round(17 * unit), round(8 * unit)
     words = [(f"{modality}  frame {index}", (230, 230, 230))]
@@ -187,7 +187,7 @@ def plot_run(
         axes.spines[["top", "right"]].set_visible(False)
         for away in _runs(~known) if step == 1 else ():
             axes.axvspan(away[0] - 0.5, away[1] + 0.5, color="0.94", linewidth=0, zorder=0)
-    bottom.set(xlabel="frame" + ("  (grey: the target is not there)" if step == 1 and not known.all() else ""),
+    bottom.set(xlabel="frame" + ("  (gray: the target is not there)" if step == 1 and not known.all() else ""),
                xlim=(0, max(len(frames) - 1, 1)))
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=120)

@@ -312,7 +312,7 @@ def _file(path: Path, modality: str | None) -> FrameSource:
             path.stem, lambda: ({shown: page} for page in read_pages(path, shown)), shown, alone=shown != "rgb"
         )
     if shown == "depth":
-        raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimetres), not as a video")
+        raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimeters), not as a video")
     return _video(str(path), path.stem, shown)
 
 

@@ -23,7 +23,7 @@ class Tracker:
 
     Args:
         model (`TrackerPreTrainedModel`): in evaluation mode, on the device and in the precision to track with.
-        image_processor (`TrackerImageProcessor`): the crops and the normalisation that the model was trained with.
+        image_processor (`TrackerImageProcessor`): the crops and the normalization that the model was trained with.
         modality (`str`, *optional*): the second stream's modality; the model's own by default. "any" takes what a
             video's first frame has beside RGB.
         absent_below (`float`, *optional*): confidence below it reports the target as absent and leaves the box where
@@ -223,7 +223,7 @@ class Tracker:
 
         Args:
             frame (`dict[str, np.ndarray]` or `np.ndarray`): modality -> picture (HWC uint8 RGB; depth HW uint16 in
-                millimetres), or the RGB picture alone.
+                millimeters), or the RGB picture alone.
             box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target. Several targets share
                 each frame's forward pass.
             modality (`str`, *optional*): the second stream of this video, in place of the adapter's.
