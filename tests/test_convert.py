@@ -11,8 +11,9 @@ from parity_tools import cases, load_case, stated_input
 from safetensors.torch import load_file
 
 from mmtrackers import AutoTracker, OSTrackForTracking, TrackerImageProcessor
+from mmtrackers.conversion.job import names_of
 from mmtrackers.conversion.systems import convert_checkpoint
-from mmtrackers.models.seatrack.convert_seatrack import our_adapter_names
+from mmtrackers.models.seatrack.convert_seatrack import SEATRACK_NAMES
 from mmtrackers.processing.files import FolderLock
 
 NEEDED = {"ostrack-small", "seatrack-small"}
@@ -153,7 +154,7 @@ def small_shapes(sizes: tuple[int, int]) -> dict[str, dict]:
 
 
 def base_part(net: Net) -> Net:
-    return {name: tensor for name, tensor in net.items() if our_adapter_names(name) is None}
+    return {name: tensor for name, tensor in net.items() if not names_of(name, SEATRACK_NAMES)}
 
 
 def seatrack_file(net: Net, folder: Path, merged: bool) -> Path:

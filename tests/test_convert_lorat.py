@@ -14,7 +14,7 @@ from mmtrackers import AutoTracker, LoRATConfig, LoRATForTracking, Tracker
 from mmtrackers.cli import app
 from mmtrackers.conversion.job import rename
 from mmtrackers.conversion.systems import convert_checkpoint
-from mmtrackers.models.lorat.convert_lorat import our_names, split_trained
+from mmtrackers.models.lorat.convert_lorat import LORAT_NAMES, split_trained
 
 CASES = cases(r"lorat-(small|swiglu)")
 pytestmark = pytest.mark.skipif(len(CASES) != 2, reason="fixtures lorat-small and lorat-swiglu are not here")
@@ -40,14 +40,14 @@ def official_of(name: str) -> tuple[dict, dict, dict[str, torch.Tensor]]:
 def base_of(case: dict, net: dict[str, torch.Tensor], folder: Path) -> Path:
     """A LoRAT base with the fixture's frozen tensors; head and token types are random."""
     model = LoRATForTracking(config_of(case["config"]))
-    model.load_state_dict(split_trained(rename(net, our_names))[1], strict=False)
+    model.load_state_dict(split_trained(rename(net, LORAT_NAMES))[1], strict=False)
     model.save_pretrained(folder)
     return folder
 
 
 def file_of(net: dict[str, torch.Tensor], path: Path, **scales: torch.Tensor) -> Path:
     """As published: safetensors, whatever its name says, with only what was trained."""
-    ours = {name: rename({name: tensor}, our_names) for name, tensor in net.items()}
+    ours = {name: rename({name: tensor}, LORAT_NAMES) for name, tensor in net.items()}
     kept = {name: net[name] for name, renamed in ours.items() if split_trained(renamed)[0]}
     save_file(kept | scales, path)
     return path

@@ -111,7 +111,7 @@ def test_files_that_do_not_fit(small: Official, tmp_path: Path) -> None:
         (small.file(), {}, "what was trained only: give the DINOv2"),
         (small.file("half.bin", **{expert: None}), {"base": tmp_path / "base"}, "1 of another shape: .*fc1.tmoe_up"),
         (small.file("less.bin", track_query=None), {"base": tmp_path / "base"}, "1 missing: .*track_token.start"),
-        (small.file("odd.bin", surprise=torch.zeros(1)), {"base": tmp_path / "base"}, "unexpected tensor 'surprise'"),
+        (small.file("odd.bin", surprise=torch.zeros(1)), {"base": tmp_path / "base"}, "unexpected entry 'surprise'"),
     ):
         with pytest.raises(ValueError, match=message):
             convert_checkpoint("spmtrack", file, tmp_path / "no", **options, **SIZES)

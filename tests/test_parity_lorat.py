@@ -14,7 +14,7 @@ from mmtrackers.hub.folders import check_tensors
 from mmtrackers.modeling.dinov2 import resample_positions
 from mmtrackers.modeling.losses import cell_loss, covered_cells
 from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
-from mmtrackers.models.lorat.convert_lorat import our_names
+from mmtrackers.models.lorat.convert_lorat import LORAT_NAMES
 from mmtrackers.tuners.lora import lora_config
 
 SMALL = [name for name in cases(r"lorat-(small|swiglu)(-[0-9a-z]+)?") if not name.endswith("merged")]
@@ -45,7 +45,7 @@ def build(case: dict, **changes) -> LoRATForTracking:
         for name, entry in case["state_dict"].items()
         if "float" in entry["dtype"] and name not in ("lora_alpha", "use_rslora")
     }
-    weights = rename(entries, our_names)
+    weights = rename(entries, LORAT_NAMES)
     adapter = {n: t for n, t in weights.items() if ".lora_" in n or n.startswith("head.") or ".token_type." in n}
     model = LoRATForTracking(config_of(c, **changes))
     model.load_state_dict({name: tensor for name, tensor in weights.items() if ".lora_" not in name})

@@ -8,7 +8,7 @@ from parity_tools import cases, load_case, stated_input
 from mmtrackers import OSTrackConfig, OSTrackForTracking
 from mmtrackers.conversion.job import rename
 from mmtrackers.models.ostrack.convert_image_vit import ostrack_from_image_vit
-from mmtrackers.models.ostrack.convert_ostrack import our_names
+from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES
 
 OFFICIAL: dict[int, dict[str, torch.Tensor]] = {}
 CASES = cases(r"ostrack-(?!pipeline).*")
@@ -37,7 +37,7 @@ def fixture(request):
     OFFICIAL[c["embed_dim"]] = official
     template = stated_input(description, "template")[:, None, None]
     search = stated_input(description, "search")[:, None]
-    return c, tensors, rename(official, our_names), search, template
+    return c, tensors, rename(official, OSTRACK_NAMES), search, template
 
 
 def build(weights: dict, config: OSTrackConfig) -> OSTrackForTracking:

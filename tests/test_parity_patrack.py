@@ -13,7 +13,7 @@ from mmtrackers import PATrackConfig, PATrackForTracking, ProgressiveConfig, Tra
 from mmtrackers.conversion.job import rename
 from mmtrackers.modeling.seams import TokenLayout
 from mmtrackers.modeling.vit import TrunkOutput
-from mmtrackers.models.ostrack.convert_ostrack import our_names
+from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES
 from mmtrackers.models.patrack.convert_patrack import rename_patrack_adapter, split_official
 from mmtrackers.tuners.progressive.adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter
 
@@ -49,7 +49,7 @@ class Modules:
         for entry, tensor in net.items():
             part, leaf = entry.split(".", 1)
             official |= {f"{'backbone.' * (part != 'ha')}{place}.{leaf}": tensor for place in places[part]}
-        self.tensors = rename_patrack_adapter(official, 2, ProgressiveConfig(cea_layers=[1]))
+        self.tensors = rename_patrack_adapter(official, ProgressiveConfig(cea_layers=[1]))
         dim = self.sizes["embed_dim"]
         self.mda = self._filled(ModalityDependentAdapter(dim, self.sizes["mda_hidden"]), "model.layers.0")
         self.cea = self._filled(ModalityEntangledAdapter(dim, self.sizes["cea_hidden"]), "model.layers.1")
@@ -137,8 +137,8 @@ def build(description: dict) -> PATrackForTracking:
     config = adapter_config(c)
     model.add_adapter(config)
     base, own = split_official(seeded_net(description))
-    ours = rename(base, our_names)
-    ours |= rename_patrack_adapter(own, c["depth"], config)
+    ours = rename(base, OSTRACK_NAMES)
+    ours |= rename_patrack_adapter(own, config)
     slots = {n: n.replace(".base_layer.", ".").replace("_adapter.default.", "_adapter.") for n in model.state_dict()}
     slots = {name: plain.removesuffix(".default") for name, plain in slots.items()}
     assert sorted(slots.values()) == sorted(ours)

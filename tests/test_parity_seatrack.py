@@ -11,7 +11,7 @@ from parity_tools import cases, load_case, seeded_input, stated_input
 from mmtrackers import AMGLoraConfig, SEATrackConfig, SEATrackForTracking, Tracker, TrackerImageProcessor
 from mmtrackers.conversion.job import rename
 from mmtrackers.modeling.seams import TokenLayout
-from mmtrackers.models.seatrack.convert_seatrack import our_adapter_names, split_official
+from mmtrackers.models.seatrack.convert_seatrack import SEATRACK_NAMES, split_official
 from mmtrackers.tuners.amg_lora.hmoe import HMoE
 from mmtrackers.tuners.amg_lora.layer import GuidedAttentionCore, LowRankLinear
 
@@ -159,7 +159,7 @@ def test_parity_seatrack_hmoe(modules, part, form):
         if name.startswith(f"{part}.")
     }
     prefix = "model.layers.0.attention_junction.amg_lora_hmoe."
-    mixture.load_state_dict({n.removeprefix(prefix): t for n, t in rename(official, our_adapter_names).items()})
+    mixture.load_state_dict({n.removeprefix(prefix): t for n, t in rename(official, SEATRACK_NAMES).items()})
     if form == "plain":
         mixture._factored = mixture._plain
         mixture.dropout = 0.0

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtrackers import SPMTrackConfig, SPMTrackForTracking, TMoEConfig, Tracker, TrackerImageProcessor
+from mmtrackers.conversion.job import names_of
 from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.dinov2 import SwiGLU, resample_positions
 from mmtrackers.modeling.losses import covered_cells
 from mmtrackers.modeling.mlp_head import decode_cells
-from mmtrackers.models.spmtrack.convert_spmtrack import our_name, rename_spmtrack
+from mmtrackers.models.spmtrack.convert_spmtrack import SPMTRACK_NAMES, rename_spmtrack
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.tuners.tmoe.config import tmoe_config
 
@@ -132,7 +133,7 @@ def clip(description: dict, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def gradient(model: SPMTrackForTracking, official: str, r: int) -> Tensor:
     """The gradient of an official tensor: experts are parts of one matrix here."""
-    name = our_name(official)
+    (name,) = names_of(official, SPMTRACK_NAMES)
     parameters = dict(model.named_parameters())
     if ".tmoe_" in name:
         found = parameters[f"{name}.default"].grad

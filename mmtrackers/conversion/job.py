@@ -1,5 +1,6 @@
 """What every converter of official checkpoints needs: the job, the report, and the checks of the result."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from mmtrackers.hub.card import TrainingFacts, write_card
 from mmtrackers.hub.folders import PREPROCESSOR_CONFIG, check_tensors, shorten
 from mmtrackers.modeling.base import TrackerPreTrainedModel
 
-Names = Callable[[str], tuple[str, ...] | None]
+# a pattern of official names -> the name here, by its groups; several share the rows out, none is left out
+Names = dict[str, str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,7 @@ def count(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_base(base: str | Path, kind: type[nn.Module], whose: str) -> nn.Module:
-    """The base of an adapter, in float32.
-
-    Raises:
-        ValueError: it is a file, or not a `kind`.
-    """
+    """The base of an adapter, in float32; ValueError where it is a file, or no `kind`."""
     if Path(base).is_file():
         raise ValueError(f"the base {base} is a file: convert it first, and give the folder")
     model = AutoTracker.from_pretrained(base, dtype=torch.float32)
@@ -85,35 +83,38 @@ def load_base(base: str | Path, kind: type[nn.Module], whose: str) -> nn.Module:
     return model
 
 
+def names_of(official: str, names: Names) -> tuple[str, ...] | None:
+    """The names here of one official entry; None for a name that the system has not."""
+    for pattern, ours in names.items():
+        if match := re.fullmatch(pattern, official):
+            return tuple(match.expand(name) for name in ((ours,) if isinstance(ours, str) else ours))
+    return None
+
+
 def rename(net: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """Every official entry under its names here; where there are several, the rows are shared out equally and copied.
-
-    Args:
-        net: tensors by official name, whole or in part.
-        names: the names here of an official one; none for an entry that no forward pass reads, and `None` (not a
-            tuple) for a name that the system has not.
 
     Raises:
         ValueError: an entry has a name that the system does not have.
     """
     renamed: dict[str, Tensor] = {}
     for official, tensor in net.items():
-        ours = names(official)
+        ours = names_of(official, names)
         if ours is None:
             raise ValueError(f"unexpected entry {official!r}: the official model has none of that name")
-        if len(ours) > 1 and (not tensor.ndim or not len(tensor) or len(tensor) % len(ours)):
-            raise ValueError(f"entry {official!r} of shape {list(tensor.shape)} should hold {len(ours)} equal parts")
-        parts = (tensor,) if len(ours) == 1 else [part.clone() for part in tensor.chunk(len(ours))] if ours else ()
-        renamed.update(zip(ours, parts, strict=True))
+        if len(ours) == 1:
+            renamed[ours[0]] = tensor
+        elif ours:
+            if not tensor.ndim or not len(tensor) or len(tensor) % len(ours):
+                raise ValueError(
+                    f"entry {official!r} of shape {list(tensor.shape)} should hold {len(ours)} equal parts"
+                )
+            renamed |= zip(ours, (part.clone() for part in tensor.chunk(len(ours))), strict=True)
     return renamed
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, axes: int, source: str = "the file") -> torch.Size:
-    """The shape of a tensor that sizes are read from.
-
-    Raises:
-        ValueError: it is missing, or has another number of axes, or none of the numbers that it should have.
-    """
+    """The shape of a tensor that sizes are read from; ValueError where it is missing or has another number of axes."""
     if name not in tensors:
         raise ValueError(f"{source} is incomplete: {name} is missing. Is it the checkpoint of another tracker?")
     shape = tensors[name].shape
@@ -123,11 +124,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, axes: int, source: str = 
 
 
 def number_of(tensor: Tensor, name: str) -> float:
-    """The number in a tensor of one.
-
-    Raises:
-        ValueError: it holds more or none.
-    """
+    """The number in a tensor of one; ValueError where it holds more or none."""
     if tensor.numel() != 1:
         raise ValueError(f"the entry {name!r} has the shape {list(tensor.shape)}, expected one number")
     return float(tensor)

@@ -11,12 +11,12 @@ from mmtrackers.models.lorat.convert_lorat import convert_lorat
 from mmtrackers.models.odtrack.convert_odtrack import convert_odtrack
 from mmtrackers.models.ostrack.convert_ostrack import convert_ostrack
 from mmtrackers.models.patrack.convert_patrack import convert_patrack
-from mmtrackers.models.seatrack.convert_seatrack import convert_seatrack, our_adapter_names
+from mmtrackers.models.seatrack.convert_seatrack import SEATRACK_NAMES, convert_seatrack
 from mmtrackers.models.spmtrack.convert_spmtrack import convert_spmtrack
 from mmtrackers.processing.files import new_folder
 from mmtrackers.processing.frames import MODALITIES
 
-from .job import ConversionJob, ConversionReport
+from .job import ConversionJob, ConversionReport, names_of
 from .reader import load_official
 
 
@@ -42,6 +42,7 @@ SYSTEMS = {
     "seatrack": Converter(convert_seatrack, base=True, modality=True),
     "spmtrack": Converter(convert_spmtrack, base=True),
 }
+
 
 def convert_checkpoint(
     system: str,
@@ -108,6 +109,6 @@ def _read(system: str, file: str | Path, facts: list[str]) -> dict[str, torch.Te
     net = load_official(file, facts=facts)
     if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
         raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
-    if system == "ostrack" and (adapter := [name for name in net if our_adapter_names(name) is not None]):
+    if system == "ostrack" and (adapter := [name for name in net if names_of(name, SEATRACK_NAMES)]):
         raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
     return net

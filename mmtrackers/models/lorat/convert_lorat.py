@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmtrackers.conversion.job import (
     ConversionJob,
     ConversionReport,
+    Names,
     check_result,
     check_same_base,
     count,
@@ -32,53 +33,36 @@ from mmtrackers.tuners.lora import lora_config
 from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig
 from .modeling_lorat import LoRATForTracking
 
-_FIXED = {
-    "pos_embed": "model.embeddings.position",
-    "token_type_embed": "model.embeddings.token_type.weight",
-    "patch_embed.proj.weight": "model.embeddings.patch.weight",
-    "patch_embed.proj.bias": "model.embeddings.patch.bias",
-    "norm.weight": "model.norm.weight",
-    "norm.bias": "model.norm.bias",
-}
 MAPS = {
     "attn.qkv.q": "attention.q_proj",
     "attn.qkv.k": "attention.k_proj",
     "attn.qkv.v": "attention.v_proj",
     "attn.proj": "attention.o_proj",
 } | {f"mlp.{name}": f"mlp.{name}" for name in ("fc1", "fc2", "w12", "w3")}
-_LEAVES = {"lora.A": "lora_A.weight", "lora.B": "lora_B.weight"}
-_SCALES = {"ls1": "attention.scale", "ls2": "mlp.scale"}
-_BRANCHES = {"cls": "score", "reg": "box"}
-_LINEAR = re.compile(
-    r"blocks\.(\d+)\.(attn\.qkv\.[qkv]|attn\.proj|mlp\.(?:fc1|fc2|w12|w3))\.(?:linear\.)?(weight|bias|lora\.[AB])"
-)
-_FUSED = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-_NORM = re.compile(r"blocks\.(\d+)\.(norm[12])\.(weight|bias)")
-_SCALE = re.compile(r"blocks\.(\d+)\.(ls[12])\.gamma")
-_HEAD = re.compile(r"head\.(cls|reg)_mlp\.layers\.([012])\.(weight|bias)")
 
-
-def our_names(official: str) -> tuple[str, ...] | None:
-    """The names here of one official LoRAT entry: three for a fused q, k, v (equal parts of the rows, in this order),
-    and `None` for a name that LoRAT has not. Low-rank pairs come under the names of an adapter file.
-
-    Example:
-        >>> our_names("blocks.0.attn.qkv.q.lora.A")
-        ('model.layers.0.attention.q_proj.lora_A.weight',)
-    """
-    if official in _FIXED:
-        return (_FIXED[official],)
-    if match := _LINEAR.fullmatch(official):
-        return (f"model.layers.{match[1]}.{MAPS[match[2]]}.{_LEAVES.get(match[3], match[3])}",)
-    if match := _FUSED.fullmatch(official):
-        return tuple(f"model.layers.{match[1]}.attention.{part}_proj.{match[2]}" for part in "qkv")
-    if match := _NORM.fullmatch(official):
-        return (f"model.layers.{match[1]}.{match[2]}.{match[3]}",)
-    if match := _SCALE.fullmatch(official):
-        return (f"model.layers.{match[1]}.{_SCALES[match[2]]}.gamma",)
-    if match := _HEAD.fullmatch(official):
-        return (f"head.{_BRANCHES[match[1]]}.{2 * int(match[2])}.{match[3]}",)
-    return None
+# low-rank pairs come under the names of an adapter file
+LORAT_NAMES: Names = {
+    r"pos_embed": "model.embeddings.position",
+    r"token_type_embed": "model.embeddings.token_type.weight",
+    r"patch_embed\.proj\.(weight|bias)": r"model.embeddings.patch.\1",
+    r"norm\.(weight|bias)": r"model.norm.\1",
+    r"blocks\.(\d+)\.(norm[12])\.(weight|bias)": r"model.layers.\1.\2.\3",
+    r"blocks\.(\d+)\.ls1\.gamma": r"model.layers.\1.attention.scale.gamma",
+    r"blocks\.(\d+)\.ls2\.gamma": r"model.layers.\1.mlp.scale.gamma",
+    r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": (
+        r"model.layers.\1.attention.q_proj.\2",
+        r"model.layers.\1.attention.k_proj.\2",
+        r"model.layers.\1.attention.v_proj.\2",
+    ),
+}
+for _official, _ours in MAPS.items():
+    _place = rf"blocks\.(\d+)\.{re.escape(_official)}"
+    LORAT_NAMES[rf"{_place}\.(?:linear\.)?(weight|bias)"] = rf"model.layers.\1.{_ours}.\2"
+    LORAT_NAMES[rf"{_place}\.lora\.([AB])"] = rf"model.layers.\1.{_ours}.lora_\2.weight"
+for _official, _ours in {"cls": "score", "reg": "box"}.items():
+    for _layer in range(3):
+        _place = rf"head\.{_official}_mlp\.layers\.{_layer}"
+        LORAT_NAMES[rf"{_place}\.(weight|bias)"] = rf"head.{_ours}.{2 * _layer}.\1"
 
 
 def split_trained(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -89,11 +73,7 @@ def split_trained(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def crop_fields(job: ConversionJob, positions: Tensor | None) -> dict[str, int]:
-    """The crops' sizes: of the file's position table, else as the job says, since no other tensor tells.
-
-    Raises:
-        ValueError: nothing tells, or the two disagree.
-    """
+    """The crops' sizes: of the file's position table, else as the job says, since no other tensor tells."""
     given, found = job.overrides.get("search_size"), None
     if positions is not None:
         found = 14 * math.isqrt(shape_of({"positions": positions}, "positions", 3, str(job.file))[1])
@@ -149,7 +129,7 @@ def convert_lorat(job: ConversionJob) -> ConversionReport:
     if other := [name for name in net if ".tmoe." in name]:
         raise ValueError(f"{job.file} holds {len(other)} tensors of SPMTrack: convert it as 'spmtrack'")
     alpha, rooted, found = take_scale(net, job.file, job.overrides.get("lora_alpha"))
-    tensors = rename(net, our_names)
+    tensors = rename(net, LORAT_NAMES)
     pair = next((name for name in tensors if ".lora_A." in name), None)
     if pair is None:
         return _convert_merged(job, tensors)
@@ -168,12 +148,10 @@ def convert_on_dinov2(
     """A trained adapter to a folder whose base is the job's: a plain DINOv2 or a tracker.
 
     Args:
-        system (`str`): for the report.
+        system (`str`), found (`str`): for the report: whose file it is, and what was found of its sizes.
         kind (`type`): the tracker that carries the adapter.
-        job (`ConversionJob`): with a base.
-        tensors: what the file holds, under this package's names; frozen tensors are compared with the base's.
+        tensors: what the file holds, under the names here; frozen ones are compared with the base's.
         adapter_config (`PeftConfig`): the adapter.
-        found (`str`): what was found of its sizes, for the report.
 
     Raises:
         ValueError: no base, a base of another size or with other weights, tensors that are missing or unknown.
@@ -213,15 +191,7 @@ def _variant(config: LoRATConfig) -> str:
 
 
 def merged_config(tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> LoRATConfig:
-    """The configuration of a whole LoRAT, read off its tensors' shapes.
-
-    Args:
-        tensors: under this package's names.
-        fields: what shapes do not tell: the crops' sizes, and `num_attention_heads` where heads are not 64 wide.
-
-    Raises:
-        ValueError: tensors that sizes are read from are missing.
-    """
+    """The configuration of a whole LoRAT, read off its tensors' shapes; `fields` are what shapes do not tell."""
     swiglu = "model.layers.0.mlp.w12.weight" in tensors
     source = "the file, without low-rank pairs and so a whole LoRAT,"
     width = shape_of(tensors, "model.embeddings.patch.weight", 4, source)[0]

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrackers.conversion.job import rename
+from mmtrackers.conversion.job import names_of, rename
 from mmtrackers.conversion.reader import load_official
 from mmtrackers.modeling.dinov2 import resample_positions
 
 from .configuration_ostrack import OSTrackConfig
-from .convert_ostrack import our_names
+from .convert_ostrack import OSTRACK_NAMES
 from .modeling_ostrack import OSTrackForTracking
 
 
@@ -38,8 +38,8 @@ def ostrack_from_image_vit(
     config = config or OSTrackConfig()
     if "pos_embed" not in net:
         raise ValueError(f"No position table 'pos_embed' in the image model; it holds {sorted(net)[:4]} ...")
-    known = {f"backbone.{name}": tensor for name, tensor in net.items() if our_names(f"backbone.{name}") is not None}
-    trunk = rename(known, our_names)
+    official = {f"backbone.{name}": tensor for name, tensor in net.items()}
+    trunk = rename({n: t for n, t in official.items() if names_of(n, OSTRACK_NAMES)}, OSTRACK_NAMES)
     for name, side in (("template", config.template_grid), ("search", config.search_grid)):
         trunk[f"model.embeddings.{name}_position"] = resample_positions(net["pos_embed"], side)
     model = OSTrackForTracking(config)

@@ -1,12 +1,11 @@
-"""Names and shapes of official OSTrack checkpoints, turned into this package's.
+"""Official OSTrack checkpoints (github.com/botaoye/OSTrack, entry `net` of the file), turned into this package's.
 
-The official state dict (github.com/botaoye/OSTrack, entry `net` of the file) keeps q, k and v in one matrix, a class
-token and a 197-row position table that no forward pass reads, and the head under `box_head.conv{k}_{branch}`.
+They keep q, k and v in one matrix, a class token and a 197-row position table that no forward pass reads, and the head
+under `box_head.conv{k}_{branch}`.
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from mmtrackers.conversion.job import (
     ConversionJob,
     ConversionReport,
+    Names,
     check_result,
     count,
     depth_of,
@@ -27,57 +27,30 @@ from mmtrackers.conversion.job import (
 from .configuration_ostrack import OSTrackConfig
 from .modeling_ostrack import OSTrackForTracking
 
-UNUSED = ("backbone.cls_token", "backbone.pos_embed")
-BRANCHES = {"ctr": "score", "offset": "offset", "size": "size"}
 HEAD_WIDTH = 64
 PUBLISHED = {(128, 256): "256", (192, 384): "384"}  # template and search size
 
-_FIXED = {
-    "backbone.pos_embed_z": "model.embeddings.template_position",
-    "backbone.pos_embed_x": "model.embeddings.search_position",
-    "backbone.patch_embed.proj.weight": "model.embeddings.patch.weight",
-    "backbone.patch_embed.proj.bias": "model.embeddings.patch.bias",
-    "backbone.norm.weight": "model.norm.weight",
-    "backbone.norm.bias": "model.norm.bias",
+OSTRACK_NAMES: Names = {
+    r"backbone\.cls_token": (),
+    r"backbone\.pos_embed": (),
+    r"backbone\.pos_embed_z": "model.embeddings.template_position",
+    r"backbone\.pos_embed_x": "model.embeddings.search_position",
+    r"backbone\.patch_embed\.proj\.(weight|bias)": r"model.embeddings.patch.\1",
+    r"backbone\.norm\.(weight|bias)": r"model.norm.\1",
+    r"backbone\.blocks\.(\d+)\.(norm[12]|mlp\.fc[12])\.(weight|bias)": r"model.layers.\1.\2.\3",
+    r"backbone\.blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"model.layers.\1.attention.o_proj.\2",
+    r"backbone\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)": (
+        r"model.layers.\1.attention.q_proj.\2",
+        r"model.layers.\1.attention.k_proj.\2",
+        r"model.layers.\1.attention.v_proj.\2",
+    ),
 }
-_IN_BLOCK = {
-    "norm1": ("norm1",),
-    "norm2": ("norm2",),
-    "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-    "attn.proj": ("attention.o_proj",),
-    "mlp.fc1": ("mlp.fc1",),
-    "mlp.fc2": ("mlp.fc2",),
-}
-_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)")
-_CONV = re.compile(r"box_head\.conv([1-4])_(ctr|offset|size)\.(?:0\.(weight|bias)|1\.(\w+))")
-_LAST = re.compile(r"box_head\.conv5_(ctr|offset|size)\.(weight|bias)")
-_NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def our_names(official: str) -> tuple[str, ...] | None:
-    """The names here of one official OSTrack entry: three for a fused q, k, v (equal parts of the rows, in this
-    order), none for an entry that no forward pass reads, and `None` (not a tuple) for a name that OSTrack has not.
-
-    Example:
-        >>> our_names("backbone.blocks.0.attn.proj.bias")
-        ('model.layers.0.attention.o_proj.bias',)
-    """
-    if official in UNUSED:
-        return ()
-    if official in _FIXED:
-        return (_FIXED[official],)
-    if match := _BLOCK.fullmatch(official):
-        block, part, leaf = match.groups()
-        return tuple(f"model.layers.{block}.{name}.{leaf}" for name in _IN_BLOCK[part])
-    if match := _CONV.fullmatch(official):
-        layer, branch, conv, norm = match.groups()
-        if norm is not None and norm not in _NORM_ENTRIES:
-            return None
-        part = f"conv.{conv}" if conv else f"norm.{norm}"
-        return (f"head.{BRANCHES[branch]}.{int(layer) - 1}.{part}",)
-    if match := _LAST.fullmatch(official):
-        return (f"head.{BRANCHES[match[1]]}.4.{match[2]}",)
-    return None
+for _official, _ours in {"ctr": "score", "offset": "offset", "size": "size"}.items():
+    OSTRACK_NAMES[rf"box_head\.conv5_{_official}\.(weight|bias)"] = rf"head.{_ours}.4.\1"
+    for _layer in range(4):
+        _place, _norm = rf"box_head\.conv{_layer + 1}_{_official}", r"weight|bias|running_mean|running_var"
+        OSTRACK_NAMES[rf"{_place}\.0\.(weight|bias)"] = rf"head.{_ours}.{_layer}.conv.\1"
+        OSTRACK_NAMES[rf"{_place}\.1\.({_norm}|num_batches_tracked)"] = rf"head.{_ours}.{_layer}.norm.\1"
 
 
 @dataclass(frozen=True)
@@ -87,15 +60,13 @@ class OfficialForm:
     Args:
         system (`str`): its name.
         model (`type`): its class here.
-        names (`Callable`): as `our_names`.
-        unused (`tuple[str]`): entries that no forward pass reads.
+        names (`Names`): of its entries.
         elimination_layers (`dict[int, list[int]]`): number of layers to the layers that drop tokens.
     """
 
     system: str = "ostrack"
     model: type[OSTrackForTracking] = OSTrackForTracking
-    names: Callable[[str], tuple[str, ...] | None] = our_names
-    unused: tuple[str, ...] = UNUSED
+    names: Names = field(default_factory=lambda: OSTRACK_NAMES)
     elimination_layers: dict[int, list[int]] = field(default_factory=lambda: {12: [3, 6, 9]})
 
 
@@ -158,23 +129,19 @@ def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> Convers
     """An official file of the family to a full model in `job.out`; see `convert_checkpoint`."""
     tensors = rename(job.net, form.names)
     model = save_ostrack(job, job.out, tensors, job.overrides, form)
-    config, read = model.config, {name: tensor for name, tensor in job.net.items() if name not in form.unused}
+    config, read = model.config, {n: t for n, t in job.net.items() if rename({n: t}, form.names)}
+    dropping = "candidate elimination is off"
+    if layers := list(config.elimination_layers):
+        dropping = (
+            f"candidate elimination: layers {layers} keep {config.elimination_keep_rate:g}, as in the published 'ce' "
+            "files; a file does not tell, so set elimination_layers to [] in config.json for one trained without it"
+        )
     report = ConversionReport(form.system, variant(config), {"model": job.out})
     report.facts += [
         f"read {count(read)}: {config.num_hidden_layers} layers of width {config.hidden_size}, template "
         f"{config.template_size}, search {config.search_size} pixels; {len(job.net) - len(read)} unused entries left "
         "out",
-        _elimination_fact(config),
+        dropping,
     ]
     check_result(report, job, model, tensors)
     return report
-
-
-def _elimination_fact(config: OSTrackConfig) -> str:
-    layers = list(config.elimination_layers)
-    if not layers:
-        return "candidate elimination is off"
-    return (
-        f"candidate elimination: layers {layers} keep {config.elimination_keep_rate:g}, as in the published 'ce' "
-        "files; a file does not tell, so set elimination_layers to [] in config.json for one trained without it"
-    )

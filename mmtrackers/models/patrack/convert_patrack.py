@@ -1,9 +1,8 @@
-"""Names of official PATrack checkpoints, turned into this package's.
+"""Official PATrack checkpoints (github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking).
 
-They are those of github.com/ouha1998/Learning-Progressive-Adaptation-for-Multi-Modal-Tracking. An official file is the
-whole two-stream tracker: OSTrack's 242 entries, and 488 more. In every layer the official model declares all of MDA,
-CEA and CEA's norms, though a layer runs either MDA or CEA; these and a few more entries are never read and are left
-out here. The file does not say which layers run CEA: layers 3, 6 and 9, as the code has it.
+A file is the whole two-stream tracker: OSTrack's 242 entries, and 488 more. In every layer the official model declares
+all of MDA, CEA and CEA's norms, though a layer runs either MDA or CEA; these and a few more entries are never read and
+are left out here. The file does not say which layers run CEA: layers 3, 6 and 9, as the code has it.
 """
 
 import re
@@ -16,6 +15,7 @@ from torch import Tensor
 from mmtrackers.conversion.job import (
     ConversionJob,
     ConversionReport,
+    Names,
     check_result,
     check_same_base,
     count,
@@ -24,8 +24,7 @@ from mmtrackers.conversion.job import (
     save_adapter,
     shape_of,
 )
-from mmtrackers.hub.folders import check_tensors, shorten
-from mmtrackers.models.ostrack.convert_ostrack import our_names, save_ostrack, variant
+from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.progressive.config import ProgressiveConfig
 
@@ -34,25 +33,36 @@ from .modeling_patrack import PATrackForTracking
 _ADAPTER = re.compile(
     r"adapter_head\..+|norm1\..+|backbone\.blocks\.\d+\.(?:adap2?_t|highfuseadapter[12]|norml[12])\..+"
 )
+_IN_LAYER = re.compile(r"backbone\.blocks\.(\d+)\.(\w+)\.")
 _MDA = {
-    "down.weight": "D_fc1.weight",
-    "down.bias": "D_fc1.bias",
-    "high_expand.weight": "high_mixer.conv1.weight",
-    "high_depthwise.weight": "high_mixer.proj1.weight",
-    "high_pooled.weight": "high_mixer.proj2.weight",
-    "high_pooled.bias": "high_mixer.proj2.bias",
-    "mix.weight": "conv_fuse.weight",
-    "up.weight": "proj.weight",
-    "up.bias": "proj.bias",
+    "D_fc1.weight": "down.weight",
+    "D_fc1.bias": "down.bias",
+    "high_mixer.conv1.weight": "high_expand.weight",
+    "high_mixer.proj1.weight": "high_depthwise.weight",
+    "high_mixer.proj2.weight": "high_pooled.weight",
+    "high_mixer.proj2.bias": "high_pooled.bias",
+    "conv_fuse.weight": "mix.weight",
+    "proj.weight": "up.weight",
+    "proj.bias": "up.bias",
 }
-_CEA = {"down.weight": "down.weight", "guide.weight": "obj_fuse.linearcat.weight", "up.weight": "up.weight"}
-_QUERY_VALUE = [f"obj_fuse.linear{i}.weight" for i in range(1, 5)]
-_GAMMAS = [f"obj_fuse.gamma{i}" for i in (1, 2)]
-_LEAVES = ("weight", "bias")
-_SITES = {
-    "attention_junction": ("adap_t", "highfuseadapter1", "norml1"),
-    "mlp_junction": ("adap2_t", "highfuseadapter2", "norml2"),
+_CEA = {"down.weight": "down.weight", "obj_fuse.linearcat.weight": "guide.weight", "up.weight": "up.weight"}
+_CEA |= {f"obj_fuse.linear{i}.weight": f"query_value.{i}" for i in range(1, 5)}
+
+# MDA and CEA of a layer have the same names here: only the one that the layer runs is renamed
+PATRACK_NAMES: Names = {
+    r"norm1\.(?:weight|bias)": (),
+    r"adapter_head\.adapter_(down|up)\.(weight|bias)": r"neck.progressive_adapter.\1.\2",
+    r"adapter_head\.adapter_mid\.(weight|bias)": r"neck.progressive_adapter.middle.\1",
 }
+for _site, _mda, _cea, _norm in (
+    ("attention_junction", "adap_t", "highfuseadapter1", "norml1"),
+    ("mlp_junction", "adap2_t", "highfuseadapter2", "norml2"),
+):
+    _block, _adapter = r"backbone\.blocks\.(\d+)", rf"model.layers.\1.{_site}.progressive_adapter"
+    for _module, _parts in ((_mda, _MDA), (_cea, _CEA)):
+        PATRACK_NAMES |= {rf"{_block}\.{_module}\.{re.escape(n)}": f"{_adapter}.{ours}" for n, ours in _parts.items()}
+    PATRACK_NAMES[rf"{_block}\.{_cea}\.obj_fuse\.gamma[12]"] = ()  # of a gate that is commented out
+    PATRACK_NAMES[rf"{_block}\.{_norm}\.(weight|bias)"] = rf"{_adapter}.norm.\2"
 
 
 def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -61,75 +71,46 @@ def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     return {name: tensor for name, tensor in net.items() if name not in own}, own
 
 
-def patrack_entries(depth: int, config: ProgressiveConfig) -> dict[str, tuple[str, ...]]:
-    """The official entries that each adapter tensor here is made of, without peft's `base_model.model.`.
+def live_entries(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
+    """Those of PATrack's own entries that the model reads and an adapter holds: in layers with CEA this and its norms,
+    where they are trained, in the others MDA.
 
-    Four of them make CEA's `query_value`; every other tensor is one entry.
-
-    Args:
-        depth: number of layers.
-        config: says which layers have CEA, and whether its norms are trained.
-
-    Example:
-        >>> entries = patrack_entries(12, ProgressiveConfig())
-        >>> len(entries), entries["model.layers.0.mlp_junction.progressive_adapter.mix.weight"]
-        (192, ('backbone.blocks.0.adap2_t.conv_fuse.weight',))
+    Raises:
+        ValueError: PATrack has no entry of such a name.
     """
-    entries: dict[str, tuple[str, ...]] = {}
-    for layer in range(depth):
-        block = f"backbone.blocks.{layer}"
-        for site, (mda, cea, norm) in _SITES.items():
-            ours = f"model.layers.{layer}.{site}.progressive_adapter"
-            if not config.has_cea(layer):
-                entries |= {f"{ours}.{name}": (f"{block}.{mda}.{official}",) for name, official in _MDA.items()}
-                continue
-            entries |= {f"{ours}.{name}": (f"{block}.{cea}.{official}",) for name, official in _CEA.items()}
-            entries[f"{ours}.query_value"] = tuple(f"{block}.{cea}.{official}" for official in _QUERY_VALUE)
-            if config.cea_train_norm:
-                entries |= {f"{ours}.norm.{leaf}": (f"{block}.{norm}.{leaf}",) for leaf in _LEAVES}
-    for part in ("down", "middle", "up"):
-        official = f"adapter_head.adapter_{'mid' if part == 'middle' else part}"
-        entries |= {f"neck.progressive_adapter.{part}.{leaf}": (f"{official}.{leaf}",) for leaf in _LEAVES}
-    return entries
+
+    def lives(name: str) -> bool:
+        match = _IN_LAYER.match(name)
+        if match is None:
+            return True
+        layer, module = int(match[1]), match[2]
+        cea = not module.startswith("adap")
+        return config.has_cea(layer) is cea and (config.cea_train_norm or not module.startswith("norml"))
+
+    return {name: tensor for name, tensor in own.items() if rename({name: tensor}, PATRACK_NAMES) and lives(name)}
 
 
-def dead_entries(depth: int, config: ProgressiveConfig) -> set[str]:
-    """Entries that the official model declares and never reads: MDA in layers with CEA, CEA and its norms in the
-    others, the scalars of a gate that is commented out, and a layer norm of the tracker."""
-    dead = {f"norm1.{leaf}" for leaf in _LEAVES}
-    for layer in range(depth):
-        for mda, cea, norm in _SITES.values():
-            parts = [f"{cea}.{name}" for name in _GAMMAS]
-            if config.has_cea(layer):
-                parts += [f"{mda}.{name}" for name in _MDA.values()]
-            else:
-                parts += [f"{cea}.{name}" for name in [*_CEA.values(), *_QUERY_VALUE]]
-                parts += [f"{norm}.{leaf}" for leaf in _LEAVES]
-            dead |= {f"backbone.blocks.{layer}.{part}" for part in parts}
-    return dead
-
-
-def rename_patrack_adapter(net: Mapping[str, Tensor], depth: int, config: ProgressiveConfig) -> dict[str, Tensor]:
+def rename_patrack_adapter(net: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
     """The live adapter tensors of an official PATrack state dict under this package's names.
 
     Raises:
-        ValueError: entries are missing; they are named.
+        ValueError: PATrack has no entry of such a name, or the parts of a tensor differ in shape.
     """
-    entries = patrack_entries(depth, config)
-    if missing := [name for names in entries.values() for name in names if name not in net]:
-        raise ValueError(f"the official state dict is incomplete: {len(missing)} missing: {shorten(missing)}")
-    renamed = {}
-    for ours, names in entries.items():
-        tensors = [net[name] for name in names]
-        if len(tensors) > 1:
-            check_tensors(dict.fromkeys(names, tensors[0]), dict(zip(names, tensors, strict=True)), "CEA")
-            query_rgb, value_rgb, query_x, value_x = (tensor.flatten(1) for tensor in tensors)
-            renamed[ours] = torch.stack([torch.cat([query_rgb, value_rgb]), torch.cat([query_x, value_x])])
+    renamed, parts = {}, {}
+    for name, tensor in rename(live_entries(split_official(net)[1], config), PATRACK_NAMES).items():
+        place, _, part = name.rpartition(".")
+        if place.endswith(".query_value"):
+            parts.setdefault(place, {})[part] = tensor
         else:
             # linear maps here are 1x1 convolutions there, but for the small ones between MDA's channels
-            linear = ours.endswith((".down.weight", ".guide.weight", ".up.weight"))
-            shape_of(net, names[0], max(tensors[0].ndim, 2 if linear else 1), "the official state dict")
-            renamed[ours] = tensors[0].flatten(1) if linear else tensors[0]
+            linear = name.endswith((".down.weight", ".guide.weight", ".up.weight")) and tensor.ndim > 2
+            renamed[name] = tensor.flatten(1) if linear else tensor
+    for name, found in parts.items():
+        shapes = [list(tensor.shape) for tensor in found.values()]
+        if len(found) < 4 or any(shape != shapes[0] or len(shape) < 2 for shape in shapes):
+            raise ValueError(f"{name} should be four matrices of one shape in an official file, not {shapes}")
+        query_rgb, value_rgb, query_x, value_x = (found[part].flatten(1) for part in sorted(found))
+        renamed[name] = torch.stack([torch.cat([query_rgb, value_rgb]), torch.cat([query_x, value_x])])
     return renamed
 
 
@@ -159,15 +140,10 @@ def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = N
         for field, name in names.items()
     }
     settings["cea_layers"] = cea_layers
-    norms = _live_norms(own, ProgressiveConfig(**settings))
+    live = live_entries(own, ProgressiveConfig(**settings, cea_train_norm=True))
+    norms = {name: tensor for name, tensor in live.items() if ".norml" in name}
     settings["cea_train_norm"] = any(bool((t != name.endswith("weight")).any()) for name, t in norms.items())
     return settings
-
-
-def _live_norms(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
-    pattern = re.compile(r"backbone\.blocks\.(\d+)\.norml[12]\.")
-    matches = {name: pattern.match(name) for name in own}
-    return {name: own[name] for name, match in matches.items() if match and config.has_cea(int(match[1]))}
 
 
 def convert_patrack(job: ConversionJob) -> ConversionReport:
@@ -175,7 +151,7 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
     overrides = {"elimination_layers": []} | dict(job.overrides)
     adapter_config = ProgressiveConfig(**patrack_settings(job.net, overrides.pop("cea_layers", None)))
     base_net, own = split_official(job.net)
-    base_tensors, base, folders = rename(base_net, our_names), job.base, {"adapter": job.out}
+    base_tensors, base, folders = rename(base_net, OSTRACK_NAMES), job.base, {"adapter": job.out}
     if base is None:
         base = folders["base"] = job.out / "base"
         config = save_ostrack(job, base, base_tensors, overrides).config
@@ -183,7 +159,7 @@ def convert_patrack(job: ConversionJob) -> ConversionReport:
         known = load_base(base, OSTrackForTracking, "PATrack's")
         config = known.config
         check_same_base(known.state_dict(), base_tensors, str(job.file), tolerance=0.0)
-    ours = rename_patrack_adapter(own, config.num_hidden_layers, adapter_config)
+    ours = rename_patrack_adapter(own, adapter_config)
     report = ConversionReport("patrack", f"{job.modality}, {variant(config)}", folders)
     report.facts += _findings(own, ours, config.num_hidden_layers, adapter_config)
     limits = "The authors' repository states no license for code or weights: ask them before you use or share these."
@@ -197,37 +173,16 @@ def _findings(
     own: Mapping[str, Tensor], ours: Mapping[str, Tensor], depth: int, config: ProgressiveConfig
 ) -> list[str]:
     """What was found in the file, in sentences."""
-    live = {name for names in patrack_entries(depth, config).values() for name in names}
-    # the norms of CEA layers that are plain normalizations are read by the model, and hold nothing
-    norms = set() if config.cea_train_norm else set(_live_norms(own, config))
-    dead = dead_entries(depth, config)
-    if unknown := sorted(set(own) - live - dead - norms):
-        raise ValueError(f"PATrack has no entries of these names: {shorten(unknown)}")
-    left_out, missing = sorted(dead & set(own)), sorted(dead - set(own))
-    with_cea = [i for i in range(depth) if config.has_cea(i)]
+    live, with_cea = live_entries(own, config), [i for i in range(depth) if config.has_cea(i)]
+    norms = "trained, which the adapters' recipe does not do: kept" if config.cea_train_norm else "plain (scale 1)"
     facts = [
-        f"read {count({name: own[name] for name in live})} of the adapter (here {len(ours)} tensors), CEA in layers "
-        f"{with_cea}",
-        f"left out {len(left_out)} entries that the model never reads: {_summary(left_out)}",
+        f"read {count(live)} of the adapter (here {len(ours)} tensors), CEA in layers {with_cea}",
+        f"left out {len(own) - len(live)} entries that hold nothing or that the model never reads: MDA in these "
+        "layers, CEA in the others, the scalars of a gate, a norm",
+        f"CEA's norms are {norms}",
     ]
-    if norms:
-        facts.append(f"left out {len(norms)} entries of CEA's norms, plain normalizations (scale 1, shift 0)")
-    if config.cea_train_norm:
-        facts.append("CEA's norms are trained, which the adapters' recipe does not do: kept with the adapter")
-    if missing:
-        facts.append(f"{len(missing)} entries that the model never reads are not in the file: {_summary(missing)}")
     # their bias starts at zero and moves with the first step
     untrained = [i for i in range(depth) if not own.get(f"backbone.blocks.{i}.adap_t.D_fc1.bias", torch.ones(1)).any()]
     if untrained not in ([], with_cea):
         facts.append(f"check the file: the MDA of layers {untrained} is untrained, expected were those with CEA")
     return facts
-
-
-def _summary(names: list[str]) -> str:
-    """Entries by their part of the model and its layers, such as "adap_t of layers [3, 6, 9], norm1"."""
-    layers: dict[str, set[int]] = {}
-    for name in names:
-        match = re.match(r"backbone\.blocks\.(\d+)\.(\w+)\.(?:obj_fuse\.(gamma\d))?", name)
-        part = name.split(".")[0] if match is None else ".".join(filter(None, match.groups()[1:]))
-        layers.setdefault(part, set()).update([] if match is None else [int(match[1])])
-    return ", ".join(f"{part} of layers {sorted(found)}" if found else part for part, found in layers.items())

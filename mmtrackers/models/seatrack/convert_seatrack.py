@@ -8,7 +8,6 @@ mode, and the trainer saves in whichever mode it is. So a file's k and v rows ho
 beside them in both cases; loading the second kind as the first counts BA twice. `undo_merge` tells the two apart.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,15 +16,17 @@ from torch import Tensor
 from mmtrackers.conversion.job import (
     ConversionJob,
     ConversionReport,
+    Names,
     check_result,
     check_same_base,
     count,
     load_base,
+    names_of,
     rename,
     save_adapter,
     shape_of,
 )
-from mmtrackers.models.ostrack.convert_ostrack import our_names, save_ostrack, variant
+from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, save_ostrack, variant
 from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
 from mmtrackers.tuners.amg_lora.config import AMGLoraConfig
 
@@ -35,45 +36,25 @@ from .modeling_seatrack import SEATrackForTracking
 MERGED_AS_PUBLISHED = {"thermal": True, "depth": True, "event": False}
 ROUNDING = 1e-6
 
-_ADAPTER = re.compile(
-    r"backbone\.blocks\.(\d+)\.(?:attn\.qkv\.(lora_[AB])|(dte2r_scaling|r2dte_scaling)|(attn_moe|ffn_moe)\.([\w.]+))"
-)
-_SCALARS = {"dte2r_scaling": "amg_lora_x_to_rgb", "r2dte_scaling": "amg_lora_rgb_to_x"}
-_JUNCTIONS = {"attn_moe": "attention_junction", "ffn_moe": "mlp_junction"}
-_LOW_RANK = {"linear1": "input_proj", "experts": "experts", "linear2": "output_proj"}
-_IN_MIXTURE = {
-    "gate_thi": "gate",
-    "D_temp": "dispatch_temperature",
-    "C_temp": "combine_temperature",
-    "norm.weight": "norm.weight",
-    "norm.bias": "norm.bias",
-} | {
-    f"{official}.{leaf}": f"{ours}.{leaf.removeprefix('lora_')}"
-    for official, ours in _LOW_RANK.items()
-    for leaf in ("lora_a", "lora_b", "bias_a", "bias_b")
+SEATRACK_NAMES: Names = {
+    r"backbone\.blocks\.(\d+)\.attn\.qkv\.(lora_[AB])": (
+        r"model.layers.\1.attention.k_proj.amg_\2",
+        r"model.layers.\1.attention.v_proj.amg_\2",
+    ),
+    r"backbone\.blocks\.(\d+)\.dte2r_scaling": r"model.layers.\1.attention.core.amg_lora_x_to_rgb",
+    r"backbone\.blocks\.(\d+)\.r2dte_scaling": r"model.layers.\1.attention.core.amg_lora_rgb_to_x",
 }
-
-
-def our_adapter_names(official: str) -> tuple[str, ...] | None:
-    """The names here of one official adapter tensor (two for a low-rank matrix: k, then v, equal parts of the rows),
-    without peft's `base_model.model.`; `None` for every other name.
-
-    Example:
-        >>> our_adapter_names("backbone.blocks.1.dte2r_scaling")
-        ('model.layers.1.attention.core.amg_lora_x_to_rgb',)
-    """
-    match = _ADAPTER.fullmatch(official)
-    if match is None:
-        return None
-    block, low_rank, scalar, mixture, entry = match.groups()
-    layer = f"model.layers.{block}"
-    if low_rank:
-        return tuple(f"{layer}.attention.{target}_proj.amg_{low_rank}" for target in "kv")
-    if scalar:
-        return (f"{layer}.attention.core.{_SCALARS[scalar]}",)
-    if entry not in _IN_MIXTURE:
-        return None
-    return (f"{layer}.{_JUNCTIONS[mixture]}.amg_lora_hmoe.{_IN_MIXTURE[entry]}",)
+for _official, _ours in {"attn_moe": "attention_junction", "ffn_moe": "mlp_junction"}.items():
+    _place, _mixture = rf"backbone\.blocks\.(\d+)\.{_official}", rf"model.layers.\1.{_ours}.amg_lora_hmoe"
+    SEATRACK_NAMES |= {
+        rf"{_place}\.gate_thi": f"{_mixture}.gate",
+        rf"{_place}\.D_temp": f"{_mixture}.dispatch_temperature",
+        rf"{_place}\.C_temp": f"{_mixture}.combine_temperature",
+        rf"{_place}\.norm\.(weight|bias)": rf"{_mixture}.norm.\2",
+    }
+    for _part, _map in {"linear1": "input_proj", "experts": "experts", "linear2": "output_proj"}.items():
+        SEATRACK_NAMES[rf"{_place}\.{_part}\.lora_([ab])"] = rf"{_mixture}.{_map}.\2"
+        SEATRACK_NAMES[rf"{_place}\.{_part}\.(bias_[ab])"] = rf"{_mixture}.{_map}.\2"
 
 
 def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -84,16 +65,13 @@ def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     Raises:
         ValueError: an entry has a name that neither has.
     """
-    own = {name: tensor for name, tensor in net.items() if our_adapter_names(name) is not None}
+    own = {name: tensor for name, tensor in net.items() if names_of(name, SEATRACK_NAMES)}
     base = {name: tensor for name, tensor in net.items() if name not in own}
-    return rename(base, our_names), rename(own, our_adapter_names)
+    return rename(base, OSTRACK_NAMES), rename(own, SEATRACK_NAMES)
 
 
 def seatrack_settings(adapter: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `AMGLoraConfig` that an adapter has, read off its shapes.
-
-    Args:
-        adapter: tensors under the names here.
+    """The fields of `AMGLoraConfig` that an adapter's tensors, under the names here, show by their shapes.
 
     Raises:
         ValueError: there are none, or those that tell sizes are missing.
@@ -211,10 +189,9 @@ def _undo_by_base(
         )
     if max(as_plain, as_merged) <= ROUNDING:
         return plain, MergeFinding(None, "the low-rank products are too small to tell merged from plain", as_plain)
-    merged = as_merged < as_plain
-    return (unmerged if merged else plain), MergeFinding(
-        merged, "compared with the given base", min(as_plain, as_merged)
-    )
+    if as_merged < as_plain:
+        return unmerged, MergeFinding(True, "compared with the given base", as_merged)
+    return plain, MergeFinding(False, "compared with the given base", as_plain)
 
 
 def convert_seatrack(job: ConversionJob) -> ConversionReport:
@@ -233,17 +210,15 @@ def convert_seatrack(job: ConversionJob) -> ConversionReport:
         config = known.config
         plain, finding = undo_merge(own, adapter, modality, known.state_dict())
     report = ConversionReport("seatrack", f"{modality}, {variant(config)}", folders)
+    how = {
+        None: "taken as they are",
+        True: "merged (W + BA), the products were taken out again",
+        False: "plain (W), taken as they are",
+    }[finding.merged]
     report.facts += [
         f"read {count(adapter)} of the adapter (k and v apart), in layers {settings['adapter_layers']}",
-        _merge_fact(finding.merged, finding.reason),
+        f"k and v weights were {how}: {finding.reason}",
     ]
     model = save_adapter(job, base, SEATrackForTracking, AMGLoraConfig(**settings), adapter, {"license": "mit"})
     check_result(report, job, model, plain, adapter, tolerance=ROUNDING if finding.difference else 0.0)
     return report
-
-
-def _merge_fact(merged: bool | None, reason: str) -> str:
-    if merged is None:
-        return f"k and v weights taken as they are: {reason}"
-    form = "merged (W + BA), the products were taken out again" if merged else "plain (W), taken as they are"
-    return f"k and v weights were {form}: {reason}"

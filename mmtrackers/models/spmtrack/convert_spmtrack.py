@@ -12,43 +12,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrackers.conversion.job import ConversionJob, ConversionReport, number_of, shape_of
-from mmtrackers.models.lorat.convert_lorat import MAPS, convert_on_dinov2, our_names
+from mmtrackers.conversion.job import ConversionJob, ConversionReport, Names, number_of, rename, shape_of
+from mmtrackers.models.lorat.convert_lorat import LORAT_NAMES, MAPS, convert_on_dinov2
 from mmtrackers.tuners.tmoe.config import TMoEConfig, tmoe_config
 
 from .modeling_spmtrack import SPMTrackForTracking
 
-_TOKENS = {"track_query": "model.track_token.start", "query_embed": "model.track_token.position"}
-_TMOE = re.compile(
-    r"blocks\.(\d+)\.(attn\.qkv\.[qkv]|attn\.proj|mlp\.(?:fc1|fc2|w12|w3))\.tmoe\."
-    r"(compress_expert(?:\.\d+)?|expert_route\.weight|routed_experts\.\d+|shared_expert)"
-)
-
-
-def our_name(official: str) -> str | None:
-    """The name here of one official SPMTrack entry, `None` for a name that SPMTrack has not.
-
-    Of a linear map, compressions and router are parts of one tensor, and so are all up-projections.
-
-    Example:
-        >>> our_name("blocks.3.attn.qkv.k.tmoe.routed_experts.1")
-        'model.layers.3.attention.k_proj.tmoe_up'
-    """
-    if official in _TOKENS:
-        return _TOKENS[official]
-    if match := _TMOE.fullmatch(official):
-        leaf = "tmoe_down" if match[3].startswith(("compress", "expert_route")) else "tmoe_up"
-        return f"model.layers.{match[1]}.{MAPS[match[2]]}.{leaf}"
-    names = our_names(official)
-    return names[0] if names is not None and len(names) == 1 else None
+# of a linear map, compressions and router are parts of one tensor, and so are all up-projections
+SPMTRACK_NAMES: Names = LORAT_NAMES | {
+    r"track_query": "model.track_token.start",
+    r"query_embed": "model.track_token.position",
+}
+for _official, _ours in MAPS.items():
+    _place = rf"blocks\.(\d+)\.{re.escape(_official)}\.tmoe"
+    SPMTRACK_NAMES[rf"{_place}\.(?:compress_expert(?:\.\d+)?|expert_route\.weight)"] = (
+        rf"model.layers.\1.{_ours}.tmoe_down"
+    )
+    SPMTRACK_NAMES[rf"{_place}\.(?:routed_experts\.\d+|shared_expert)"] = rf"model.layers.\1.{_ours}.tmoe_up"
 
 
 def rename_spmtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official SPMTrack state dict, whole or in part, under this package's names.
-
-    Raises:
-        ValueError: a name that SPMTrack does not have.
-    """
+    """An official SPMTrack state dict, whole or in part, under the names here; ValueError for a name it has not."""
 
     def place(name: str) -> list[str | int]:
         # expert 10 comes after expert 9; the router after the compressions; the expert without a gate at the end
@@ -56,10 +40,8 @@ def rename_spmtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     found: dict[str, list[Tensor]] = {}
     for name in sorted(net, key=place):
-        ours = our_name(name)
-        if ours is None:
-            raise ValueError(f"unexpected tensor {name!r}: SPMTrack has none of that name")
-        found.setdefault(ours, []).append(net[name][None] if name in _TOKENS else net[name])
+        for ours, tensor in rename({name: net[name]}, SPMTRACK_NAMES).items():
+            found.setdefault(ours, []).append(tensor[None] if ".track_token." in ours else tensor)
     joined = {}
     for name, parts in found.items():
         across = int(name.endswith("tmoe_up"))
@@ -80,7 +62,7 @@ def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None)
     Raises:
         ValueError: no experts, or the file has another alpha than `given`.
     """
-    entries = [match[3] for name in net if (match := _TMOE.fullmatch(name)) and match[2] == "attn.proj"]
+    entries = [name.partition(".attn.proj.tmoe.")[2] for name in net if ".attn.proj.tmoe." in name]
     compressions = [tensor for name, tensor in net.items() if ".tmoe.compress_expert" in name]
     if not entries or not compressions:
         raise ValueError(f"{file} has no experts (names with .tmoe.): is it an SPMTrack file?")
