@@ -49,12 +49,6 @@ class ConversionReport:
         folders (`dict[str, Path]`): what was written: "model", or "adapter" and perhaps "base".
         facts (`list[str]`): sentences for people, in order.
         differences (`dict[str, float]`): the largest difference that each check found.
-
-    Example:
-        >>> print(ConversionReport("ostrack", "256", {"model": Path("out")}, ["240 tensors read."]))
-        ostrack (256)
-        - 240 tensors read.
-        - model: out
     """
 
     system: str
@@ -143,14 +137,8 @@ def save_model(
     job: ConversionJob, folder: Path, kind: type[TrackerPreTrainedModel], config: Any, tensors: Mapping[str, Tensor],
     facts: Mapping[str, str],
 ) -> nn.Module:
-    """Writes a full model with image processor and card.
-
-    Args:
-        facts: what the card says beside the file's name: fields of `TrainingFacts`.
-
-    Raises:
-        ValueError: tensors are missing, unexpected or of another shape; they are named.
-    """
+    """Writes a full model with image processor and card, for which `facts` are fields of `TrainingFacts`; ValueError
+    where tensors are missing, unexpected or of another shape."""
     with torch.device("meta"):
         expected = kind(config).state_dict()
     check_tensors(expected, tensors, str(job.file))
@@ -197,13 +185,8 @@ def check_result(
     report: ConversionReport, job: ConversionJob, model: nn.Module, base: Mapping[str, Tensor],
     adapter: Mapping[str, Tensor] | None = None, tolerance: float = 0.0,
 ) -> None:
-    """Loads the folder and compares it with the file's numbers and, on one random input, with the saved model.
-
-    Args:
-        base: what the base must hold; empty where the file does not hold it.
-        adapter: what the adapter must hold, without peft's prefix; None for a full model.
-        tolerance: of the numbers.
-    """
+    """Loads the folder and compares it with the file's numbers, of the base (where the file holds it) and of the
+    adapter (without peft's prefix), and on one random input with the saved model."""
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
     found = base_state_dict(loaded) if base else {}
     if adapter is not None:

@@ -80,11 +80,6 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
     Raises:
         ValueError: the tracker is packed, not in float32, or a package is missing.
         OSError: the folder holds something already, or another process writes there.
-
-    Example:
-        ```python
-        export_onnx(Tracker.from_pretrained(default_checkpoint()), "out/onnx")
-        ```
     """
     try:
         import onnx  # noqa: F401

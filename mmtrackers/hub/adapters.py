@@ -79,12 +79,8 @@ class AdapterFolder:
 
     @classmethod
     def read(cls, files: TrackerFiles) -> "AdapterFolder":
-        """Reads the two JSON files of a folder.
-
-        Raises:
-            OSError: one is missing or broken.
-            ValueError: a field that cannot be meant, or a type of adapter that is not loaded from folders.
-        """
+        """Reads the two JSON files of a folder; OSError where one is missing or broken, ValueError for a field that
+        cannot be meant, or a type of adapter that is not loaded from folders."""
         where, content = f"{files.name}/{ADAPTER_CONFIG}", files.json(ADAPTER_CONFIG)
         check_fields(content, where, peft_type=str, base_model_name_or_path=str | None, revision=str | None)
         if huge := sorted(name for name, value in content.items() if type(value) is int and value > LARGEST_NUMBER):
@@ -423,11 +419,7 @@ def check_loaded(model: nn.Module, adapter_name: str) -> None:
 
 
 def active_adapter(model: nn.Module) -> str:
-    """Name of the one active adapter.
-
-    Raises:
-        ValueError: no adapter is injected, or several are active at once.
-    """
+    """Name of the one active adapter; ValueError where none is injected, or several are active at once."""
     names = adapter_names(model)
     if not names:
         raise ValueError(
@@ -454,11 +446,8 @@ def copy_of_modules(model: nn.Module) -> nn.Module:
 
 
 def weight_sharing_copy(model: nn.Module, adapter_name: str | None) -> nn.Module:
-    """A model of its own that shares all weights with `model` and in which one adapter is active, or none.
-
-    Only modules are copied, no tensor: what is switched on `model` afterwards does not reach the copy, and the other
-    way round, so that several can be used at a time.
-    """
+    """A model of its own that shares all weights with `model`, in which one adapter is active for good, or none
+    (None). Only modules are copied, no tensor: what is switched on `model` afterwards does not reach the copy."""
     if adapter_name is not None:
         check_loaded(model, adapter_name)
     twin = copy_of_modules(model)
@@ -494,14 +483,9 @@ def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuse adapter names that peft would confuse with names inside the model.
-
-    peft marks adapter tensors by putting the adapter's name into the dotted parameter name, so a name that equals a
-    module's name ("head") or lies inside a tuner's prefix ("lora" in "amg_lora_") is later removed at the wrong place.
-
-    Raises:
-        ValueError: the name is empty, has a dot, equals a module's name or is part of a tuner's prefix.
-    """
+    """Refuses names that peft would confuse with names inside the model: it marks an adapter's tensors by its name in
+    their dotted ones, and would later remove one that equals a module's ("head") or lies in a tuner's prefix ("lora")
+    at the wrong place."""
     if not adapter_name or "." in adapter_name:
         raise ValueError(f"Adapter name {adapter_name!r}: expected a non-empty name without dots, such as 'thermal'.")
     modules = {part for name, _ in inner_model(model).named_modules() for part in name.split(".")}

@@ -78,14 +78,6 @@ class AutoTracker:
     def from_base(cls, base: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
         """`from_base` of the base's own class: its weights, frozen, with a fresh adapter.
 
-        Args:
-            base (`str` or `PathLike`): Hub id or folder of a full model.
-            kwargs: as for `TrackerPreTrainedModel.from_base`, such as `modality`, `adapter_config` and `revision`.
-
-        Raises:
-            OSError: there is no model at `base`.
-            ValueError: its `model_type` is unknown, or what `TrackerPreTrainedModel.from_base` raises.
-
         Example:
             >>> from peft import LoraConfig
             >>> lora = LoraConfig(target_modules=["q_proj", "v_proj"])

@@ -22,12 +22,6 @@ def check_pattern(name: str, pattern: str) -> None:
     """Raises ValueError unless a pattern for names of modules is one, and its search ends after few steps.
 
     Repeated groups that repeat or choose inside can take longer than anybody waits, and so can many repeats in a row.
-
-    Example:
-        >>> check_pattern("target_modules", r".*\\.layers\\.\\d+\\.mlp\\.(fc1|fc2)")
-        >>> check_pattern("target_modules", "(a+)+b")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: target_modules '(a+)+b' repeats a group that repeats or chooses inside, ...
     """
     shown = f"{name} {pattern[:80]!r}"
     try:

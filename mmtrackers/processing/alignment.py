@@ -85,11 +85,6 @@ def frame_matrix(
 ) -> np.ndarray:
     """The matrix of an alignment for pictures of these sizes, checked against them.
 
-    Args:
-        alignment: as `check_alignment` returns it.
-        size, frame_size (2 `int`): height and width of the stream's picture and of the RGB picture.
-        modality (`str`): for messages.
-
     Raises:
         ValueError: the mapped picture does not meet the RGB picture, or its horizon lies within it.
     """
@@ -169,14 +164,9 @@ def write_alignment(path: str | Path, matrix: np.ndarray) -> None:
 
 
 def warp(picture: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], modality: str) -> np.ndarray:
-    """A picture through a matrix, with the interpolation and the border that its modality asks for.
-
-    Args:
-        picture (`np.ndarray` uint8 `[H, W, 3]`): of `to_picture`.
-        matrix (`np.ndarray` `[3, 3]`): pixels of the picture -> pixels of the result.
-        size (`int` or 2 `int`): of the result: its side, or width and height.
-        modality (`str`): depth is not interpolated, since a mixture of two colors is a wrong distance.
-    """
+    """A uint8 picture `[H, W, 3]` through a matrix (its pixels -> the result's), with the interpolation and the border
+    that its modality asks for: a mixture of two depths' colors would be a wrong distance. `size`: the side, or width
+    and height."""
     size = (size, size) if isinstance(size, int) else size
     border, value = _BORDERS.get(modality, (cv2.BORDER_REPLICATE, (0, 0, 0)))
     flags = cv2.INTER_NEAREST if modality == "depth" else cv2.INTER_LINEAR

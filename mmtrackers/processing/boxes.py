@@ -52,7 +52,7 @@ def xywh_to_xyxy(boxes_xywh: Array) -> Array:
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Array) -> Array:
-    """Center, width, height to left, top, right, bottom; arguments and errors as `xywh_to_xyxy`."""
+    """Center, width, height to left, top, right, bottom; arguments and errors as of `xywh_to_xyxy`."""
     cx, cy, w, h = _parts(boxes_cxcywh)
     return _join(cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h)
 

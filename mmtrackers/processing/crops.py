@@ -92,18 +92,14 @@ class AlignedCrop:
 
 
 def rasterized(box_xyxy: np.ndarray) -> np.ndarray:
-    """The cells that boxes touch, half-open; a spill of less than a ten-thousandth does not count.
-
-    As in LitingLin/LoRAT (`bbox_rasterize`); float64 `[..., 4]` to int64.
-    """
+    """The cells that boxes touch, half-open, float64 `[..., 4]` to int64; a spill of less than a ten-thousandth does
+    not count (LitingLin/LoRAT, `bbox_rasterize`)."""
     return np.floor(box_xyxy + _SPILL).astype(np.int64)
 
 
 def aligned_scale(box_xywh: np.ndarray, factor: float, size: int) -> np.ndarray:
-    """Pixels of a crop per pixel of the frame, x and y, for a box with its surroundings (LitingLin/LoRAT).
-
-    The surroundings add `(factor - 1) (w + h) / 2` to each side of the box, and the crop has their area.
-    """
+    """Pixels of a crop per pixel of the frame, x and y, for a box with its surroundings, which add `(factor - 1) (w +
+    h) / 2` to each of its sides; the crop has their area (LitingLin/LoRAT)."""
     extent = box_xywh[2:] + (factor - 1) * (box_xywh[2:].sum() * 0.5)
     return np.sqrt(size * size / extent.prod()).repeat(2)
 
@@ -148,7 +144,8 @@ def aligned_crop(
 
 
 def cut_aligned(image: np.ndarray, where: AlignedCrop, fill: np.ndarray) -> np.ndarray:
-    """The part of a picture that an aligned crop names, resized bilinearly in float32, on a ground of one color."""
+    """The part of a uint8 picture `[H, W, C]` that an aligned crop names, resized bilinearly: float32 `[size, size,
+    C]`, 0 to 255, on a ground of one color, `fill` `[C]`."""
     check_picture(image)
     channels = image.shape[2]
     picture = np.empty((where.size, where.size, channels), np.float32)

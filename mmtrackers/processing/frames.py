@@ -131,22 +131,8 @@ def to_picture(
 def choose_streams(
     frame: Frame, modality: str, streams: int, allow_missing: bool = False
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """Which picture of a frame feeds which stream of a tracker.
-
-    Args:
-        frame: a mapping from modality to picture, or one picture (then "rgb"). Pictures the tracker does not read are
-            left alone; one that is None counts as missing.
-        modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one; with two
-            streams also "any", see `second_stream`.
-        streams (`int`): 1 or 2.
-        allow_missing (`bool`): let the RGB picture stand in for a second stream that is missing.
-
-    Returns:
-        Stream to `(modality that feeds it, picture)`, RGB first.
-
-    Raises:
-        ValueError: an unknown modality, or a stream that is missing.
-    """
+    """Which picture of a frame feeds which stream of a tracker: stream -> (modality that feeds it, picture), RGB
+    first. Arguments and errors as of `TrackerImageProcessor.stack`; a picture that is None counts as missing."""
     frame = frame if isinstance(frame, Mapping) else {"rgb": frame}
     wanted = _wanted(second_stream(frame) if modality == ANY and streams == 2 else modality, streams)
     unknown = [str(key) for key in frame if key not in MODALITIES]
@@ -164,11 +150,8 @@ def choose_streams(
 
 
 def second_stream(frame: Frame) -> str:
-    """The modality of a frame's only picture beside RGB; "thermal" where there is none, to be named as missing.
-
-    Raises:
-        ValueError: the frame has several.
-    """
+    """The modality of a frame's only picture beside RGB; "thermal" where there is none, to be named as missing;
+    ValueError where there are several."""
     frame = frame if isinstance(frame, Mapping) else {}
     others = [key for key in MODALITIES[1:] if frame.get(key) is not None]
     if len(others) > 1:

@@ -164,20 +164,16 @@ class TrackerImageProcessor(BaseImageProcessor):
         names = (*self.valid_kwargs.__annotations__, "image_processor_type")
         return {key: value for key, value in super().to_dict().items() if key in names}
 
-    # ------------------------------------------------------------------------------------------------------- frames
-
     def stack(self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False) -> np.ndarray:
-        """Check a frame and lay its streams side by side on the channel axis.
+        """Checks a frame and lays its streams side by side on the channel axis.
 
         Args:
-            frame: a mapping from "rgb", "thermal", "depth", "event" to pictures, or one picture (then "rgb"). RGB and
-                event pictures are `[H, W, 3]` RGB or `[H, W]` gray, uint8; thermal also uint16 (its minimum and
-                maximum become 0 and 255); depth `[H, W]` uint16 millimeters.
+            frame (`dict[str, np.ndarray]` or `np.ndarray`): "rgb", "thermal", "depth", "event" -> picture, or one
+                picture (then "rgb"); their forms as in `mmtrackers.processing.frames.to_picture`.
             modality (`str`): the second stream of a tracker with two, the only stream of a tracker with one; "any"
                 takes the only picture beside RGB.
             streams (`int`): 1 or 2; other pictures in the frame are left alone.
-            allow_missing (`bool`): feed the RGB picture in the place of a second stream that is not there, and warn
-                once.
+            allow_missing (`bool`): feed RGB in the place of a second stream that is not there, and warn once.
 
         Returns:
             `np.ndarray` uint8 `[H, W, 3 * streams]`, RGB first.
@@ -207,9 +203,8 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         Args:
             frame, modality, streams, allow_missing: as for `stack`.
-            alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> what maps its pixels to the RGB
-                picture's, as `mmtrackers.processing.alignment.check_alignment` gives it; the streams may then differ
-                in size.
+            alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> what maps its pixels to RGB's, of
+                `mmtrackers.processing.alignment.check_alignment`; the streams may then differ in size.
             thermal_range ([`ThermalRange`], *optional*): of this video; by default every frame's own.
 
         Returns:
@@ -241,12 +236,10 @@ class TrackerImageProcessor(BaseImageProcessor):
         check_sizes({stream: view.size for stream, view in views.items()})
         return list(views.values())
 
-    # -------------------------------------------------------------------------------------------------------- crops
-
     def crop(
         self, image: np.ndarray | Sequence[View], box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
     ) -> tuple[np.ndarray, Crop | AlignedCrop]:
-        """Cut round a box and resize.
+        """Cuts round a box and resizes.
 
         In the "ostrack" style the picture's last row and column count as outside once the square reaches them, as in
         the official code.
@@ -255,8 +248,8 @@ class TrackerImageProcessor(BaseImageProcessor):
             image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
             box_xywh (4 numbers): pixels of the frame; may lie partly or wholly outside.
             role (`str`): "template" or "search": which size and factor.
-            fill (`np.ndarray` `[C]`): "lorat" style: the color outside the picture, as `padding` gives it; this
-                picture's own by default. A session pads all search crops with the first frame's.
+            fill (`np.ndarray` `[C]`, *optional*): "lorat" style: the color outside the picture, by default this
+                picture's `padding`; a session pads all search crops with the first frame's.
 
         Returns:
             `(picture, crop)`: `np.ndarray` `[s, s, C]` (uint8; "lorat" style float32, 0 to 255), and where it was
@@ -290,8 +283,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         return (cut[0] if len(cut) == 1 else np.concatenate(cut, axis=2)), where
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
-        """The color `[C]` that this picture's crops and, in a session, those of later search regions are padded with;
-        None for black."""
+        """The color `[C]` that crops of this picture, and later ones of its video, are padded with; None for black."""
         if self.crop_style == "ostrack":
             return None
         return np.concatenate([mean_color(view.picture) for view in _as_views(image)])
@@ -299,7 +291,8 @@ class TrackerImageProcessor(BaseImageProcessor):
     def locate(
         self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None
     ) -> Crop | AlignedCrop:
-        """Where `crop` would cut, without a picture; arguments and errors as there."""
+        """Where `crop` would cut in a frame of this size (height, width; needed in the "lorat" style); errors as of
+        `crop`."""
         if role not in ("template", "search"):
             raise ValueError(f"the role of a crop is 'template' or 'search', got {role!r}")
         size, factor = getattr(self, f"{role}_size"), getattr(self, f"{role}_factor")
@@ -323,15 +316,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         return aligned_crop(box, factor, size, *frame_size)
 
     def template_mask(self, crops: Sequence[Crop | AlignedCrop], grid: int) -> torch.Tensor:
-        """Which cells of template crops show the target that they were taken round (LitingLin/LoRAT).
-
-        Args:
-            crops (list of `Crop`): as `crop` gives them.
-            grid (`int`): cells along a side, the model's `config.template_grid`.
-
-        Returns:
-            `torch.Tensor` int64 `[B, grid, grid]`: 1 where the box touches the cell, else 0.
-        """
+        """Which cells of template crops show the target, `grid` along a side: int64 `[B, grid, grid]`
+        (LitingLin/LoRAT)."""
         mask = torch.zeros(len(crops), grid, grid, dtype=torch.int64)
         for row, crop in zip(mask, crops, strict=True):
             box = crop.box_to_crop(crop.box_xywh)
@@ -341,13 +327,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         return mask
 
     def to_tensor(self, crops: Sequence[np.ndarray]) -> torch.Tensor:
-        """Crops as one tensor with the streams apart.
-
-        Args:
-            crops (list of `np.ndarray` `[s, s, 3 * S]`): of one size.
-
-        Returns:
-            `torch.Tensor` `[B, S, 3, s, s]` of the same type.
+        """Crops `[s, s, 3 * S]` as one tensor with the streams apart, `[B, S, 3, s, s]` of the same type.
 
         Raises:
             ValueError: no crops, crops of several sizes, or channels that are no multiple of 3.
@@ -364,17 +344,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         return torch.from_numpy(planes).view(len(crops), channels // 3, 3, height, width)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels 0..255 to the values a tracker reads, on the tensor's device.
-
-        Args:
-            pixels (`torch.Tensor` uint8 or float32 `[..., 3, h, w]`).
-
-        Returns:
-            `torch.Tensor` float32 of the same shape: `(pixels / 255 - mean) / std`.
-
-        Raises:
-            ValueError: if the third axis from the end is not the three channels.
-        """
+        """Pixels `[..., 3, h, w]`, 0..255, to the values that a tracker reads, on their device: float32
+        `(pixels / 255 - mean) / std`; ValueError for another shape."""
         if pixels.ndim < 3 or pixels.shape[-3] != 3:
             raise ValueError(f"pixels need the shape [..., 3, height, width], got {tuple(pixels.shape)}")
         mean, scale = _normalization(tuple(self.image_mean), tuple(self.image_std), pixels.device)
@@ -411,12 +382,8 @@ class TrackerImageProcessor(BaseImageProcessor):
     def search(
         self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike]
     ) -> tuple[torch.Tensor, list[Crop | AlignedCrop]]:
-        """Search regions as a tracker's `forward` takes them; arguments and errors as `template`.
-
-        Returns:
-            `(search, crops)`: `torch.Tensor` float32 `[B, S, 3, s, s]`, and where each was taken (`AlignedCrop` in the
-            "lorat" style).
-        """
+        """Search regions as `forward` takes them, float32 `[B, S, 3, s, s]`, and where each was taken; arguments and
+        errors as `template`."""
         return self._crops(images, boxes_xywh, "search")
 
     def preprocess(
@@ -432,31 +399,19 @@ class TrackerImageProcessor(BaseImageProcessor):
         tensor, _ = self._crops(images, boxes_xywh, role)
         return BatchFeature({role: tensor[:, None] if role == "template" else tensor})
 
-    # -------------------------------------------------------------------------------------------------------- boxes
-
     @staticmethod
     def box_to_crop(box_xywh: BoxLike, crop: Crop | AlignedCrop) -> np.ndarray:
-        """A box of the frame in a crop, as training labels need it.
+        """Boxes `[..., 4]` of the frame, xywh in pixels, as fractions of a crop, as training labels need them.
 
         In the "ostrack" style the crop's center is taken as `(size - 1) / 2`, half a pixel from where `box_from_crop`
         puts it; published trackers were trained with the one and run with the other.
-
-        Args:
-            box_xywh (numbers `[..., 4]`): pixels of the frame.
-            crop (`Crop`): where the crop was taken.
-
-        Returns:
-            `np.ndarray` float64 of the same shape, xywh as fractions of the crop; may leave 0..1.
         """
         return crop.box_to_crop(np.asarray(box_xywh, dtype=np.float64)) / crop.size
 
     @staticmethod
     def box_from_crop(box_cxcywh: BoxLike, crop: Crop | AlignedCrop) -> np.ndarray:
-        """A predicted box in the frame, as tracking needs it.
-
-        Returns:
-            `np.ndarray` float64 of the same shape, xywh in pixels of the frame, not clipped.
-        """
+        """Predicted boxes `[..., 4]` (center, width, height as fractions of the crop; CPU tensors too) in the frame:
+        float64 xywh in pixels, not clipped."""
         box = np.asarray(box_cxcywh, dtype=np.float64) * crop.size
         return crop.box_from_crop(np.concatenate((box[..., :2] - 0.5 * box[..., 2:], box[..., 2:]), axis=-1))
 

@@ -32,11 +32,6 @@ def with_events(
 
     Raises:
         ValueError: frames and events cannot be brought together; says what is missing.
-
-    Example:
-        ```python
-        source = with_events(open_source("clip.mp4"), "events.npz")
-        ```
     """
     file = open_events(path)
     if window is not None and window not in WINDOWS:

@@ -30,16 +30,7 @@ def rows(result: "RunResult") -> Iterator[Row]:
 
 
 def to_pandas(result: "RunResult") -> Any:
-    """A `pandas.DataFrame` of a row per frame and target: frame, target, x, y, width, height, score, present.
-
-    Raises:
-        ImportError: pandas is not installed.
-
-    Example:
-        ```python
-        to_pandas(run(tracker, open_source("clip.mp4"), [box])).plot(x="frame", y="score")
-        ```
-    """
+    """A `pandas.DataFrame` of a row per frame and target: frame, target, x, y, width, height, score, present."""
     import pandas
 
     columns = ["frame", "target", "x", "y", "width", "height", "score", "present"]
@@ -75,11 +66,6 @@ def to_supervision(predictions: Prediction | Sequence[Prediction]) -> Any:
 
 def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> list[Path]:
     """Writes label files beside the other results: `<name>_coco.json`, `<name>_mot.txt`, `<name>_cvat.xml`.
-
-    Args:
-        result (`RunResult`): from `run`.
-        output (`str` or `Path`): folder, made if need be.
-        kinds (`str`s): "coco", "mot" (MOTChallenge's format of results), "cvat" (CVAT for video 1.1).
 
     Returns:
         `list[Path]`: the files.

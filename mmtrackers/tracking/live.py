@@ -155,11 +155,6 @@ def open_live(place: str, second: dict[str, str] | None = None, patience: float 
     With two, each frame of the first goes with the newest one of the second; where that one has broken off, its last
     frame stands until it is back or given up.
 
-    Args:
-        place (`str`): as for [`NewestFrame`].
-        second (`dict[str, str]`, *optional*): one modality -> another camera or stream.
-        patience (`float`, *optional*): as for [`NewestFrame`].
-
     Example:
         ```python
         for frame in open_live("rtsp://camera/1", {"thermal": "rtsp://camera/2"}):

@@ -122,12 +122,7 @@ class QuarterReferences(GrowingPolicy):
 
 @dataclass(frozen=True)
 class ThirdReferences(GrowingPolicy):
-    """The rule of SPMTrack-B's published result on LaSOT: the first frame, and two at a third and two thirds.
-
-    Example:
-        >>> ThirdReferences().indices(99)
-        (0, 33, 66)
-    """
+    """The rule of SPMTrack-B's published result on LaSOT: the first frame, and two at a third and two thirds."""
 
     templates: int = 2
 

@@ -327,12 +327,6 @@ def update_together(
     Raises:
         ValueError: as for `update`, sessions of several trackers, or one session twice; all sessions are then as they
             were before.
-
-    Example:
-        ```python
-        sessions = [tracker.start(video[0], box) for video, box in zip(videos, boxes)]
-        predictions = update_together(sessions, [video[1] for video in videos])
-        ```
     """
     if len({id(session.tracker) for session in sessions}) != 1 or len(sessions) != len(frames):
         raise ValueError(f"{len(sessions)} sessions, {len(frames)} frames: give sessions of one tracker, a frame each")

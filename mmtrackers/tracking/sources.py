@@ -172,11 +172,6 @@ def with_rig(
 
     Raises:
         ValueError: the file cannot be used, or there is no second stream that it could be for.
-
-    Example:
-        ```python
-        source = with_rig(open_source("visible", {"thermal": "infrared"}), "rig.txt")
-        ```
     """
     ThermalRange(thermal_range)
     if align is None:
@@ -197,10 +192,6 @@ def as_source(video: Any, second: Mapping[str, Any] | None = None) -> FrameSourc
     Raises:
         ValueError: more than one second stream, or as `open_source`; later, where the frames of one stream run out
             before the other's.
-
-    Example:
-        >>> len(list(as_source([np.zeros((4, 4, 3), np.uint8)])))
-        1
     """
     streams = {name: stream for name, stream in (second or {}).items() if stream is not None}
     if len(streams) > 1:
@@ -354,11 +345,6 @@ def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = N
 
     Raises:
         ValueError: they do not go together, at once where that is known beforehand.
-
-    Example:
-        ```python
-        pair(open_source("clip.mp4"), open_source("heat.mp4", modality="thermal"), "thermal")
-        ```
     """
     chosen = None
     if rgb.files is not None and other.files is not None:

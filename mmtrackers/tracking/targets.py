@@ -52,11 +52,6 @@ class Targets:
     def add(self, frame: Frame, box_xywh: Box, number: int | None = None) -> int:
         """Begins to follow one more target, seen in `frame`, the last frame of the others.
 
-        Args:
-            frame: as for `Tracker.start`.
-            box_xywh (4 `float`): x, y, width, height in pixels.
-            number (`int`, *optional*): what to call it; the next free number by default.
-
         Returns:
             `int`: its number. Numbers of removed targets are not given again.
 

@@ -143,11 +143,6 @@ class Tracker:
     def add_adapter(self, repo: str, name: str, **kwargs: Any) -> None:
         """Loads a further adapter onto the same base, for `start(..., adapter=name)`; the active one stays active.
 
-        Args:
-            repo (`str`): folder or Hub id of an adapter of the same type and base.
-            name (`str`): what to call it, such as "depth".
-            kwargs: `revision`, `cache_dir`, `token`, ...
-
         Raises:
             OSError, ValueError: as `load_adapter` of the model; also for a model that is packed or has no adapter.
 

@@ -97,9 +97,6 @@ def take_scale(net: dict[str, Tensor], file: Path, given: float | None) -> tuple
 
     Files of some versions say `lora_alpha` and `use_rslora` for the whole model, others for every layer, and what the
     present code saves of a training says neither; its own loader then takes a factor of 1, that is alpha = r.
-
-    Raises:
-        ValueError: layers differ in alpha, or the file has another one than `given`.
     """
     found: dict[str, set[float]] = {"lora_alpha": set(), "use_rslora": set()}
     for name in list(net):

@@ -58,13 +58,7 @@ for _official, _ours in {"attn_moe": "attention_junction", "ffn_moe": "mlp_junct
 
 
 def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An official SEATrack state dict under this package's names, as two: the base's tensors, and the adapter's.
-
-    A low-rank matrix `lora_A` [2r, D] or `lora_B` [2D, r] comes as that of `k_proj` and that of `v_proj`.
-
-    Raises:
-        ValueError: an entry has a name that neither has.
-    """
+    """An official SEATrack state dict under the names here, as two: the base's tensors, and the adapter's."""
     own = {name: tensor for name, tensor in net.items() if names_of(name, SEATRACK_NAMES)}
     base = {name: tensor for name, tensor in net.items() if name not in own}
     return rename(base, OSTRACK_NAMES), rename(own, SEATRACK_NAMES)
