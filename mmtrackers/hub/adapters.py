@@ -162,9 +162,7 @@ class AdapterMixin:
             adapter_name (`str`, *optional*): "default" by default.
 
         Raises:
-            TypeError: no `PeftConfig`.
             ValueError: the name is taken or unsafe, or the adapter cannot stand on this model, which stays as it was.
-            RuntimeError: the model is packed.
         """
         self._refuse_packed("add_adapter")
         if not isinstance(adapter_config, PeftConfig):
@@ -198,7 +196,6 @@ class AdapterMixin:
             OSError: not found; a file is missing, corrupt or truncated.
             ValueError: another kind of adapter or tracker, another base, a name that is taken or unsafe, tensors that
                 do not fit. The model is then as before.
-            RuntimeError: the model is packed.
 
         Example:
             >>> model.load_adapter("org/seatrack-depth", "depth")  # doctest: +SKIP
@@ -236,9 +233,8 @@ class AdapterMixin:
         active, enabled = self.active_adapters(), self.adapters_enabled
         before = {id(parameter): parameter.requires_grad and bool(active) for parameter in self.parameters()}
         with self._injected(config, name):
-            check_tensors(adapter_state_dict(self, name), tensors, adapter.where(ADAPTER_WEIGHTS))
-            adapter.check_whole()
             fill_adapter(self, name, tensors, adapter.where(ADAPTER_WEIGHTS))
+            adapter.check_whole()
             check_uninitialized(self, self.name_or_path)
         config.base_model_name_or_path = self.name_or_path
         modality = adapter.record.get("config", {}).get("modality", self.config.modality)
@@ -287,35 +283,29 @@ class AdapterMixin:
         """Makes a loaded adapter the active one; it trains if it was added or loaded to be trained.
 
         Raises:
-            ValueError: there is none of this name.
-            RuntimeError: the model is packed.
+            ValueError: there is none of this name (so for `delete_adapter`).
+            RuntimeError: the model is packed (so for all that changes its adapters).
         """
         self._refuse_packed("set_adapter")
         check_loaded(self, adapter_name)
         set_adapter(self, adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Takes an adapter out; without the last one the model is the base again.
-
-        Raises:
-            ValueError: there is none of this name.
-            RuntimeError: the model is packed.
-        """
+        """Takes an adapter out; without the last one the model is the base again."""
         self._refuse_packed("delete_adapter")
         check_loaded(self, adapter_name)
         self._take_off(adapter_name)
 
     def enable_adapters(self) -> None:
         """Switches the adapters on again, with the modules that they trained in full."""
-        self._refuse_packed("enable_adapters")
         self._switch(True)
 
     def disable_adapters(self) -> None:
         """The base alone, bit for bit, until `enable_adapters`."""
-        self._refuse_packed("disable_adapters")
         self._switch(False)
 
     def _switch(self, on: bool) -> None:
+        self._refuse_packed("enable_adapters" if on else "disable_adapters")
         if not self.has_adapter:
             raise ValueError(f"{type(self).__name__} has no adapter to switch on or off.")
         for module in self.modules():
@@ -332,13 +322,10 @@ class AdapterMixin:
         return adapter_state_dict(self, adapter_name or active_adapter(self))
 
     def merge_and_unload(self) -> "AdapterMixin":
-        """Adds the active adapter to the weights and takes it away, in place: a plain model with the same numbers.
-
-        Returns:
-            The model itself, in evaluation mode, which saves and loads as a full model.
+        """Adds the active adapter to the weights and takes it away, in place: a plain model with the same numbers, in
+        evaluation mode, which saves and loads as a full model.
 
         Raises:
-            RuntimeError: the model is packed.
             ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
         """
         self._refuse_packed("merge_and_unload")
@@ -461,7 +448,7 @@ def weight_sharing_copy(model: nn.Module, adapter_name: str | None) -> nn.Module
 
 
 def adapter_state_dict(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
-    """Tensors of one adapter (modules-to-save included) under the names that they have in its file."""
+    """Tensors of one adapter, modules-to-save included, under the names that they have in its file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return {KEY_PREFIX + key.removeprefix(KEY_PREFIX): value for key, value in state.items()}
 

@@ -51,8 +51,7 @@ class AutoTracker:
         """Makes a tracker known: its `model_type` to `AutoConfig`, its class to `AutoTracker`.
 
         Args:
-            config_class (`type`): with a `model_type` of its own.
-            model_class (`type`): whose `config` it is.
+            config_class (`type`), model_class (`type`): the config with a `model_type` of its own, and its model.
             exist_ok (`bool`): replace one of the same `model_type`.
 
         Raises:
@@ -100,16 +99,16 @@ class AutoTracker:
 
         Args:
             pretrained_model_name_or_path (`str` or `PathLike`): Hub id or folder, of a full model or of an adapter.
-            base_model (`str`, `PathLike` or `PreTrainedModel`, *optional*): for an adapter: the base to use in place
-                of the recorded one. A loaded model is not changed; the tracker shares its weights.
-            base_revision (`str`, *optional*): branch, tag or commit of the base's repository (default: the recorded
-                one, else "main").
-            is_trainable (`bool`): for an adapter: let its parameters (modules-to-save included) require gradients.
-                Otherwise every parameter is frozen.
-            adapter_name (`str`): for an adapter: its name in the loaded model.
-            kwargs: `revision` (branch, tag or commit of *this* repository), `subfolder`, `cache_dir`,
-                `force_download`, `local_files_only`, `token`; `dtype` (of the base; adapters stay float32),
-                `device_map`, `attn_implementation`; config fields to override.
+            base_model (`str`, `PathLike` or `PreTrainedModel`, *optional*): of an adapter, the base to use in place of
+                the recorded one. A loaded model is not changed; the tracker shares its weights.
+            base_revision (`str`, *optional*): branch, tag or commit of the base's repository; by default the recorded
+                one, else "main".
+            is_trainable (`bool`): of an adapter, let its parameters (modules-to-save included) require gradients;
+                otherwise every parameter is frozen.
+            adapter_name (`str`): of an adapter, its name in the loaded model.
+            kwargs: `revision` (of *this* repository), `subfolder`, `cache_dir`, `force_download`, `local_files_only`,
+                `token`; `dtype` (of the base; adapters stay float32), `device_map`, `attn_implementation`; config
+                fields to override.
 
         Raises:
             OSError: repository, revision or base not found or unreachable; files missing, corrupt or truncated.

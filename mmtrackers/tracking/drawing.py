@@ -151,8 +151,8 @@ def plot_run(
 
     Args:
         path (`str` or `Path`): the file.
-        overlaps (`np.ndarray` `[N]`): intersection over union with the ground truth, NaN where there is none.
-        scores (`np.ndarray` `[targets, N]` or `[N]`): the tracker's own score.
+        overlaps (`np.ndarray` `[N]`), scores (`[targets, N]` or `[N]`): with the ground truth, NaN where there is
+            none; the tracker's own.
         title (`str`): shown above.
         absent_below (`float`, *optional*): drawn as a line in the panel of the scores.
         first (`int`): the frame of the given box, which the mean leaves out.

@@ -63,11 +63,8 @@ class ResultFiles:
         self.all = [*self.boxes, self.scores, self.record, self.plot, *self.labels.values(), self.video]
 
     def check(self, overwrite: bool = False) -> None:
-        """Looks whether the names are free.
-
-        Raises:
-            FileExistsError: a file that no run wrote has one of them; or results are there, without `overwrite`.
-        """
+        """Raises FileExistsError where a name is taken, by a file that no run wrote, or, without `overwrite`, by
+        results."""
         there, earlier = [path for path in self.all if os.path.lexists(path)], self._earlier()
         if foreign := [path for path in there if path.name not in earlier]:
             raise FileExistsError(f"{foreign[0]} was not written by {_WRITER} and is kept: choose another --output")
@@ -163,11 +160,8 @@ class Recorder:
         self._scores.add(",".join(f"{score:.6f}" for _, score in found))
 
     def put(self, index: int, frame: dict[str, np.ndarray], found: Sequence[Prediction]) -> None:
-        """Hands over a frame and what was found in it; waits where the video does not keep up.
-
-        Raises:
-            OSError, ValueError: an earlier frame could not be written.
-        """
+        """Hands over a frame and what was found in it; waits where the video does not keep up. Here and in `close` an
+        OSError or ValueError of an earlier frame is raised."""
         shown = None if self._video is None else self._shrunk({name: frame[name] for name in self.shown or frame})
         if self._queue is None:
             size = sum(picture.nbytes for picture in (shown or {}).values())
@@ -189,11 +183,7 @@ class Recorder:
         return {name: cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for name, picture in frame.items()}
 
     def close(self) -> None:
-        """Writes what was handed over and finishes the files.
-
-        Raises:
-            OSError, ValueError: something could not be written.
-        """
+        """Writes what was handed over and finishes the files."""
         if self._queue is not None:
             self._queue.put(None)
             self._thread.join()

@@ -33,8 +33,8 @@ class RunResult:
         first (`int`): index of the frame that the given boxes belong to.
         predictions (`list[list[Prediction]]`): per frame from `first` on, one per target; the first are the
             given boxes.
-        seconds (`float`): spent in the tracker, without reading and drawing.
-        elapsed (`float`): of the whole run, from the first frame until the files were finished.
+        seconds, elapsed (`float`): spent in the tracker, without reading and drawing; of the whole run, until the
+            files were finished.
         threads (`int`): on a CPU, with which the tracker ran at the end.
         stopped (`str`, *optional*): why it ended before the source did.
         interrupt (`KeyboardInterrupt`, *optional*): what ended it, if Ctrl-C or a signal did.
@@ -46,11 +46,10 @@ class RunResult:
             of the first one that is here.
 
     Example:
-        >>> source = FrameSource("a", lambda: iter(()), boxes_xywh=np.array([[0.0, 0, 2, 2], [0, 0, 2, 2]]),
-        ...                      present=np.array([True, True]))
-        >>> found = [[Prediction(np.array([0.0, 0, 2, 2]), 1.0)], [Prediction(np.array([1.0, 0, 2, 2]), 0.7)]]
-        >>> round(RunResult(source, 0, found).mean_overlap, 4)
-        0.3333
+        ```python
+        result = run(tracker, open_source("clip.mp4"), [[60, 40, 30, 20]])
+        print(result.count, result.mean_overlap, result.boxes_xywh.shape)
+        ```
     """
 
     source: FrameSource
@@ -85,10 +84,8 @@ class RunResult:
 
     @property
     def overlaps(self) -> np.ndarray | None:
-        """Overlap of the first target with the ground truth per frame, NaN where it is absent or not annotated.
-
-        None without ground truth beyond the first frame.
-        """
+        """Overlap of the first target with the ground truth per frame, NaN where it is absent or not annotated; None
+        without ground truth beyond the first frame."""
         boxes, present = self.source.boxes_xywh, self.source.present
         if boxes is None or present is None or present[self.first + 1 :].sum() == 0:
             return None
@@ -167,18 +164,14 @@ def run(
     Frames are read ahead and the video is written in threads of their own. Ctrl-C, a full disk, and a source that
     breaks off in its middle end the run; what was found until then is kept and returned, with the reason in `stopped`.
 
-    The files in `output`, named after the source: `clip_tracked.txt`, a line `x,y,w,h` per frame, the first being the
-    given box, as the data sets' tools read it (further targets in `clip_tracked_2.txt` and so on);
-    `clip_tracked_scores.txt`, a line per frame, a column per target; `clip_tracked.mp4`, the annotated video;
-    `clip_tracked.json`, boxes, scores, presence and settings; `clip_tracked.png`, overlap and score over time, where
-    there is ground truth. The first three grow with every frame.
-
     Args:
         tracker (`Tracker`): see there.
         source (`FrameSource`): from `mmtrackers.tracking.sources.open_source`.
         boxes_xywh (list of 4 `float`, *optional*): one per target, in the first frame; by default the source's own
             first box.
-        output (`str` or `Path`, *optional*): folder of the results, made if need be; none without it.
+        output (`str` or `Path`, *optional*): folder of the results, made if need be, for the files of
+            [`ResultFiles`]; boxes, scores and video grow with every frame, a plot is drawn where there is ground
+            truth. None without it.
         max_frames (`int`, *optional*): stop after so many frames.
         progress (`bool`): show a progress bar, where a terminal shows it.
         profile (`bool`): time every stage (`RunResult.clock` and `recording`).
@@ -333,12 +326,7 @@ def _initial_boxes(source: FrameSource, boxes_xywh: Sequence[Sequence[float]] | 
 
 
 def write_results(result: RunResult, output: str | Path, settings: dict[str, Any] | None = None) -> list[Path]:
-    """Writes the files of `run`, without a video, for a result that was found in another way.
-
-    Raises:
-        FileExistsError: one of the names belongs to a file that no run wrote.
-        OSError: a file cannot be written.
-    """
+    """Writes the files of `run`, without a video, for a result found in another way; OSError where it cannot."""
     files = ResultFiles(Path(output), result.source.name, len(result.predictions[0]))
     files.check(overwrite=True)
     files.claim()

@@ -35,7 +35,7 @@ class FrameSource:
         name (`str`): for output files.
         frames (callable): returns a fresh iterator over `{modality: image}`.
         modality (`str`): the stream beside RGB, or "rgb" if there is none.
-        length (`int`, *optional*): number of frames, where it is known beforehand; of a video, what its header says.
+        length (`int`, *optional*): number of frames, where it is known; of a video, what its header says.
         fps (`float`): frames per second of the recording; 30 where nothing says.
         boxes_xywh (`np.ndarray`, *optional*): `[N, 4]` ground truth in pixels, NaN where there is none.
         present (`np.ndarray`, *optional*): `[N]` bool, the frames whose ground truth counts.
@@ -44,8 +44,7 @@ class FrameSource:
         live (`bool`): a camera: frames that come while one is looked at are left out.
         alone (`bool`): the pictures of `modality` come without RGB.
         notes (`tuple[str, ...]`): what a person should know of how the frames were made.
-        alignment (`dict`, *optional*), thermal_range (2 `float` or `str`, *optional*): of this recording, for
-            `Tracker.start`.
+        alignment, thermal_range (*optional*): of this recording, for `Tracker.start`.
 
     Example:
         >>> source = FrameSource("two", lambda: iter([{"rgb": np.zeros((4, 4, 3), np.uint8)}] * 2), length=2)
@@ -102,9 +101,8 @@ def open_source(
         modality (`str`, *optional*): what the source itself shows where it is not RGB; by default files of one channel
             with 16 bits or more are thermal.
         fps (`float`, *optional*): frames per second of folders of images and pages, which do not say it.
-        pair_by (`str`, *optional*): "number": the frames whose files have the same number; "time": the nearest in
-            time; "rank": by order alone. By default files by order, if their numbers agree; videos, and whatever has
-            times, by time.
+        pair_by (`str`, *optional*): "number" (of files), "time" (the nearest) or "rank" (by order alone). By default
+            files by order, if their numbers agree; videos, and whatever has times, by time.
         event_window, event_start (*optional*): of an event recording as second stream, see
             `mmtrackers.tracking.event_source.with_events`.
 
@@ -183,11 +181,7 @@ def with_rig(
 
 
 def as_source(video: Any, second: Mapping[str, Any] | None = None) -> FrameSource:
-    """Whatever holds frames as a source.
-
-    Args:
-        video (`str`, `Path`, `FrameSource` or iterable): what `open_source` takes, an opened source, or frames.
-        second (`dict`, *optional*): one modality -> the second stream: a path, or frames beside frames.
+    """Whatever holds frames as a source: what `open_source` takes, an opened source, or frames; `second` likewise.
 
     Raises:
         ValueError: more than one second stream, or as `open_source`; later, where the frames of one stream run out
@@ -217,11 +211,7 @@ def _named(frames: Any, modality: str) -> FrameSource:
 
 
 def paired_files(rgb: Path, other: Path, modality: str) -> list[tuple[Path, Path]]:
-    """The pictures of two cameras that go together: two files, or two folders of them.
-
-    Raises:
-        ValueError: one is missing, one is a folder and the other is not, or they do not go together.
-    """
+    """The pictures of two cameras that go together: of two files, or two folders; ValueError where they do not."""
     if rgb.is_dir() and other.is_dir():
         sides = _image_folder(rgb, "rgb"), _image_folder(other, modality)
         chosen = _pairs_of_files(*sides, modality, None)

@@ -52,8 +52,13 @@ class Targets:
     def add(self, frame: Frame, box_xywh: Box, number: int | None = None) -> int:
         """Begins to follow one more target, seen in `frame`, the last frame of the others.
 
+        Args:
+            frame, box_xywh (4 `float`): as for `Tracker.start`.
+            number (`int`, *optional*): what to call it; the next free number by default, which is never one again
+                that a removed target had.
+
         Returns:
-            `int`: its number. Numbers of removed targets are not given again.
+            `int`: its number.
 
         Raises:
             ValueError: a number that is taken, or as `Tracker.start`; the other targets are as before.
@@ -71,22 +76,11 @@ class Targets:
         del self.sessions[number]
 
     def correct(self, number: int, box_xywh: Box) -> None:
-        """Puts a target where it is in the last frame; what is known of its looks stays.
-
-        Raises:
-            ValueError: there is no such target, or the box cannot be used.
-        """
+        """Puts a target where it is in the last frame; what is known of its looks stays. ValueError as `remove`."""
         self._session(number).boxes_xywh = box_xywh
 
-    def initial_predictions(self) -> dict[int, Prediction]:
-        """The boxes as they stand, with score 1."""
-        return {number: session.initial_prediction() for number, session in self.sessions.items()}
-
     def update(self, frame: Frame) -> dict[int, Prediction]:
-        """Finds all targets in the next frame.
-
-        Returns:
-            `dict[int, Prediction]`: by number; empty without targets.
+        """Finds all targets in the next frame, by their numbers; empty without targets.
 
         Raises:
             ValueError: as `TrackingSession.update`; no target has then moved.

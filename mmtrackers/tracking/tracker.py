@@ -107,11 +107,6 @@ class Tracker:
         Raises:
             OSError: the repository or one of its files is not there.
             ValueError: the files do not belong together, or an argument has no meaning.
-
-        Example:
-            ```python
-            tracker = Tracker.from_pretrained(default_checkpoint("thermal"), dtype="bfloat16")
-            ```
         """
         from mmtrackers.hub.auto import AutoTracker
 
@@ -176,14 +171,8 @@ class Tracker:
         self.__dict__.update(state, _lock=RLock())
 
     def model_for(self, adapter: str | None = None) -> Any:
-        """The model that a session runs: a copy that shares all weights, in which one adapter is active for good.
-
-        Args:
-            adapter (`str`, *optional*): its name; by default the active one, or none where adapters are disabled.
-
-        Raises:
-            ValueError: there is no such adapter.
-        """
+        """The model that a session runs: a copy that shares all weights, in which one adapter (by default the active
+        one, or none where adapters are disabled) is active for good; ValueError where there is none of this name."""
         return self.model_and_modality(adapter)[0]
 
     def model_and_modality(self, adapter: str | None = None) -> tuple[Any, str]:
@@ -312,11 +301,7 @@ def _adapter_of(model: Any) -> str | None:
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """`"bf16"`, `"bfloat16"`, `torch.bfloat16` and the like as a floating `torch.dtype`.
-
-    Raises:
-        ValueError: not the name of a floating type.
-    """
+    """`"bf16"`, `"bfloat16"`, `torch.bfloat16` and the like as a `torch.dtype`; ValueError for no floating type."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     names = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
