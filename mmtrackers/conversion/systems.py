@@ -53,7 +53,7 @@ def convert_checkpoint(
     overwrite: bool = False,
     **overrides: Any,
 ) -> ConversionReport:
-    """Convert an official checkpoint file into a folder that `AutoTracker` and `Tracker` load.
+    """Converts an official checkpoint file into a folder that `AutoTracker` and `Tracker` load.
 
     The file is read without running anything in it. An OSTrack or ODTrack file becomes a full model. A SEATrack or
     PATrack file becomes an adapter folder, and without `base` also the base that the file holds, in `out/base`. A
@@ -62,22 +62,20 @@ def convert_checkpoint(
     from.
 
     Args:
-        system: "lorat", "ostrack", "odtrack", "patrack", "seatrack" or "spmtrack".
-        file: `.pth`, `.pth.tar` or `.safetensors`, whatever its name ends in.
-        out: folder to make.
-        base: seatrack, patrack: the OSTrack it was trained on, as folder or Hub id of this package's form. Compared
-            with the file's own (seatrack: to tell whether its weights are merged), and named in the adapter. lorat,
-            spmtrack: the plain DINOv2 that it stands on, such as "facebook/dinov2-base".
-        modality: seatrack, patrack: "thermal", "depth" or "event".
-        overwrite: write into `out` although it holds files already.
-        overrides: fields of `OSTrackConfig` that a file does not tell, such as `num_attention_heads` where heads are
-            not 64 wide. lorat: `search_size` (224 or 378), which published files do not tell, and `lora_alpha`
-            where a file that lacks it was trained with another than its rank. spmtrack: `alpha`, where a file that
-            lacks it was trained with another than 1.
+        system (`str`): "lorat", "ostrack", "odtrack", "patrack", "seatrack" or "spmtrack".
+        file (`str` or `Path`): `.pth`, `.pth.tar` or `.safetensors`, whatever its name ends in.
+        out (`str` or `Path`): folder to make.
+        base (`str` or `Path`, *optional*): seatrack, patrack: the OSTrack it was trained on, as folder or Hub id of
+            this package's form; compared with the file's own, and named in the adapter. lorat, spmtrack: the plain
+            DINOv2 that it stands on, such as "facebook/dinov2-base".
+        modality (`str`, *optional*): seatrack, patrack: "thermal", "depth" or "event".
+        overwrite (`bool`): write into `out` although it holds files already.
+        overrides: what a file does not tell: fields of `OSTrackConfig`, such as `num_attention_heads` where heads are
+            not 64 wide; lorat: `search_size` (224 or 378), and `lora_alpha` where it is not the rank; spmtrack:
+            `alpha` where it is not 1.
 
     Raises:
         FileNotFoundError, FileExistsError: no such file; `out` is not an empty folder.
-        OSError: another process writes there.
         ValueError: the file is not what it should be, or was trained on another base.
         RuntimeError: the saved result does not equal the file (then a new `out` is removed again).
 

@@ -45,11 +45,10 @@ class View:
 
 
 def check_alignment(alignment: Alignment, modality: str = "second") -> Alignment:
-    """An alignment as float64 `[3, 3]` with a 1 in its corner, or "scale" as it is.
+    """An alignment as float64 `[3, 3]` with a 1 in its corner, or "scale" (one view in two sizes) as it is.
 
     Args:
-        alignment (`np.ndarray` or nested list `[3, 3]` or `[2, 3]`, or `str`): the matrix, or "scale" for pictures of
-            one view in two sizes.
+        alignment (`np.ndarray` or nested list `[3, 3]` or `[2, 3]`, or `str`): the matrix, or "scale".
         modality (`str`): for messages.
 
     Raises:
@@ -108,21 +107,8 @@ def frame_matrix(
 
 
 def read_alignment(path: str | Path) -> np.ndarray:
-    """A matrix from a file: three rows of text, JSON (the rows, or an object with "matrix" or the like), OpenCV YAML.
-
-    Returns:
-        `np.ndarray` float64 `[3, 3]`.
-
-    Raises:
-        ValueError: the file is missing, or holds no such matrix.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "h.txt"
-        >>> _ = file.write_text("1 0 5\\n0 1 0\\n0 0 1\\n")
-        >>> read_alignment(file)[0].tolist()
-        [1.0, 0.0, 5.0]
-    """
+    """A matrix, float64 `[3, 3]`, from a file: three rows of text, JSON (the rows, or an object with "matrix" or the
+    like), OpenCV YAML. ValueError where it is missing, or holds none."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -32,16 +32,10 @@ def _join(first: Array, second: Array, third: Array, fourth: Array) -> Array:
 
 
 def xywh_to_xyxy(boxes_xywh: Array) -> Array:
-    """Left, top, width, height to left, top, right, bottom.
-
-    Args:
-        boxes_xywh (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]`, any unit.
-
-    Returns:
-        The same kind and shape.
+    """Left, top, width, height to left, top, right, bottom; boxes `[..., 4]` of any unit.
 
     Raises:
-        ValueError: if the last axis does not hold four numbers (so for every conversion here).
+        ValueError: the last axis does not hold four numbers (so for every function here).
 
     Example:
         >>> xywh_to_xyxy(np.array([10.0, 20.0, 30.0, 40.0]))
@@ -52,7 +46,7 @@ def xywh_to_xyxy(boxes_xywh: Array) -> Array:
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Array) -> Array:
-    """Center, width, height to left, top, right, bottom; arguments and errors as of `xywh_to_xyxy`."""
+    """Center, width, height to left, top, right, bottom."""
     cx, cy, w, h = _parts(boxes_cxcywh)
     return _join(cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h)
 
@@ -69,13 +63,8 @@ def _areas(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array, Array]:
 
 
 def iou_xyxy(a_xyxy: Array, b_xyxy: Array) -> Array:
-    """Intersection over union, box by box.
-
-    Args:
-        a_xyxy, b_xyxy (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]` in the same unit; shapes broadcast.
-
-    Returns:
-        Overlaps `[...]` in 0..1; 0 where both boxes are empty.
+    """Intersection over union, box by box: `[...]` in 0..1 of boxes `[..., 4]`, whose shapes broadcast; 0 where both
+    boxes are empty.
 
     Example:
         >>> float(iou_xyxy(np.array([0.0, 0.0, 2.0, 2.0]), np.array([1.0, 0.0, 3.0, 2.0])))
@@ -86,13 +75,8 @@ def iou_xyxy(a_xyxy: Array, b_xyxy: Array) -> Array:
 
 
 def giou_xyxy(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array]:
-    """Generalized intersection over union, box by box (Rezatofighi et al., CVPR 2019, algorithm 1).
-
-    Args:
-        a_xyxy, b_xyxy (`np.ndarray` or `torch.Tensor`): boxes `[..., 4]` in the same unit; shapes broadcast.
-
-    Returns:
-        `(giou, iou)`, both `[...]`; GIoU lies in -1..1.
+    """Generalized intersection over union, -1..1 (Rezatofighi et al., CVPR 2019, algorithm 1), and the plain one; as
+    `iou_xyxy`.
 
     Example:
         >>> giou, iou = giou_xyxy(np.array([0.0, 0.0, 1.0, 1.0]), np.array([3.0, 0.0, 4.0, 1.0]))
@@ -110,18 +94,10 @@ def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
 
 
 def clip_box_xywh(box_xywh: BoxLike, height: int, width: int, margin: float = 10.0) -> np.ndarray:
-    """Keep a tracked box on the picture, with at least `margin` pixels of it inside and on each side.
+    """Keeps tracked boxes `[..., 4]` on the picture, with at least `margin` pixels inside and on each side.
 
     The rule of OSTrack's tracking loop (botaoye/OSTrack, `clip_box`). Where the picture is narrower than the margin
     the margin shrinks to the picture.
-
-    Args:
-        box_xywh (numbers `[..., 4]`): one box or several, in pixels.
-        height, width (`int`): size of the picture in pixels.
-        margin (`float`): smallest side of the result in pixels.
-
-    Returns:
-        `np.ndarray` float64 of the same shape.
 
     Example:
         >>> clip_box_xywh([-30.0, -5.0, 20.0, 8.0], height=120, width=160)
@@ -135,16 +111,13 @@ def clip_box_xywh(box_xywh: BoxLike, height: int, width: int, margin: float = 10
 
 
 def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
-    """Check a box that a person gave, before anything is cropped round it.
+    """Checks a box that a person gave, before anything is cropped round it: float64 `[4]`.
+
+    One that is possible but looks like something else (two corners, a target of less than two pixels) is warned of.
 
     Args:
         box_xywh (4 numbers): left, top, width, height in pixels; it may reach over the picture's border.
         height, width (`int`): size of the picture in pixels.
-
-    Returns:
-        `np.ndarray` float64 `[4]`.
-
-    A box that is possible but looks like something else (two corners, a target of less than two pixels) is warned of.
 
     Raises:
         ValueError: not four numbers, a number that is not finite, a side that is not positive, fractions of the

@@ -19,19 +19,10 @@ except ImportError:  # Windows
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes a text file so that a reader, or a later run, finds the old file or the whole new one, never a part.
-
-    Args:
-        path (`str` or `Path`): its folder is made if need be.
-        text (`str`): written as UTF-8.
+    """Writes a UTF-8 text file, and its folder; a reader finds the old file or the whole new one, never a part.
 
     Raises:
         OSError: it cannot be written (a full disk, no permission); names the file, and leaves no part of it behind.
-
-    Example:
-        >>> import tempfile
-        >>> write_text(Path(tempfile.mkdtemp()) / "deeper" / "a.txt", "1,2,3,4\\n").read_text()
-        '1,2,3,4\\n'
     """
     path = Path(path)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
@@ -59,16 +50,10 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 
 class FolderLock:
-    """Keeps a folder to one process while it writes there; a second one gets an error that names the first.
+    """Keeps a folder to one process while it writes there; a second one gets an OSError that names the first.
 
     The lock is the operating system's, so that it is gone with its process, however that ended. Where a file system
     has no locks a warning says so, and the folder is not guarded. Of the processes of one run only the main one locks.
-
-    Args:
-        folder (`str` or `Path`): made if need be.
-
-    Raises:
-        OSError: another process writes there.
 
     Example:
         ```python
@@ -120,12 +105,8 @@ class FolderLock:
 def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Keeps a folder to this process while it is made; after an error it is gone again, unless it was there before.
 
-    Args:
-        folder (`str` or `Path`): new or empty.
-        overwrite (`bool`): it may hold something already.
-
     Raises:
-        FileExistsError: it holds something, or is a file.
+        FileExistsError: it holds something, without `overwrite`, or is a file.
         OSError: another process writes there.
 
     Example:

@@ -61,22 +61,16 @@ def _median(depth: np.ndarray) -> float:
 
 
 def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
-    """A depth picture as the three-channel picture that RGB-D trackers of the ViPT family were trained on.
+    """A depth picture (uint16 `[H, W]`, millimeters, 0 where unknown) as the uint8 `[H, W, 3]` that RGB-D trackers of
+    the ViPT family were trained on.
 
-    Values above `min(3 * median, 10000)` mm become that value, then the picture's own minimum and maximum become 0 and
-    255 (rounded), then OpenCV's JET map. The channels stay in the order that OpenCV gives, blue first: the published
-    models saw them so (jiawen-zhu/ViPT, `depth_utils.py`). Where more than half of the pixels are unknown, the median
-    is that of the known ones.
-
-    Args:
-        depth (`np.ndarray` uint16 `[H, W]`): distance in millimeters, 0 where unknown.
-        clip (`bool`): whether to clip; RGBD1K's recipe does not.
-
-    Returns:
-        `np.ndarray` uint8 `[H, W, 3]`.
+    Values above `min(3 * median, 10000)` mm become that value (`clip`; RGBD1K's recipe does not), then the picture's
+    own minimum and maximum become 0 and 255 (rounded), then OpenCV's JET map. The channels stay in the order that
+    OpenCV gives, blue first: the published models saw them so (jiawen-zhu/ViPT, `depth_utils.py`). Where more than
+    half of the pixels are unknown, the median is that of the known ones.
 
     Raises:
-        ValueError: if it is not a uint16 picture of one channel.
+        ValueError: it is not a uint16 picture of one channel.
 
     Example:
         >>> depth_to_colors(np.array([[0, 1000], [2000, 3000]], dtype=np.uint16))[0, 0].tolist()

@@ -175,21 +175,8 @@ def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[
 
 
 def read_points(path: str | Path) -> np.ndarray:
-    """Pairs of points from a text file: `x y  x y` a line, RGB first; commas, and comments behind `#`, are allowed.
-
-    Returns:
-        `np.ndarray` float64 `[N, 4]`.
-
-    Raises:
-        ValueError: the file is missing, or a line is not four numbers; names the line.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "points.txt"
-        >>> _ = file.write_text("# a lamp\\n10, 20, 30, 40\\n")
-        >>> read_points(file).tolist()
-        [[10.0, 20.0, 30.0, 40.0]]
-    """
+    """Pairs of points, float64 `[N, 4]`, from a text file: `x y  x y` a line, RGB first; commas, and comments behind
+    `#`, are allowed. ValueError where it is missing, or names a line that is not four numbers."""
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -214,15 +201,13 @@ def read_points(path: str | Path) -> np.ndarray:
 
 
 def overlay(rgb: np.ndarray, other: np.ndarray, matrix: np.ndarray, modality: str = "second") -> np.ndarray:
-    """A picture to judge an alignment by: RGB's edges in cyan on the other picture, without (left) and with it.
+    """A picture to judge an alignment by: RGB's edges in cyan on the other picture, without (left) and with it; uint8
+    `[H, 2 W, 3]`, of the RGB picture's size.
 
     Args:
         rgb, other (`np.ndarray` uint8 `[H, W, 3]`): of any sizes.
         matrix (`np.ndarray` `[3, 3]`): other -> RGB.
         modality (`str`): of the other picture.
-
-    Returns:
-        `np.ndarray` uint8 `[H, 2 W, 3]` RGB, of the RGB picture's height.
     """
     height, width = rgb.shape[:2]
     edges = gradients(rgb)
