@@ -129,10 +129,6 @@ def depth_of(tensors: Mapping[str, Tensor]) -> int:
     return 1 + max((int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")), default=-1)
 
 
-def _facts(file: Path, known: Mapping[str, str]) -> TrainingFacts:
-    return TrainingFacts(data=f"as its authors trained it; converted from the official file `{file.name}`", **known)
-
-
 def save_model(
     job: ConversionJob, folder: Path, kind: type[TrackerPreTrainedModel], config: Any, tensors: Mapping[str, Tensor],
     facts: Mapping[str, str],
@@ -146,7 +142,7 @@ def save_model(
     model.load_state_dict(tensors)
     model.save_pretrained(folder)
     model.image_processor().save_pretrained(folder)
-    write_card(folder, _facts(job.file, facts))
+    write_card(folder, _card(job, facts))
     return model
 
 
@@ -170,10 +166,15 @@ def save_adapter(
     if check is not None:
         check(model)
     fill_adapter(model, "default", with_prefix(tensors), str(job.file))
-    model.eval().save_pretrained(job.out, card=_facts(job.file, facts))
+    model.eval().save_pretrained(job.out, card=_card(job, facts))
     if not (job.out / PREPROCESSOR_CONFIG).is_file():  # the base has none beside it
         model.image_processor().save_pretrained(job.out)
     return model
+
+
+def _card(job: ConversionJob, facts: Mapping[str, str]) -> TrainingFacts:
+    said = f"as its authors trained it; converted from the official file `{job.file.name}`"
+    return TrainingFacts(data=said, **facts)
 
 
 def with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,10 +196,15 @@ def check_result(
     check_forward(report, model, loaded)
 
 
+def _gaps(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest difference in each tensor."""
+    return {n: (t.double() - found[n].double()).abs().max().item() for n, t in expected.items() if t.numel()}
+
+
 def check_same_base(known: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, tolerance: float) -> None:
     """Raises ValueError unless a file's base part equals the given base; what differs is named."""
-    check_tensors({name: known[name] for name in known}, dict(found), f"the base part of {source}")
-    gaps = {name: (found[name].double() - tensor.double()).abs().max().item() for name, tensor in known.items()}
+    check_tensors(dict(known), dict(found), f"the base part of {source}")
+    gaps = _gaps(known, found)
     if different := [f"{name} (by up to {gap:.3g})" for name, gap in gaps.items() if not gap <= tolerance]:
         raise ValueError(
             f"{source} was trained on another base than the given one: {len(different)} of {len(known)} shared "
@@ -212,11 +218,7 @@ def check_numbers(
 ) -> None:
     """Every number of the file must be in the saved folder, under a name that leads back to it."""
     check_tensors(expected, found, "the saved result")
-    gaps = {
-        name: (tensor.double() - found[name].double()).abs().max().item()
-        for name, tensor in expected.items()
-        if tensor.numel()
-    }
+    gaps = _gaps(expected, found)
     report.differences["numbers"] = worst = max(gaps.values())
     if not worst <= tolerance:
         wrong = shorten([name for name, gap in gaps.items() if not gap <= tolerance])

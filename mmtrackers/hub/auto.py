@@ -1,7 +1,6 @@
 """AutoTracker: one door for full checkpoints and for adapters that share a base."""
 
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +18,7 @@ from .folders import (
 )
 
 WAY_OUT = "base_model= (Hub id, folder or loaded model)"
+Tracker = tuple[type[PreTrainedModel], PreTrainedConfig]
 
 
 class AutoTracker:
@@ -126,12 +126,16 @@ class AutoTracker:
             return cls._class_of(files)[1].from_pretrained(files.name, **files.options, **kwargs)
         with_info = kwargs.pop("output_loading_info", False)
         adapter = AdapterFolder.read(files)
-        base = base_model if isinstance(base_model, torch.nn.Module) else _named_base(adapter, base_model)
-        if isinstance(base, torch.nn.Module):
-            model = cls._on_loaded(adapter, base, kwargs)
+        tracker = None  # of an adapter that peft alone wrote, the base itself
+        if adapter.record:
+            config_class, model_class = cls.classes_of(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
+            tracker = model_class, adapter.config(config_class)
+        if isinstance(base_model, torch.nn.Module):
+            model = cls._on_loaded(tracker, base_model, kwargs)
         else:
             revision = base_revision or (adapter.peft_config.revision if base_model is None else None)
-            model = cls._on_named(adapter, base, files.options | {"revision": revision, "subfolder": None}, kwargs)
+            options = files.options | {"revision": revision, "subfolder": None}
+            model = cls._on_named(tracker, adapter, base_model, options, kwargs)
         try:
             model._put_on(adapter, adapter_name, is_trainable)
         except ValueError as error:
@@ -146,18 +150,15 @@ class AutoTracker:
         model.processor_config = files.processor_config() or model.processor_config
         return (model, {"missing_keys": set(), "unexpected_keys": set()}) if with_info else model
 
-    @classmethod
-    def _on_loaded(cls, adapter: AdapterFolder, base: PreTrainedModel, kwargs: dict[str, Any]) -> PreTrainedModel:
+    @staticmethod
+    def _on_loaded(tracker: Tracker | None, base: PreTrainedModel, kwargs: dict[str, Any]) -> PreTrainedModel:
         """The adapter's tracker with a loaded base's weights, which stay its own too."""
         if isinstance(base, PeftModel) or adapter_names(base):
             raise ValueError(
                 f"base_model= is a {type(base).__name__} with adapters in it. Pass a plain base; to add a second "
                 "adapter to a tracker, call its load_adapter(folder, adapter_name=...)."
             )
-        model_class, config = type(base), type(base.config).from_dict(base.config.to_dict())
-        if adapter.record:
-            config_class, model_class = cls.classes_of(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
-            config = adapter.config(config_class)
+        model_class, config = tracker or (type(base), type(base.config).from_dict(base.config.to_dict()))
         options = {"dtype": base.dtype} | kwargs | {"config": config, "state_dict": base.state_dict()}
         model = model_class.from_pretrained(None, **options)
         model.name_or_path = model.config.name_or_path = base.name_or_path
@@ -166,12 +167,19 @@ class AutoTracker:
 
     @classmethod
     def _on_named(
-        cls, adapter: AdapterFolder, base: str, options: dict[str, Any], kwargs: dict[str, Any]
-    ) -> PreTrainedModel:
-        """The adapter's tracker with the weights of a base that lies in a folder or on the Hub."""
+        cls, tracker: Tracker | None, adapter: AdapterFolder, given: str | os.PathLike[str] | None,
+        options: dict[str, Any], kwargs: dict[str, Any],
+    ) -> PreTrainedModel:  # fmt: skip
+        """The adapter's tracker with the weights of the given or recorded base, in a folder or on the Hub."""
+        base = given or adapter.peft_config.base_model_name_or_path
+        if not base:
+            raise ValueError(f"{adapter.where(ADAPTER_CONFIG)} names no base. Pass {WAY_OUT}.")
+        base = os.fspath(base)
+        if given is None and is_relative_base(base):
+            base = os.path.normpath(adapter.files.folder.absolute() / base)
         try:
             if os.path.isabs(base) and not os.path.isdir(base):
-                raise OSError(f"there is no folder {base}")
+                raise OSError(f"there is no folder {base}.")
             files = TrackerFiles.find(base, options)
         except OSError as error:
             raise OSError(
@@ -183,14 +191,13 @@ class AutoTracker:
             raise ValueError(
                 f"The base {base!r} of adapter {adapter.files.name} {what}. Pass a full model with base_model=."
             )
-        if not adapter.record:  # written by peft alone: the base itself is the tracker
-            return cls._class_of(files)[1].from_pretrained(base, **files.options, **kwargs)
-        # with its loading info a class leaves it to the caller to see that an adapter holds what is new on a backbone
-        kwargs = kwargs | files.options | {"output_loading_info": True}
-        config_class, model_class = cls.classes_of(adapter.record["model_type"], adapter.where(TRACKER_CONFIG))
-        config = adapter.config(config_class)
+        kwargs = kwargs | files.options
+        if tracker is None:
+            return cls._class_of(files)[1].from_pretrained(base, **kwargs)
+        model_class, config = tracker
         try:
-            return model_class.from_pretrained(base, config=config, **kwargs)[0]
+            # with its loading info a class leaves it to us to see that an adapter holds what is new on a backbone
+            return model_class.from_pretrained(base, config=config, output_loading_info=True, **kwargs)[0]
         except ValueError as error:
             raise ValueError(
                 f"{base} is no base for adapter {adapter.files.name} ({config.model_type}): {error}"
@@ -222,21 +229,3 @@ class AutoTracker:
                 f"{where} says model_type {model_type!r}; known trackers: {', '.join(sorted(cls._known))}. {way_out}."
             )
         return cls._known[model_type]
-
-
-def _named_base(adapter: AdapterFolder, given: str | os.PathLike[str] | None) -> str:
-    """The base's name: what the caller gave, else the recorded one, relative to the adapter's folder."""
-    recorded = adapter.peft_config.base_model_name_or_path
-    if given is not None:
-        return os.fspath(given)
-    if not recorded:
-        raise ValueError(f"{adapter.where(ADAPTER_CONFIG)} names no base. Pass {WAY_OUT}.")
-    if not is_relative_base(recorded):
-        return recorded
-    path = Path(os.path.normpath(adapter.files.folder.absolute() / recorded))
-    if not path.is_dir():
-        raise OSError(
-            f"{adapter.files.name} was trained on the base {recorded!r}, relative to its own folder, but there is no "
-            f"{path}. Pass {WAY_OUT}."
-        )
-    return str(path)

@@ -3,12 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, tee
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
 
-from mmtrackers.data.events import EventFile, Events, aedat4_frames, event_picture, in_windows, open_events
+from mmtrackers.data.events import EventFile, aedat4_frames, event_picture, in_windows, open_events
 
 from .sources import Frame, FrameSource
 
@@ -46,37 +46,31 @@ def with_events(
         window = "exposure"
     if window != "exposure" and rgb.stamped is None:
         raise ValueError(f"{rgb.name} does not say when its frames were taken: give --fps to lay events beside them")
-    own = exposures[:, 0] if fits and start is None else None
 
     def frames() -> Iterator[Frame]:
         if window == "exposure":
             return _beside(rgb, rgb.frames(), file, iter(exposures.tolist()))
-        origin = file.start() if start is None else start
-        shown, windows = _intervals(rgb, origin, own)
-        return _beside(rgb, shown, file, windows)
+        origin, stamped = file.start() if start is None else start, rgb.stamped()
+        if fits and start is None:  # when each frame was taken, on the events' clock
+            origin, taken = int(exposures[0, 0]), exposures[:, 0] - exposures[0, 0]
+            stamped = zip(taken / 1e6, rgb.frames(), strict=False)
+        first, second = tee(stamped)
+        return _beside(rgb, (frame for _, frame in first), file, _until_the_next(second, origin, rgb.fps))
 
     seen = "within the exposure of each frame" if window == "exposure" else "from each frame to the next"
     note = f"{Path(path).name}: the events {seen}, red brighter, blue darker, on white"
     return replace(rgb, frames=frames, modality="event", stamped=None, files=None, notes=(*rgb.notes, note))
 
 
-def _intervals(
-    rgb: FrameSource, origin: int, own: np.ndarray | None
-) -> tuple[Iterator[Frame], Iterator[tuple[int, int]]]:
-    """The frames, and from when to when each is the newest; `own`: when each was taken, on the events' clock."""
-    stamped = rgb.stamped() if own is None else zip((own - own[0]) / 1e6, rgb.frames(), strict=False)
-    base = origin if own is None else int(own[0])
-    first, second = tee(stamped)
-    times = (base + round(time * 1e6) for time, _ in second)
-    return (frame for _, frame in first), pairwise(_and_one_more(times, round(1e6 / rgb.fps)))
-
-
-def _and_one_more(times: Iterator[int], step: int) -> Iterator[int]:
-    last = 0
-    for time in times:
-        yield time
-        last = time
-    yield last + step
+def _until_the_next(stamped: Iterator[tuple[float, Frame]], origin: int, fps: float) -> Iterator[tuple[int, int]]:
+    """From when to when each frame is the newest, in microseconds of the events' clock."""
+    begin = None
+    for seconds, _ in stamped:
+        begin, last = origin + round(seconds * 1e6), begin
+        if last is not None:
+            yield last, begin
+    if begin is not None:
+        yield begin, begin + round(1e6 / fps)
 
 
 def _beside(
@@ -93,11 +87,8 @@ def _beside(
                 UserWarning,
                 stacklevel=2,
             )
-        yield frame | {"event": _picture(events, file, frame)}
-
-
-def _picture(events: Events, file: EventFile, frame: Frame) -> np.ndarray:
-    return event_picture(events, file.size or next(iter(frame.values())).shape[:2])
+        size = file.size or next(iter(frame.values())).shape[:2]
+        yield frame | {"event": event_picture(events, size)}
 
 
 def davis_frames(path: Path) -> FrameSource:

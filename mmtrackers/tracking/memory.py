@@ -121,10 +121,8 @@ class QuarterReferences(GrowingPolicy):
 
 
 @dataclass(frozen=True)
-class ThirdReferences(GrowingPolicy):
+class ThirdReferences(QuarterReferences):
     """The rule of SPMTrack-B's published result on LaSOT: the first frame, and two at a third and two thirds."""
-
-    templates: int = 2
 
     def chosen(self, frame: int) -> tuple[int, ...]:
         return _FIRST_REFERENCES.get(frame) or (0, frame // 3, 2 * frame // 3)
@@ -200,7 +198,8 @@ class TemplateMemory:
         return frame == 0 or frame in self.policy.kept(frame + 1)
 
     def add(self, frame: int, crops: Crops) -> None:
-        """Keeps a copy of the crops of the newest frame; forgets those that no later frame can ask for."""
+        """Keeps a copy of the crops of the newest frame, of one form for all frames of a video; forgets those that no
+        later frame can ask for."""
         if frame == 0:
             self._first = tuple(crops)
             self._shelves = tuple(None if one is None else _Shelf(one) for one in crops)
@@ -208,11 +207,8 @@ class TemplateMemory:
         kept = self.policy.kept(frame + 1)
         if (kept.start, kept.step) != (self._kept.start, self._kept.step):
             for index in [index for index in self._slots if index not in kept]:
-                self._drop(index)
+                for shelf, slot in zip(self._shelves, self._slots.pop(index), strict=True):
+                    if shelf is not None:
+                        shelf.drop(slot)
             self._kept = kept
         self._slots[frame] = [shelf.put(one) if shelf else 0 for shelf, one in zip(self._shelves, crops, strict=True)]
-
-    def _drop(self, frame: int) -> None:
-        for shelf, slot in zip(self._shelves, self._slots.pop(frame), strict=True):
-            if shelf is not None:
-                shelf.drop(slot)

@@ -147,17 +147,17 @@ class Recorder:
         self._video = VideoWriter(files.video, source.fps) if video else None
         self._boxes, self._scores = [_Lines(path) for path in files.boxes], _Lines(files.scores)
         for _ in range(first):
-            self._add_lines([(np.zeros(4), math.nan)] * len(files.boxes))
+            self._add_lines([Prediction(np.zeros(4), math.nan)] * len(files.boxes))
         self._scale = 1.0
         self._queue: queue.Queue[Any] | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
 
-    def _add_lines(self, found: Sequence[tuple[np.ndarray, float]]) -> None:
+    def _add_lines(self, found: Sequence[Prediction]) -> None:
         """A frame's boxes as the data sets' tools read them, and its scores."""
-        for lines, (box, _) in zip(self._boxes, found, strict=True):
-            lines.add(",".join(f"{value:.4f}" for value in box))
-        self._scores.add(",".join(f"{score:.6f}" for _, score in found))
+        for lines, prediction in zip(self._boxes, found, strict=True):
+            lines.add(",".join(f"{value:.4f}" for value in prediction.box))
+        self._scores.add(",".join(f"{prediction.score:.6f}" for prediction in found))
 
     def put(self, index: int, frame: dict[str, np.ndarray], found: Sequence[Prediction]) -> None:
         """Hands over a frame and what was found in it; waits where the video does not keep up. Here and in `close` an
@@ -210,7 +210,7 @@ class Recorder:
             self._error = error
 
     def _record(self, index: int, frame: dict[str, np.ndarray] | None, found: Sequence[Prediction]) -> None:
-        self._add_lines([(prediction.box, prediction.score) for prediction in found])
+        self._add_lines(found)
         self.count += 1
         if frame is None:
             return

@@ -403,21 +403,14 @@ def _joined_by_time(rgb: FrameSource, other: FrameSource) -> Callable[[], Iterat
 
 
 def _joined_by_rank(rgb: FrameSource, other: FrameSource, modality: str) -> Callable[[], Iterator[Frame]]:
-    def differ(a: object, b: object) -> ValueError:
-        return ValueError(
-            f"{rgb.name} has {a} rgb frames but {other.name} has {b} {modality} frames: they are paired frame by "
-            "frame, so bring both to the same length, or give --fps to pair them by time"
-        )
-
     def frames() -> Iterator[Frame]:
-        second, count = iter(other), 0
-        for frame in rgb:
-            x = next(second, None)
-            if x is None:
-                raise differ(f"more than {count}", count)
-            yield frame | x
-            count += 1
-        if next(second, None) is not None:
-            raise differ(count, f"more than {count}")
+        for count, (frame, second) in enumerate(itertools.zip_longest(rgb, other)):
+            if frame is None or second is None:
+                a, b = (count, f"more than {count}") if frame is None else (f"more than {count}", count)
+                raise ValueError(
+                    f"{rgb.name} has {a} rgb frames but {other.name} has {b} {modality} frames: they are paired frame "
+                    "by frame, so bring both to the same length, or give --fps to pair them by time"
+                )
+            yield frame | second
 
     return frames
