@@ -22,7 +22,7 @@ from mmtrackers import Tracker
 from mmtrackers.cli.ending import run_script
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
-from mmtrackers.tracking.confidence import Trail, calibration_error, fit, probability
+from mmtrackers.tracking.confidence import Trail, probability
 
 RIGHT = 0.3  # overlap from which on a box is right
 FLAGGED = 0.04  # share of right boxes that the limit may call absent
@@ -89,6 +89,33 @@ class Trace:
     @property
     def right(self) -> np.ndarray:
         return self.visible & (self.overlaps >= RIGHT)
+
+
+def fit(evidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Weights for `probability`, by Newton's method on the likelihood with a weak ridge.
+
+    Args:
+        evidence (`np.ndarray` of shape `(frames, 4)`): what `Trail.evidence` gave.
+        right (`np.ndarray` of shape `(frames,)`, bool): whether the box was right.
+
+    Raises:
+        ValueError: all answers are right, or all are wrong: nothing can be told apart.
+    """
+    if right.all() or not right.any():
+        raise ValueError("a calibration needs right and wrong answers: take harder or longer clips")
+    weights = np.zeros(evidence.shape[1])
+    for _ in range(30):
+        found = probability(evidence, weights)
+        slope = evidence.T @ (right - found) - 1e-3 * weights
+        curve = (evidence * (found * (1 - found))[:, None]).T @ evidence + 1e-3 * np.eye(len(weights))
+        weights = weights + np.linalg.solve(curve, slope)
+    return weights
+
+
+def calibration_error(found: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: mean distance of probability and share of right answers over bins of equal count."""
+    parts = np.array_split(np.argsort(found), 10)
+    return float(sum(len(p) * abs(found[p].mean() - right[p].mean()) for p in parts if len(p)) / len(found))
 
 
 def trace(tracker: Tracker, clip) -> Trace:

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from example_scripts import load
 from tracking_stub import SIZE, RedPatchModel, frame, moving, processor
 
 from mmtrackers import Tracker, TrackerImageProcessor
-from mmtrackers.tracking.confidence import calibration_error, fit, probability
+from mmtrackers.tracking.confidence import probability
 from mmtrackers.tracking.recovery import VOTES, round_trip
 
 BOX = (40, 50, 24, 20)
@@ -155,12 +156,14 @@ def test_a_round_covers_the_frame(box: tuple, size: tuple[int, int]) -> None:
 
 
 def test_a_fit_finds_the_weights_that_made_the_answers() -> None:
+    calibrate = load("calibrate")
     rng = np.random.default_rng(0)
     evidence = np.concatenate([np.ones((20_000, 1)), rng.normal(size=(20_000, 3))], 1)
     weights = np.array([0.5, 1.0, 2.0, -1.0])
     sure = probability(evidence, weights)
     right = rng.random(20_000) < sure
-    np.testing.assert_allclose(fit(evidence, right), weights, atol=0.1)
-    assert calibration_error(sure, right) < 0.01 and calibration_error(sure**3, right) > 0.1
+    np.testing.assert_allclose(calibrate.fit(evidence, right), weights, atol=0.1)
+    error = calibrate.calibration_error
+    assert error(sure, right) < 0.01 and error(sure**3, right) > 0.1
     with pytest.raises(ValueError, match="needs right and wrong answers"):
-        fit(evidence, np.ones(20_000, dtype=bool))
+        calibrate.fit(evidence, np.ones(20_000, dtype=bool))

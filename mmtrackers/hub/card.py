@@ -91,12 +91,7 @@ def is_own_text(folder: str | Path) -> bool:
     return MARKER not in text and re.search(rf"^library_name: {LIBRARY}\s*$", text, flags=re.MULTILINE) is not None
 
 
-def write_card(
-    folder: str | Path,
-    facts: TrainingFacts | None = None,
-    repo_id: str | None = None,
-    name: str | None = None,
-) -> Path:
+def write_card(folder: str | Path, facts: TrainingFacts | None = None, repo_id: str | None = None) -> Path:
     """Writes `README.md` for the model or adapter in `folder`.
 
     Args:
@@ -104,7 +99,6 @@ def write_card(
         facts ([`TrainingFacts`], *optional*): saved beside the card so that later cards can repeat them; by default
             those saved before.
         repo_id (`str`, *optional*): Hub id used in the code examples; "path/to/<folder name>" by default.
-        name (`str`, *optional*): title; the repository's or folder's name by default.
 
     Returns:
         `Path`: the card.
@@ -121,7 +115,7 @@ def write_card(
     facts = facts or read_facts(folder) or TrainingFacts()
     about = describe(folder)
     folder_name = folder.resolve().name
-    name = name or (repo_id or folder_name).rsplit("/", 1)[-1]
+    name = (repo_id or folder_name).rsplit("/", 1)[-1]
     # trim_blocks (which ModelCard.from_template lacks): a line with a block only must not break a table in two
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

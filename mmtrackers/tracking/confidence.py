@@ -59,31 +59,3 @@ def log_odds(scores: np.ndarray) -> np.ndarray:
 def probability(evidence: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """Probability that the boxes are right, `[targets]`: the logistic function of evidence `[targets, 4]`."""
     return 1 / (1 + np.exp(-evidence @ np.asarray(weights, dtype=np.float64)))
-
-
-def fit(evidence: np.ndarray, right: np.ndarray, steps: int = 30) -> np.ndarray:
-    """Weights for `probability`, by Newton's method on the likelihood with a weak ridge.
-
-    Args:
-        evidence (`np.ndarray` of shape `(frames, 4)`): what `Trail.evidence` gave.
-        right (`np.ndarray` of shape `(frames,)`, bool): whether the box was right.
-        steps (`int`): of Newton's method.
-
-    Raises:
-        ValueError: all answers are right, or all are wrong: nothing can be told apart.
-    """
-    if right.all() or not right.any():
-        raise ValueError("a calibration needs right and wrong answers: take harder or longer clips")
-    weights = np.zeros(evidence.shape[1])
-    for _ in range(steps):
-        found = probability(evidence, weights)
-        slope = evidence.T @ (right - found) - 1e-3 * weights
-        curve = (evidence * (found * (1 - found))[:, None]).T @ evidence + 1e-3 * np.eye(len(weights))
-        weights = weights + np.linalg.solve(curve, slope)
-    return weights
-
-
-def calibration_error(found: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean distance of probability and share of right answers over bins of equal count."""
-    parts = np.array_split(np.argsort(found), bins)
-    return float(sum(len(p) * abs(found[p].mean() - right[p].mean()) for p in parts if len(p)) / len(found))
