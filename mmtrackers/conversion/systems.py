@@ -1,8 +1,7 @@
 """Official checkpoint files to folders of this package: read, renamed, checked, saved, read back and compared."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,29 +18,16 @@ from mmtrackers.processing.frames import MODALITIES
 from .job import ConversionJob, ConversionReport, names_of
 from .reader import load_official
 
-
-class Converter(NamedTuple):
-    """How the official files of one system are converted.
-
-    Args:
-        run: does it.
-        base: whether `base` has a meaning.
-        modality: whether the second stream's modality must be said, as files do not.
-    """
-
-    run: Callable[[ConversionJob], ConversionReport]
-    base: bool = False
-    modality: bool = False
-
-
 SYSTEMS = {
-    "lorat": Converter(convert_lorat, base=True),
-    "ostrack": Converter(convert_ostrack),
-    "odtrack": Converter(convert_odtrack),
-    "patrack": Converter(convert_patrack, base=True, modality=True),
-    "seatrack": Converter(convert_seatrack, base=True, modality=True),
-    "spmtrack": Converter(convert_spmtrack, base=True),
+    "lorat": convert_lorat,
+    "ostrack": convert_ostrack,
+    "odtrack": convert_odtrack,
+    "patrack": convert_patrack,
+    "seatrack": convert_seatrack,
+    "spmtrack": convert_spmtrack,
 }
+ON_A_BASE = {"lorat", "patrack", "seatrack", "spmtrack"}
+TWO_STREAMS = {"patrack", "seatrack"}
 
 
 def convert_checkpoint(
@@ -85,28 +71,22 @@ def convert_checkpoint(
     """
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; files of these can be converted: {', '.join(SYSTEMS)}")
-    converter, out = SYSTEMS[system], Path(out)
-    for name, given, taken in (("base", base, converter.base), ("modality", modality, converter.modality)):
+    for name, given, taken in (("base", base, system in ON_A_BASE), ("modality", modality, system in TWO_STREAMS)):
         if given is not None and not taken:
             raise ValueError(f"{name} has no meaning for {system!r} files: leave it out")
-    if converter.modality and modality not in MODALITIES[1:]:
+    if system in TWO_STREAMS and modality not in MODALITIES[1:]:
         raise ValueError(
             f"modality is {modality!r}: a {system} file does not say what its second stream was, so say it: "
             f"{', '.join(MODALITIES[1:])}"
         )
+    out = Path(out)
     facts: list[str] = []
     with new_folder(out, overwrite):
-        net = _read(system, file, facts)
-        report = converter.run(ConversionJob(net, Path(file), out, base, modality, overrides))
+        net = load_official(file, facts=facts)
+        if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
+            raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
+        if system == "ostrack" and (adapter := [name for name in net if names_of(name, SEATRACK_NAMES)]):
+            raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
+        report = SYSTEMS[system](ConversionJob(net, Path(file), out, base, modality, overrides))
     report.facts[:0] = facts
     return report
-
-
-def _read(system: str, file: str | Path, facts: list[str]) -> dict[str, torch.Tensor]:
-    """A file's tensors, all of them numbers, and what was found out about it in `facts`."""
-    net = load_official(file, facts=facts)
-    if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
-        raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
-    if system == "ostrack" and (adapter := [name for name in net if names_of(name, SEATRACK_NAMES)]):
-        raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
-    return net

@@ -7,7 +7,7 @@ carries from frame to frame. The model and the processor hold nothing, so one tr
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mmtrackers.processing.frames import ANY, Frame, second_stream
 from mmtrackers.processing.thermal import ThermalRange
 
 from .confidence import Trail, log_odds, log_size, probability
-from .memory import TemplateMemory
+from .memory import Crops, TemplateMemory
 from .recovery import Lost
 
 if TYPE_CHECKING:
@@ -55,14 +55,6 @@ class Prediction:
         x, y, w, h = self.box
         absent = "" if self.present else ", absent"
         return f"Prediction(x={x:.1f}, y={y:.1f}, width={w:.1f}, height={h:.1f}, score={self.score:.3f}{absent})"
-
-
-class _Crops(NamedTuple):
-    """Template crops as they are kept on the host: `[targets, S, 3, h, w]`, 0 to 255, and their masks
-    `[targets, g, g]` where the model reads them."""
-
-    pixels: torch.Tensor
-    mask: torch.Tensor | None
 
 
 class TrackingSession:
@@ -200,20 +192,20 @@ class TrackingSession:
             )
         return views
 
-    def _template_crops(self, views: list[View], boxes: np.ndarray) -> _Crops:
+    def _template_crops(self, views: list[View], boxes: np.ndarray) -> Crops:
+        """Crops `[targets, S, 3, h, w]`, 0 to 255, on the host, and masks `[targets, g, g]` where these are read."""
         processor, model = self.tracker.image_processor, self.model
         cut = [processor.crop(views, box, "template") for box in boxes]
         mask = None
         if model.reads_template_mask:
             mask = processor.template_mask([where for _, where in cut], model.config.template_grid)
-        return _Crops(processor.to_tensor([picture for picture, _ in cut]), mask)
+        return processor.to_tensor([picture for picture, _ in cut]), mask
 
-    def _embed(self, crops: _Crops) -> torch.Tensor:
-        template = self.tracker.image_processor.normalize(crops.pixels.to(self.device, non_blocking=True))
-        template = template.to(self.dtype)[:, None]
-        if crops.mask is None:
-            return self.model.embed_template(template)
-        return self.model.embed_template(template, crops.mask.to(self.device)[:, None])
+    def _embed(self, crops: Crops) -> torch.Tensor:
+        pixels, mask = crops
+        template = self.tracker.image_processor.normalize(pixels.to(self.device, non_blocking=True))
+        masks = () if mask is None else (mask.to(self.device)[:, None],)
+        return self.model.embed_template(template.to(self.dtype)[:, None], *masks)
 
     def _template_tokens(self) -> torch.Tensor:
         """The tokens of the next frame's templates, `[S*B, T*Nz, C]`.
@@ -224,7 +216,7 @@ class TrackingSession:
         frames = self._memory.policy.indices(self.frame_index + 1)
         if frames != self._template_frames:
             tokens = {i: self._tokens[i] for i in frames if i in self._tokens}
-            tokens |= {i: self._embed(_Crops(*self._memory[i])) for i in dict.fromkeys(frames) if i not in tokens}
+            tokens |= {i: self._embed(self._memory[i]) for i in dict.fromkeys(frames) if i not in tokens}
             parts = [tokens[i] for i in frames]
             self._template = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             self._tokens, self._template_frames = tokens, frames
@@ -232,7 +224,7 @@ class TrackingSession:
 
     def _advance(
         self, views: list[View], rows: np.ndarray, crops: list[Any], state: Any
-    ) -> tuple[list[Prediction], _Crops | None]:
+    ) -> tuple[list[Prediction], Crops | None]:
         """Moves on by a frame, by the answers for its crops: `[targets, 5]` box (fractions of the crop) and score.
 
         Returns the predictions, and the template crops that the memory wants of this frame.
@@ -341,7 +333,7 @@ def update_together(
     passes: dict[tuple[int, ...], list[int]] = {}
     for i, (one, template) in enumerate(zip(copies, templates, strict=True)):
         passes.setdefault((id(one.model), one._state is None, *template.shape[1:]), []).append(i)
-    moved: dict[int, tuple[list[Prediction], _Crops | None]] = {}
+    moved: dict[int, tuple[list[Prediction], Crops | None]] = {}
     for members in passes.values():
         parts = [[of[i] for i in members] for of in (copies, views, templates)]
         moved.update(zip(members, _one_pass(*parts, on_stage or _nobody), strict=True))
@@ -354,7 +346,7 @@ def update_together(
 
 def _one_pass(
     sessions: list[TrackingSession], views: list[list[View]], templates: list[torch.Tensor], on_stage: StageCallback
-) -> list[tuple[list[Prediction], _Crops | None]]:
+) -> list[tuple[list[Prediction], Crops | None]]:
     processor = sessions[0].tracker.image_processor
     cut = [
         [processor.crop(seen, box, "search", session._padding) for box in session._boxes]
