@@ -165,7 +165,7 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
 
 
 def check_floating(folder: Path, model: torch.nn.Module, source: str) -> None:
-    """Raises ValueError for weights that are no plain floating numbers, which transformers would cast without a word.
+    """Raises ValueError for weights that are no plain floating numbers: transformers would cast them without a word.
     """
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for path in sorted(folder.glob("*.safetensors")):

@@ -82,7 +82,7 @@ def check_alignment(alignment: Alignment, modality: str = "second") -> Alignment
 def frame_matrix(
     alignment: Alignment, size: tuple[int, int], frame_size: tuple[int, int], modality: str
 ) -> np.ndarray:
-    """The matrix of an alignment for pictures of these sizes, checked against them.
+    """The matrix of an alignment for pictures of these sizes (height, width), checked against them.
 
     Raises:
         ValueError: the mapped picture does not meet the RGB picture, or its horizon lies within it.
@@ -162,7 +162,8 @@ def warp(picture: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], m
 
 
 def cut_warped(view: View, where: Crop | AlignedCrop, fill: np.ndarray | None = None) -> np.ndarray:
-    """A crop of the frame out of an aligned stream: outside the frame as a crop of RGB is there."""
+    """A crop `[size, size, 3]` of the frame out of an aligned stream, uint8, or float32 of an `AlignedCrop`: outside
+    the frame as a crop of RGB is there, of the color `fill` `[3]` in the second case."""
     if isinstance(where, Crop):
         scale, shift = np.full(2, where.resize_factor), np.array([where.x1, where.y1]) * -where.resize_factor
     else:

@@ -1,7 +1,6 @@
 """Square crops of a frame by two conventions, and the window that weighs a score map."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -170,42 +169,28 @@ def mean_color(image: np.ndarray) -> np.ndarray:
     return np.concatenate(means).astype(np.float32)
 
 
-@lru_cache(maxsize=16)
-def _window(grid: int, zeros: bool) -> np.ndarray:
-    row = np.hanning(grid) if zeros else np.hanning(grid + 2)[1:-1]
-    return np.outer(row, row).astype(np.float32)
-
-
 def hann_window(grid: int, zeros: bool = False) -> np.ndarray:
-    """Weights that favor places near the last position: the outer product of two symmetric Hann windows.
-
-    Without zeros at the border in botaoye/OSTrack (`hann2d`), with them in LitingLin/LoRAT. Computed once per size.
-
-    Returns:
-        `np.ndarray` float32 `[grid, grid]`, in 0..1; yours to change.
+    """Weights that favor places near the last position: the outer product of two symmetric Hann windows, float32
+    `[grid, grid]`, in 0..1; without zeros at the border in botaoye/OSTrack (`hann2d`), with them in LitingLin/LoRAT.
 
     Raises:
-        ValueError: if `grid` is not a positive integer.
+        ValueError: `grid` is not a positive integer.
 
     Example:
         >>> window = hann_window(3)
         >>> float(window[1, 1]), round(float(window[0, 1]), 3)
         (1.0, 0.5)
     """
-    if isinstance(grid, bool) or not isinstance(grid, (int, np.integer)) or grid < 1:
+    if not isinstance(grid, (int, np.integer)) or grid < 1:
         raise ValueError(f"the window needs a positive whole number of cells per side, got {grid!r}")
-    return _window(int(grid), zeros).copy()
+    row = np.hanning(grid) if zeros else np.hanning(grid + 2)[1:-1]
+    return np.outer(row, row).astype(np.float32)
 
 
 def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
-    """The part of a picture that a crop names, resized bilinearly; black where it leaves the picture.
-
-    The picture's last row and column count as outside once the square reaches them, as in the official code
-    (botaoye/OSTrack, `sample_target`). Only the part inside is copied, never the whole frame.
-
-    Raises:
-        ValueError: a picture of another form, or a square of more than 16 times its longer side.
-    """
+    """The part of a uint8 picture `[H, W, C]` that a crop names, resized bilinearly: `[size, size, C]`, black where it
+    leaves the picture, whose last row and column count as outside once the square reaches them (botaoye/OSTrack,
+    `sample_target`). ValueError for a square of more than 16 times the picture's longer side."""
     check_picture(image)
     height, width, channels = image.shape
     x1, y1, side = where.x1, where.y1, where.side

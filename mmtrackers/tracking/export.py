@@ -65,10 +65,12 @@ def to_supervision(predictions: Prediction | Sequence[Prediction]) -> Any:
 
 
 def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> list[Path]:
-    """Writes label files beside the other results: `<name>_coco.json`, `<name>_mot.txt`, `<name>_cvat.xml`.
+    """Writes label files beside the other results, and returns their paths.
 
-    Returns:
-        `list[Path]`: the files.
+    Args:
+        result (`RunResult`), output (`str` or `Path`): of `run`, and the folder.
+        kinds (`str`s): "coco" (`<name>_coco.json`), "mot" (`_mot.txt`, MOTChallenge's format of results), "cvat"
+            (`_cvat.xml`, CVAT for video 1.1).
 
     Raises:
         ValueError: a kind that is none of these.
