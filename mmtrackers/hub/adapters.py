@@ -259,9 +259,13 @@ class AdapterMixin:
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
                 inject_adapter_in_model(config, self, name)
             cast_adapter_dtype(self, name)  # float32 whatever the base is in, as get_peft_model does
-            cast_saved_modules(self, name)
             for module in self.modules():
                 module.training = modes.get(id(module), self.training)
+                if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
+                    saved = module.modules_to_save[name]
+                    # others would not take tokens of another precision
+                    if isinstance(saved, nn.Embedding) or getattr(saved, "takes_any_dtype", False):
+                        saved.float()
             yield
         except BaseException:
             if active:
@@ -277,7 +281,12 @@ class AdapterMixin:
             delete_adapter(self, name, prefix=PEFT_TYPE_TO_PREFIX_MAPPING[configs.pop(name).peft_type])
         if not configs:
             self.__dict__.pop("peft_config", None)
-        unwrap_empty(self)
+        for module in list(self.modules()):  # plain modules again where peft's layers hold no adapter any more
+            for place, child in list(module.named_children()):
+                if isinstance(child, BaseTunerLayer) and not any(getattr(child, n) for n in child.adapter_layer_names):
+                    setattr(module, place, child.get_base_layer())
+                elif isinstance(child, ModulesToSaveWrapper) and not child.modules_to_save:
+                    setattr(module, place, child.original_module)
 
     def set_adapter(self, adapter_name: str) -> None:
         """Makes a loaded adapter the active one; it trains if it was added or loaded to be trained.
@@ -367,16 +376,6 @@ def merged(layer: nn.Module) -> nn.Module:
     for name in names:
         base.weight.data = (base.weight.float() + layer.get_delta_weight(name).float()).to(base.weight.dtype)
     return base
-
-
-def unwrap_empty(model: nn.Module) -> None:
-    """Puts the plain modules back where peft's layers hold no adapter any more."""
-    for module in list(model.modules()):
-        for place, child in list(module.named_children()):
-            if isinstance(child, BaseTunerLayer) and not any(getattr(child, n) for n in child.adapter_layer_names):
-                setattr(module, place, child.get_base_layer())
-            elif isinstance(child, ModulesToSaveWrapper) and not child.modules_to_save:
-                setattr(module, place, child.original_module)
 
 
 def fill_adapter(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -488,18 +487,6 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
                 f"Adapter name {adapter_name!r} is part of the parameter prefix {prefix!r}. Choose another one, "
                 "such as 'thermal'."
             )
-
-
-def cast_saved_modules(model: nn.Module, adapter_name: str) -> None:
-    """Puts modules that train in full with an adapter in float32, as its own tensors are, whatever the base is in.
-
-    Only modules that take tokens of another precision: embeddings, and those that say so by `takes_any_dtype`.
-    """
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
-            saved = module.modules_to_save[adapter_name]
-            if isinstance(saved, nn.Embedding) or getattr(saved, "takes_any_dtype", False):
-                saved.float()
 
 
 def check_uninitialized(model: nn.Module, base: str) -> None:

@@ -128,13 +128,20 @@ def choose_streams(
     """Which picture of a frame feeds which stream of a tracker: stream -> (modality that feeds it, picture), RGB
     first. Arguments and errors as of `TrackerImageProcessor.stack`; a picture that is None counts as missing."""
     frame = frame if isinstance(frame, Mapping) else {"rgb": frame}
-    wanted = _wanted(second_stream(frame) if modality == ANY and streams == 2 else modality, streams)
+    if modality == ANY and streams == 2:
+        modality = second_stream(frame)
+    if modality not in MODALITIES:
+        raise ValueError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
+    if streams not in (1, 2):
+        raise ValueError(f"a tracker has 1 or 2 streams, got {streams!r}")
+    if streams == 2 and modality == "rgb":
+        raise ValueError(f"a tracker of two streams needs a second modality: {', '.join(MODALITIES[1:])}")
     unknown = [str(key) for key in frame if key not in MODALITIES]
     if unknown:
         raise ValueError(f"the frame has an unknown stream {', '.join(unknown)}; known: {', '.join(MODALITIES)}")
     present = [key for key in MODALITIES if frame.get(key) is not None]
     chosen = {}
-    for stream in wanted:
+    for stream in (modality,) if streams == 1 else ("rgb", modality):
         replaceable = streams == 2 and stream != "rgb" and "rgb" in present
         if stream not in present and not (replaceable and allow_missing):
             raise _missing(stream, present, replaceable)
@@ -151,16 +158,6 @@ def second_stream(frame: Frame) -> str:
     if len(others) > 1:
         raise ValueError(f"the frame has {' and '.join(others)} beside rgb: say which to read, with modality=")
     return others[0] if others else MODALITIES[1]
-
-
-def _wanted(modality: str, streams: int) -> tuple[str, ...]:
-    if modality not in MODALITIES:
-        raise ValueError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
-    if streams not in (1, 2):
-        raise ValueError(f"a tracker has 1 or 2 streams, got {streams!r}")
-    if streams == 2 and modality == "rgb":
-        raise ValueError(f"a tracker of two streams needs a second modality: {', '.join(MODALITIES[1:])}")
-    return (modality,) if streams == 1 else ("rgb", modality)
 
 
 def _missing(stream: str, present: list[str], replaceable: bool) -> ValueError:

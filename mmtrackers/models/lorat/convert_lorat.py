@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -187,28 +186,22 @@ def _variant(config: LoRATConfig) -> str:
     return f"{name}, {config.search_size}"
 
 
-def merged_config(tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> LoRATConfig:
-    """The configuration of a whole LoRAT, read off its tensors' shapes; `fields` are what shapes do not tell."""
+def _convert_merged(job: ConversionJob, tensors: dict[str, Tensor]) -> ConversionReport:
+    """A merged file is a whole tracker; shapes tell all but the crops' sizes and heads that are not 64 wide."""
+    if job.base is not None:
+        raise ValueError(f"{job.file} is merged, a whole tracker: it needs no base, leave it out")
     swiglu = "model.layers.0.mlp.w12.weight" in tensors
     source = "the file, without low-rank pairs and so a whole LoRAT,"
     width = shape_of(tensors, "model.embeddings.patch.weight", 4, source)[0]
     inner = shape_of(tensors, f"model.layers.0.mlp.{'w3' if swiglu else 'fc1'}.weight", 2, source)[0]
-    sizes = {
-        "hidden_size": width,
-        "num_hidden_layers": depth_of(tensors),
-        "num_attention_heads": max(width // 64, 1),
-        "mlp_ratio": 4 if swiglu else inner / width,
-        "use_swiglu_ffn": swiglu,
-    }
-    return LoRATConfig(**(sizes | dict(fields)))
-
-
-def _convert_merged(job: ConversionJob, tensors: dict[str, Tensor]) -> ConversionReport:
-    """A merged file is a whole tracker; a base has no part in it."""
-    if job.base is not None:
-        raise ValueError(f"{job.file} is merged, a whole tracker: it needs no base, leave it out")
-    heads = {name: job.overrides[name] for name in ("num_attention_heads",) if name in job.overrides}
-    config = merged_config(tensors, crop_fields(job, tensors.get("model.embeddings.position")) | heads)
+    config = LoRATConfig(
+        hidden_size=width,
+        num_hidden_layers=depth_of(tensors),
+        num_attention_heads=job.overrides.get("num_attention_heads", max(width // 64, 1)),
+        mlp_ratio=4 if swiglu else inner / width,
+        use_swiglu_ffn=swiglu,
+        **crop_fields(job, tensors.get("model.embeddings.position")),
+    )
     model = save_model(job, job.out, LoRATForTracking, config, tensors, {"license": "apache-2.0"})
     report = ConversionReport("lorat", _variant(config), {"model": job.out})
     layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
