@@ -60,7 +60,7 @@ def test_the_index_says_what_the_listing_said(tmp_path, monkeypatch, cache, row)
 def test_an_open_index_is_not_listed_again(tmp_path, monkeypatch):
     root = grow(tmp_path / "root", ROWS["trackingnet"][2])
     first = open_dataset(root, dataset="trackingnet", split="train")
-    monkeypatch.setattr("mmtrackers.data.datasets._read", None)
+    monkeypatch.setattr("mmtrackers.data.datasets.read_entry", None)
     assert same(open_dataset(root, dataset="trackingnet", split="train"), first)
     assert same(pickle.loads(pickle.dumps(first)), first)
     assert [s.name for s in first[:1]] == [first[-2].name] == ["x_0"]

@@ -1,13 +1,15 @@
 """What a folder of sequences looks like to this package, and what is wrong with it, by file and line."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .datasets import EXPECTED, annotation_of, sequences_below
+from .datasets import EXPECTED, first_file, read_entry, walk
 from .images import read_image
+from .index import FileStamps
 from .sequence import Sequence
 
 
@@ -52,15 +54,15 @@ def check_folder(root: str | Path) -> SetCheck:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected a dataset or a sequence")
-    found = SetCheck()
-    for folder, layout, open_it in sequences_below(root.resolve()):
-        found.layouts[layout.name] += 1
-        annotation = annotation_of(folder, layout)
+    found, stamps, bare = SetCheck(), FileStamps(), []
+    for entry in itertools.chain(walk(root.resolve(), stamps, bare), bare):
+        found.layouts[entry.layout.name] += 1
+        annotation = first_file(entry.folder, entry.layout.boxes)
         if annotation is None:
-            found.problems.append(f"{folder}: no annotation; expected {' or '.join(layout.boxes)}")
+            found.problems.append(f"{entry.folder}: no annotation; expected {' or '.join(entry.layout.boxes)}")
             continue
         try:
-            sequence = open_it()
+            sequence = read_entry(entry, None, None, stamps)
         except (ValueError, OSError) as error:
             found.problems.append(str(error))
             continue

@@ -4,9 +4,8 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +58,10 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder of one sequence")
     _check_modality(modality)
-    layout = _detect(folder)
-    if layout is None:
+    entry = _recognized(folder)
+    if entry is None:
         raise ValueError(_not_recognized(folder))
-    return _read(_entry(folder), layout, modality, FileStamps(), pair_by)
+    return read_entry(entry, modality, pair_by, FileStamps())
 
 
 def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = None, modality: str | None = None, *,
@@ -103,14 +102,28 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     if isinstance(names, (str, Path)):
         names = read_names(names)
     names = None if names is None else list(names)
-    if dataset is None:
-        if split is not None:
-            raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
-        return listed(index_path(root, names, modality, LAYOUTS, pair_by),
-                      lambda stamps: _any(root, names, modality, stamps, pair_by))
-    row, split = _row(dataset, split)
-    return listed(index_path(root, names, modality, dataset, split, row, pair_by),
-                  lambda stamps: _named(root, names, modality, dataset, split, stamps, pair_by))
+    row, kind = None, (LAYOUTS,)
+    if dataset is not None:
+        row, split = _row(dataset, split)
+        kind = (dataset, split, row)
+    elif split is not None:
+        raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
+
+    def listing(stamps: FileStamps) -> Iterator[Sequence]:
+        if row is not None and row.build is not None:
+            sequences = row.build(root, split, stamps)
+        else:
+            entries = _below(root, stamps) if row is None else _of_split(root, row, split, stamps)
+            entries = entries if names is None else _chosen(entries, names, root)
+            sequences = (read_entry(entry, modality, pair_by, stamps) for entry in entries)
+        if row is None:
+            return sequences
+        lines = [line.split() for line in packaged_list(row.attributes)] if row.attributes else []
+        attributes = {name: tuple(values) for name, *values in lines}
+        return (replace(sequence, layout=row.title, dataset=dataset, attributes=attributes.get(sequence.name, ()))
+                for sequence in sequences)  # fmt: skip
+
+    return listed(index_path(root, names, modality, *kind, pair_by), listing)
 
 
 def _check_modality(modality: str | None) -> None:
@@ -123,92 +136,66 @@ def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:
         raise ValueError(f"dataset {dataset!r}: expected one of {', '.join(DATASETS)}; leave it out for other folders")
     row = DATASETS[dataset]
     if split is None and len(row.splits) == 1:
-        split = next(iter(row.splits))
+        [split] = row.splits
     if split not in row.splits:
         raise ValueError(f"{row.title} has the splits {', '.join(row.splits)}; got split={split!r}")
     return row, split
 
 
-def _any(root: Path, names: list[str] | None, modality: str | None, stamps: FileStamps, pair_by: str | None
-         ) -> Iterator[Sequence]:
-    bare: list[tuple[Path, Layout]] = []
-    found = list(_walk(root, 4, stamps, bare))
-    if not found:
-        if bare:
-            folder, layout = bare[0]
-            more = f", nor have {len(bare) - 1} other folders" if len(bare) > 1 else ""
-            files = " or ".join(os.path.relpath(folder / name.format(name=folder.name), root) for name in layout.boxes)
-            raise ValueError(f"no annotated sequence below {root}: {folder} has frames ({layout.name}) and no "
-                             f"annotation; expected {files}, a line x,y,width,height per frame{more}")
-        raise ValueError(f"no annotated sequence below {root}. {EXPECTED}")
-    if bare:
-        shown = ", ".join(str(folder) for folder, _ in bare[:3]) + (" ..." if len(bare) > 3 else "")
-        logger.warning("%d folders have frames and no annotation, and are left out: %s", len(bare), shown)
-    if names is not None:
-        found = _chosen(found, names, root)
-    for entry, layout in found:
-        yield _read(entry, layout, modality, stamps, pair_by)
-
-
-def _chosen(found: list[tuple[Entry, Layout]], names: list[str], where: Path) -> list[tuple[Entry, Layout]]:
-    by_name = {entry.name: (entry, layout) for entry, layout in found}
+def _chosen(found: list[Entry], names: list[str], where: Path) -> list[Entry]:
+    by_name = {entry.name: entry for entry in found}
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(f"{len(missing)} listed sequences are not below {where}: {', '.join(missing[:5])}")
     return [by_name[name] for name in names]
 
 
-def _walk(folder: Path, depth: int, stamps: FileStamps, bare: list[tuple[Path, Layout]]
-          ) -> Iterator[tuple[Entry, Layout]]:
-    """The annotated sequences below a folder; `bare` gets those without an annotation."""
+# ---------------------------------------------------------------------------------------------------- folders at large
+
+
+def _below(root: Path, stamps: FileStamps) -> list[Entry]:
+    """The annotated sequences below a folder; says which ones have no annotation."""
+    bare: list[Entry] = []
+    found = list(walk(root, stamps, bare))
+    if not found and not bare:
+        raise ValueError(f"no annotated sequence below {root}. {EXPECTED}")
+    if not found:
+        folder, layout = bare[0].folder, bare[0].layout
+        more = f", nor have {len(bare) - 1} other folders" if len(bare) > 1 else ""
+        files = " or ".join(os.path.relpath(folder / name.format(name=folder.name), root) for name in layout.boxes)
+        raise ValueError(f"no annotated sequence below {root}: {folder} has frames ({layout.name}) and no annotation; "
+                         f"expected {files}, a line x,y,width,height per frame{more}")
+    if bare:
+        shown = ", ".join(str(entry.folder) for entry in bare[:3]) + (" ..." if len(bare) > 3 else "")
+        logger.warning("%d folders have frames and no annotation, and are left out: %s", len(bare), shown)
+    return found
+
+
+def walk(folder: Path, stamps: FileStamps, bare: list[Entry], depth: int = 4) -> Iterator[Entry]:
+    """The annotated sequences at most four levels below a folder; `bare` gets those without an annotation."""
     stamps.add(folder)
-    layout = _detect(folder)
+    entry = _recognized(folder)
     # Pictures without annotation are a sequence only where somebody points at them.
-    if layout is not None and _first_file(folder, layout.boxes) is not None:
-        yield _entry(folder), layout
+    if entry is not None and first_file(folder, entry.layout.boxes) is not None:
+        yield entry
         return
-    if layout is not None:
-        pictures = _images(_stream_folder(folder, layout.streams["rgb"]))
+    if entry is not None:
+        pictures = _images(_stream_folder(folder, entry.layout.streams["rgb"]))
         if len(list(itertools.islice(pictures, 2))) == 2:
-            bare.append((folder, layout))
+            bare.append(entry)
     for child in _subfolders(folder) if depth > 0 else ():
-        yield from _walk(child, depth - 1, stamps, bare if layout is None else [])
+        yield from walk(child, stamps, bare if entry is None else [], depth - 1)
 
 
-def sequences_below(root: Path) -> Iterator[tuple[Path, Layout, Callable[[], Sequence]]]:
-    """Every folder with frames, its layout, and what opens it; for checks, which go on where `open_dataset` stops."""
-    stamps, bare = FileStamps(), []
-    for entry, layout in _walk(root, 4, stamps, bare):
-        yield entry.folder, layout, partial(_read, entry, layout, None, stamps)
-    for folder, layout in bare:
-        yield folder, layout, partial(_read, _entry(folder), layout, None, stamps)
+# ------------------------------------------------------------------------------------------------------ splits of sets
 
 
-def annotation_of(folder: Path, layout: Layout) -> Path | None:
-    """The box file of a sequence, if it is there."""
-    return _first_file(folder, layout.boxes)
-
-
-def _named(root: Path, names: list[str] | None, modality: str | None, dataset: str, split: str, stamps: FileStamps,
-           pair_by: str | None) -> Iterator[Sequence]:
-    row = DATASETS[dataset]
-    attributes = {line.split()[0]: tuple(line.split()[1:]) for line in packaged_list(row.attributes)} \
-        if row.attributes else {}
-    if row.build is not None:
-        sequences = row.build(root, split, stamps)
-    else:
-        found = _of_split(root, row, row.splits[split], split, stamps)
-        if names is not None:
-            found = _chosen(found, names, root)
-        sequences = (_read(entry, layout, modality, stamps, pair_by) for entry, layout in found)
-    for sequence in sequences:
-        yield replace(sequence, layout=row.title, dataset=dataset, attributes=attributes.get(sequence.name, ()))
-
-
-def _of_split(root: Path, row: DatasetRow, split: Split, name: str, stamps: FileStamps) -> list[tuple[Entry, Layout]]:
+def _of_split(root: Path, row: DatasetRow, name: str, stamps: FileStamps) -> list[Entry]:
     """The sequences of a split: those in its folders that its lists name, or do not leave out."""
-    found = _in_folders(root, row, split, stamps)
-    folders_decide = _split_folders_exist(root, split)
+    split = row.splits[name]
+    folders = next((found for pattern in split.folders if (found := _glob(root, pattern))), [])
+    folders_decide = bool(folders) or any(root.match(pattern) for pattern in split.folders)
+    found = _in_folders(root, folders or [root], row, split, stamps)
     own_list = next((root / name for name in split.lists if (root / name).is_file()), None)
     wanted: list[str] | None = None
     without: set[str] = set()
@@ -222,33 +209,40 @@ def _of_split(root: Path, row: DatasetRow, split: Split, name: str, stamps: File
         without = set(_packaged_names(split, split.without))
         if split.names:
             wanted = [name for name in _packaged_names(split, split.names) if name not in without]
-    kept = [pair for pair in found if pair[0].name not in without]
+    kept = [entry for entry in found if entry.name not in without]
     if not kept:
         raise ValueError(f"none of the {len(found)} sequences below {root} is of {row.title}'s {name!r}")
     return kept if wanted is None else _chosen(kept, wanted, root)
 
 
-def _split_folders(root: Path, split: Split) -> list[Path]:
-    """The folders of a split below a set's root; the first pattern that fits decides."""
-    return next((found for pattern in split.folders if (found := _glob(root, pattern))), [])
-
-
-def _split_folders_exist(root: Path, split: Split) -> bool:
-    """Whether the split has folders of its own, or the root is one of them."""
-    return bool(_split_folders(root, split)) or any(root.match(pattern) for pattern in split.folders)
-
-
-def _in_folders(root: Path, row: DatasetRow, split: Split, stamps: FileStamps) -> list[tuple[Entry, Layout]]:
-    """All sequences in the folders of a split, or below the root where it has none."""
+def _in_folders(root: Path, folders: list[Path], row: DatasetRow, split: Split, stamps: FileStamps) -> list[Entry]:
     stamps.add(root)
-    folders = _split_folders(root, split) or [root]
-    places = [place for folder in folders for place in _sequence_folders(folder, row, 3, stamps)]
-    places = [place for place in places if not any(place.match(drop) for drop in split.drop)]
-    entries = row.entries(places, stamps) if row.entries else map(_entry, places)
-    found = [(entry, _layout_of(entry.folder, row)) for entry in entries]
+    found = [entry for folder in folders for entry in _with_any_part(folder, row, 3, stamps)
+             if not any(entry.folder.match(drop) for drop in split.drop)]  # fmt: skip
+    if row.entries is not None:
+        found = list(row.entries(found, stamps))
     if not found:
-        raise ValueError(f"no sequence of {row.title} below {root}. Expected {_forms(row, split)}")
+        forms = " or ".join(" + ".join(f"<sequence>/{names[0]}/" for names in layout.streams.values())
+                            for layout in row.layouts)  # fmt: skip
+        where = f" in {' or '.join(split.folders)}" if split.folders else ""
+        raise ValueError(f"no sequence of {row.title} below {root}. Expected {forms}{where}")
     return found
+
+
+def _with_any_part(folder: Path, row: DatasetRow, depth: int, stamps: FileStamps) -> Iterator[Entry]:
+    """Folders that have anything of a sequence, so that one that lacks a part is an error and not left out."""
+    stamps.add(folder)
+    for child in _subfolders(folder):
+        layout = next((layout for layout in row.layouts if _has_part(child, layout)), None)
+        if layout is not None:
+            yield Entry(child.resolve().name, child, layout)
+        elif depth > 1:
+            yield from _with_any_part(child, row, depth - 1, stamps)
+
+
+def _has_part(folder: Path, layout: Layout) -> bool:
+    streams = layout.streams.values()
+    return first_file(folder, layout.boxes) is not None or any(_stream_folder(folder, names) for names in streams)
 
 
 def _packaged_names(split: Split, lists: tuple[str, ...]) -> list[str]:
@@ -259,29 +253,7 @@ def _glob(root: Path, pattern: str) -> list[Path]:
     return [Path(path) for path in natural_names(str(path) for path in root.glob(pattern) if path.is_dir())]
 
 
-def _sequence_folders(folder: Path, row: DatasetRow, depth: int, stamps: FileStamps) -> Iterator[Path]:
-    """Folders that have anything of a sequence, so that one that lacks a part is an error and not left out."""
-    stamps.add(folder)
-    for child in _subfolders(folder):
-        if any(_has_part(child, layout) for layout in row.layouts):
-            yield child
-        elif depth > 1:
-            yield from _sequence_folders(child, row, depth - 1, stamps)
-
-
-def _has_part(folder: Path, layout: Layout) -> bool:
-    return (any(_stream_folder(folder, names) is not None for names in layout.streams.values())
-            or _first_file(folder, layout.boxes) is not None)
-
-
-def _layout_of(folder: Path, row: DatasetRow) -> Layout:
-    return next((layout for layout in row.layouts if _has_part(folder, layout)), row.layouts[0])
-
-
-def _forms(row: DatasetRow, split: Split) -> str:
-    streams = " or ".join(" + ".join(f"<sequence>/{names[0]}/" for names in layout.streams.values())
-                          for layout in row.layouts)
-    return streams + (f" in {' or '.join(split.folders)}" if split.folders else "")
+# --------------------------------------------------------------------------------------------- what lies in a folder
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -290,18 +262,14 @@ def _subfolders(folder: Path) -> list[Path]:
     return [folder / name for name in natural_names(names)]
 
 
-def _entry(folder: Path) -> Entry:
-    return Entry(folder.resolve().name, folder)
-
-
-def _detect(folder: Path) -> Layout | None:
-    return next((layout for layout in LAYOUTS if _fits(folder, layout)), None)
-
-
-def _fits(folder: Path, layout: Layout) -> bool:
-    if layout.required and _first_file(folder, layout.required) is None:
-        return False
-    return all(_stream_folder(folder, names) is not None for names in layout.streams.values())
+def _recognized(folder: Path) -> Entry | None:
+    """The sequence that a folder holds, in the first layout that fits."""
+    for layout in LAYOUTS:
+        if layout.required and first_file(folder, layout.required) is None:
+            continue
+        if all(_stream_folder(folder, names) is not None for names in layout.streams.values()):
+            return Entry(folder.resolve().name, folder, layout)
+    return None
 
 
 def _stream_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -320,7 +288,8 @@ def _images(folder: Path) -> Iterator[str]:
     return (name for name in os.listdir(folder) if name.rpartition(".")[2].lower() in _ENDINGS and name[0] != ".")
 
 
-def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of several files of a layout that is there."""
     paths = (Path(os.path.normpath(folder / name.format(name=folder.name))) for name in names)
     return next((path for path in paths if path.is_file()), None)
 
@@ -343,57 +312,60 @@ def _not_recognized(folder: Path) -> str:
     return f"no sequence was recognized in {folder}. {EXPECTED}"
 
 
-def _read(entry: Entry, layout: Layout, modality: str | None, stamps: FileStamps, pair_by: str | None = None
-          ) -> Sequence:
-    folder = entry.folder.resolve()
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: FileStamps) -> Sequence:
+    """The sequence of an entry: its streams paired, its annotation laid on the frames."""
+    folder, layout = entry.folder.resolve(), entry.layout
     stamps.add(folder)
-    frames = {}
+    streams: dict[str, tuple[Path, list[str]]] = {}
     for stream, names in (layout.streams | layout.optional).items():
         if modality is not None and stream not in ("rgb", modality):
             continue
-        where = _stream_folder(folder, names)
-        if where is not None:
-            stamps.add(where)
-            frames[stream] = where, _frame_names(entry, where)
+        place = _stream_folder(folder, names)
+        if place is not None:
+            stamps.add(place)
+            streams[stream] = place, _frame_names(entry, place)
         elif stream in layout.streams:
             raise ValueError(f"sequence {folder} has no {stream} frames: the folder "
                              f"{names[0].format(name=folder.name)}/ is missing")
-    if modality is not None and modality not in frames:
-        raise ValueError(f"sequence {folder} ({layout.name}) has no {modality} frames, only {', '.join(frames)}")
+    if modality is not None and modality not in streams:
+        raise ValueError(f"sequence {folder} ({layout.name}) has no {modality} frames, only {', '.join(streams)}")
 
-    path = entry.boxes or _first_file(folder, layout.boxes)
-    rows = _rows(path, layout, entry, stamps)
-    where, names = frames["rgb"]
+    path = entry.boxes or first_file(folder, layout.boxes)
+    rows = _rows(path, entry, stamps)
+    place, names = streams["rgb"]
     cut = layout.cut and 1 < len(rows) < len(names)
     names = names[: len(rows)] if cut else names
-    count, kept = len(names), slice(None)
-    if len(frames) == 2:
-        stream = next(stream for stream in frames if stream != "rgb")
-        place, others = frames[stream]
+    count, kept, second_boxes = len(names), slice(None), None
+    if len(streams) == 2:
+        stream = next(stream for stream in streams if stream != "rgb")
+        other_place, others = streams[stream]
         try:
             kept, partners = paired(names, others, stream, pair_by, cut)
         except ValueError as error:
             raise ValueError(f"sequence {entry.name!r} in {folder}: {error}") from None
-        frames[stream] = place, [others[i] for i in partners]
+        second = first_file(folder, layout.second_boxes)
+        if second is not None:
+            second_boxes = _on_frames(second, _rows(second, entry, stamps), len(others), layout)[0][partners]
+        streams[stream] = other_place, [others[i] for i in partners]
         names = [names[i] for i in kept]
-    frames["rgb"] = where, names
-    boxes, annotated = _place(path, rows, count, layout)
+    streams["rgb"] = place, names
+    boxes, annotated = _on_frames(path, rows, count, layout)
     present = annotated & np.isfinite(boxes).all(1)
     present[present] = (boxes[present, 2:] > 0).all(1)
     extras = {}
     for name in (*layout.flags, *layout.numbers):
         if (folder / name).is_file():
             stamps.add(folder / name)
-            extras[Path(name).stem] = read_flags(folder / name, count).astype(np.float32)
+            flags = read_flags(folder / name, count).astype(np.float32)
+            extras[Path(name).stem] = flags[kept]
             if name in layout.flags:
-                present &= np.isin(extras[Path(name).stem], layout.flags[name])
-    second = _first_file(folder, layout.second_boxes) if len(frames) == 2 else None
-    second_boxes = None
-    if second is not None:
-        second_boxes = _place(second, _rows(second, layout, entry, stamps), len(others), layout)[0][partners]
-    files = {stream: FrameFiles.of(where, names) for stream, (where, names) in frames.items()}
+                present &= np.isin(flags, layout.flags[name])
+    files = {stream: FrameFiles.of(place, names) for stream, (place, names) in streams.items()}
     return Sequence(entry.name, files, boxes[kept], present[kept], annotated[kept], second_boxes, layout.name,
-                    layout.min_side, extras={name: numbers[kept] for name, numbers in extras.items()})
+                    layout.min_side, extras=extras)  # fmt: skip
 
 
 def _frame_names(entry: Entry, folder: Path) -> list[str]:
@@ -406,14 +378,14 @@ def _frame_names(entry: Entry, folder: Path) -> list[str]:
     return names[entry.skip :]
 
 
-def _rows(path: Path | None, layout: Layout, entry: Entry, stamps: FileStamps) -> np.ndarray:
+def _rows(path: Path | None, entry: Entry, stamps: FileStamps) -> np.ndarray:
     if path is None:
         return np.empty((0, 4))
     stamps.add(path)
-    return layout.read_boxes(path)[entry.skip :]
+    return entry.layout.read_boxes(path)[entry.skip :]
 
 
-def _place(path: Path | None, rows: np.ndarray, count: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _on_frames(path: Path | None, rows: np.ndarray, count: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [count, 4] with NaN where there is no line, and which frames have one."""
     boxes, annotated = np.full((count, 4), np.nan), np.zeros(count, dtype=bool)
     if path is None:

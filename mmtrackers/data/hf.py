@@ -4,13 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .sequence import EncodedImage, Sequence
-from .sets import RowSet, SequenceSet, row_of, sequence_of
+from .sets import SequenceSet, columns, row_of, sequence_of
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset, Features, IterableDataset
 
 _NEEDED = ("name", "frames", "boxes")
@@ -19,22 +16,12 @@ _SAVED = ("state.json", "dataset_dict.json")
 
 
 def features() -> "Features":
-    """The columns of a tracking set.
+    """The columns of a tracking set (see `sets.columns`), with the encoded images `frames` and `frames_x`."""
+    import pyarrow as pa
+    from datasets import Features, Image, List
 
-    `frames` and, for the second modality, `frames_x` hold encoded images; `boxes`, `boxes_x` are x, y, w, h in pixels;
-    `length` and `usable` are numbers of frames (with a box that may be trained on). Lists that do not apply are null.
-    """
-    from datasets import Features, Image, List, Value
-
-    flags, boxes = List(Value("bool")), List(List(Value("float64"), length=4))
-    texts = {name: Value("string") for name in ("name", "dataset", "layout", "modality")}
-    numbers = {"length": Value("int32"), "usable": Value("int32"), "min_side": Value("float64")}
-    extras = List({"name": Value("string"), "values": List(Value("float32"))})
-    frames = List(Image(decode=False))
-    return Features({
-        **texts, **numbers, "attributes": List(Value("string")), "boxes": boxes, "boxes_x": boxes, "present": flags,
-        "annotated": flags, "extras": extras, "frames": frames, "frames_x": frames,
-    })  # fmt: skip
+    images = List(Image(decode=False))
+    return Features({**Features.from_arrow_schema(pa.schema(columns())), "frames": images, "frames_x": images})
 
 
 def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
@@ -50,10 +37,11 @@ def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
         `datasets.Dataset`: with the columns of `features`.
 
     Example:
+        >>> import numpy as np
         >>> frames = {"rgb": [EncodedImage("1.jpg", b"...")]}
         >>> sequence = Sequence("a", frames, np.array([[1.0, 2, 3, 4]]), np.array([True]))
-        >>> to_hf_dataset([sequence])["name"][0]
-        'a'
+        >>> from_hf_dataset(to_hf_dataset([sequence]))[0].boxes_xywh.tolist()
+        [[1.0, 2.0, 3.0, 4.0]]
     """
     from datasets import Dataset
 
@@ -82,10 +70,8 @@ def _row(sequence: Sequence) -> dict[str, Any]:
         return [{"path": file.name, "bytes": file.read_bytes()} if isinstance(file, EncodedImage)
                 else {"path": str(file), "bytes": None} for file in sequence.frames[modality]]  # fmt: skip
 
-    row = row_of(sequence)
-    row |= {name: value.tolist() for name, value in row.items() if isinstance(value, np.ndarray)}
     second = None if sequence.modality == "rgb" else files(sequence.modality)
-    return row | {"frames": files("rgb"), "frames_x": second}
+    return row_of(sequence) | {"frames": files("rgb"), "frames_x": second}
 
 
 def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | SequenceStream":
@@ -103,10 +89,9 @@ def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | Sequ
         ValueError: a column lacks.
 
     Example:
-        >>> frames = {"rgb": [EncodedImage("1.jpg", b"...")]}
-        >>> sequence = Sequence("a", frames, np.array([[1.0, 2, 3, 4]]), np.array([True]))
-        >>> from_hf_dataset(to_hf_dataset([sequence]))[0].boxes_xywh.tolist()
-        [[1.0, 2.0, 3.0, 4.0]]
+        ```python
+        sequences = from_hf_dataset(load_dataset("org/lasher", split="train", streaming=True))
+        ```
     """
     from datasets import IterableDataset
 
@@ -137,13 +122,10 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
         ValueError: there is no such folder or dataset, it has no such split, or it lacks a column; names the source.
 
     Example:
-        >>> import tempfile
-        >>> frames = {"rgb": [EncodedImage("1.jpg", b"...")]}
-        >>> sequence = Sequence("a", frames, np.array([[1.0, 2, 3, 4]]), np.array([True]))
-        >>> folder = tempfile.mkdtemp()
-        >>> to_hf_dataset([sequence]).save_to_disk(folder)
-        >>> load_hf_dataset(folder).names
-        ['a']
+        ```python
+        to_hf_dataset(open_dataset("LasHeR", dataset="lasher", split="test")).save_to_disk("lasher-test")
+        sequences = load_hf_dataset("lasher-test")
+        ```
     """
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
@@ -167,7 +149,7 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
         raise ValueError(f"{source}: {error}") from error
 
 
-class _HubRows(RowSet):
+class _HubRows(SequenceSet):
     """Sequences that lie in the rows of a dataset on disk."""
 
     def __init__(self, dataset: "Dataset") -> None:
@@ -176,15 +158,13 @@ class _HubRows(RowSet):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def columns(self) -> list[str]:
-        return self._rows.column_names
-
     def column(self, name: str) -> list:
+        if name not in self._rows.column_names:
+            return super().column(name)
         return self._rows.select_columns([name])[:].column(name).to_pylist()
 
-    def row(self, i: int) -> "pyarrow.Table":
-        return self._rows[i]
+    def _item(self, i: int) -> Sequence:
+        return sequence_of(self._rows[i])
 
 
 class SequenceStream:

@@ -12,40 +12,18 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from .sequence import Sequence
-from .sets import RowSet, SequenceSet, row_of
-
-if TYPE_CHECKING:
-    import pyarrow
+from .sets import SequenceSet, columns, row_of, sequence_of
 
 logger = logging.getLogger(__name__)
 
 # A set of fewer frames is listed as fast as its index would be opened.
 INDEXED_FROM = 20_000
 FRAMES_PER_BATCH = 100_000
-_FORMAT = "3"
-
-
-@lru_cache(maxsize=1)
-def _schema() -> "pyarrow.Schema":
-    import pyarrow as pa
-
-    numbers, flags = pa.list_(pa.float64()), pa.list_(pa.bool_())
-    return pa.schema({
-        **dict.fromkeys(("name", "dataset", "layout", "modality"), pa.string()), "length": pa.int64(),
-        "usable": pa.int64(), "min_side": pa.float64(), "attributes": pa.list_(pa.string()), "boxes": numbers,
-        "boxes_x": numbers, "present": flags, "annotated": flags,
-        "extras": pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.float32())})),
-        # names of folders and files are bytes; those of a stream's files end with a zero byte each
-        **dict.fromkeys(("folder", "files", "folder_x", "files_x"), pa.binary()),
-        "watched": pa.list_(pa.binary()), "stamps": pa.list_(pa.int64()),
-    })  # fmt: skip
+_FORMAT = "4"
 
 
 class FileStamps:
@@ -69,7 +47,7 @@ def _stamp(path: str | bytes) -> int:
     return (status.st_mtime_ns * 31 + status.st_size) & 0x7FFF_FFFF_FFFF_FFFF
 
 
-class IndexedSet(RowSet):
+class IndexedSet(SequenceSet):
     """Sequences that lie in an index file.
 
     Args:
@@ -81,9 +59,6 @@ class IndexedSet(RowSet):
 
         self.path = Path(path)
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._batches = self._table.to_batches()
-        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
-        self.lengths, self.usable = (self._table.column(name).to_numpy() for name in ("length", "usable"))
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return IndexedSet, (self.path,)
@@ -91,49 +66,41 @@ class IndexedSet(RowSet):
     def __len__(self) -> int:
         return self._table.num_rows
 
-    @property
-    def columns(self) -> list[str]:
-        return self._table.column_names
-
     def column(self, name: str) -> list:
         return self._table.column(name).to_pylist()
 
-    def row(self, i: int) -> "pyarrow.RecordBatch":
-        which = int(np.searchsorted(self._ends, i, side="right"))
-        return self._batches[which].slice(i - int(self._ends[which]) + self._batches[which].num_rows, 1)
+    def _item(self, i: int) -> Sequence:
+        return sequence_of(self._table.slice(i, 1))
 
     def is_current(self) -> bool:
         """Whether everything that the index was made of is as it was."""
-        last = self.row(len(self) - 1)
-        watched, before = (last.column(name)[0].as_py() for name in ("watched", "stamps"))
+        watched, before = (self._table.column(name)[-1].as_py() for name in ("watched", "stamps"))
         return all(_stamp(path) == stamp for path, stamp in zip(watched, before, strict=True))
 
 
 def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -> Path:
-    """Writes sequences to an index file, one after the other, and puts it in place when it is whole.
-
-    Args:
-        path (`Path`): its place without the checksum that is added to its name.
-        sequences (iterable of [`Sequence`]): listed while they are written.
-        stamps ([`FileStamps`]): what the listing has read.
-
-    Returns:
-        `Path`: the file.
-    """
+    """Writes sequences, listed meanwhile, to an index file; its name is `path` and a checksum."""
     import pyarrow as pa
 
+    schema = pa.schema({
+        **columns(),
+        # names of folders and files are bytes; those of a stream's files end with a zero byte each
+        **dict.fromkeys(("folder", "files", "folder_x", "files_x"), pa.binary()),
+        # in the last row
+        "watched": pa.list_(pa.binary()), "stamps": pa.list_(pa.int64()),
+    })  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
         try:
-            with pa.ipc.new_file(file, _schema()) as writer:
+            with pa.ipc.new_file(file, schema) as writer:
                 rows: list[dict[str, Any]] = []
                 for sequence in sequences:
                     if sum(row["length"] for row in rows) >= FRAMES_PER_BATCH:
-                        writer.write_batch(_batch(rows))
+                        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
                         rows = []
                     rows.append(_row(sequence))
                 rows[-1] |= {"watched": [*map(os.fsencode, stamps.stamps)], "stamps": [*stamps.stamps.values()]}
-                writer.write_batch(_batch(rows))
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
             file.close()
             final = path.with_name(f"{path.name}-{_checksum(Path(file.name))}.arrow")
             os.replace(file.name, final)
@@ -145,21 +112,10 @@ def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -
 
 def _row(sequence: Sequence) -> dict[str, Any]:
     row = row_of(sequence)
-    for name in ("boxes", "boxes_x"):
-        row[name] = None if row[name] is None else row[name].ravel()
-    if sequence.annotated.all():
-        row["annotated"] = None
     for modality, files in sequence.frames.items():
         end = "" if modality == "rgb" else "_x"
         row |= {f"folder{end}": os.fsencode(files.folder), f"files{end}": bytes(files.blob)}
     return row
-
-
-def _batch(rows: list[dict[str, Any]]) -> "pyarrow.RecordBatch":
-    import pyarrow as pa
-
-    columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in _schema()]
-    return pa.RecordBatch.from_arrays(columns, schema=_schema())
 
 
 def _checksum(path: Path) -> str:
@@ -191,14 +147,9 @@ def _current(path: Path) -> IndexedSet | None:
 
 
 def listed(path: Path, make: Callable[[FileStamps], Iterator[Sequence]]) -> SequenceSet:
-    """The sequences that `make` lists, from the index file if it is current; large sets get one.
+    """The sequences that `make` lists, from the index file at `path` if it is current; large sets get one.
 
-    Args:
-        path (`Path`): the index file, see `index_path`.
-        make (`Callable`): lists the sequences and reports every path that it reads to the [`FileStamps`].
-
-    Returns:
-        [`SequenceSet`]
+    `make` reports every path that it reads to the [`FileStamps`].
     """
     try:
         if (found := _current(path)) is not None:

@@ -134,7 +134,7 @@ class DatasetRow:
         layouts (`tuple[Layout, ...]`): forms of its sequences' folders; the first that fits is taken.
         splits (`dict[str, Split]`): all there are.
         attributes (`str`): list of the package with `name ATTRIBUTE ...` per line.
-        entries (`Callable`): folders -> entries, for sets whose folders are not their sequences (see `special`).
+        entries (`Callable`): entries of folders -> of sequences, for sets where these differ (see `special`).
         build (`Callable`): (root, split, index) -> sequences, for a set without any folder per sequence.
     """
 

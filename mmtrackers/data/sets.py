@@ -1,7 +1,7 @@
 """Sets of sequences, and the rows of Arrow tables that large ones lie in."""
 
 import collections.abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -13,12 +13,19 @@ from .sequence import EncodedImage, FrameFiles, Sequence
 if TYPE_CHECKING:
     import pyarrow
 
+_FACTS: dict[str, Callable[[Sequence], Any]] = {
+    "name": lambda sequence: sequence.name,
+    "modality": lambda sequence: sequence.modality,
+    "length": len,
+    "usable": lambda sequence: int(np.count_nonzero(getattr(sequence, "trainable", sequence.present))),
+}
+
 
 class SequenceSet(collections.abc.Sequence):
     """Sequences of a set, as a list would hold them.
 
     `lengths` [N], `usable` [N] (frames whose box may be trained on), `names` and the `modalities` that occur are known
-    without going through the sequences.
+    without going through the sequences, where they lie in a table.
 
     Args:
         items (iterable of [`Sequence`]): in order.
@@ -27,23 +34,26 @@ class SequenceSet(collections.abc.Sequence):
     def __init__(self, items: Iterable[Sequence]) -> None:
         self._items = list(items)
 
+    def column(self, name: str) -> list:
+        """"name", "modality", "length" or "usable" of every sequence."""
+        return [_FACTS[name](sequence) for sequence in self]
+
     @cached_property
     def names(self) -> list[str]:
         """Names of all sequences, in order."""
-        return [sequence.name for sequence in self._items]
+        return self.column("name")
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        return np.array([len(sequence) for sequence in self._items], dtype=np.int64)
+        return np.array(self.column("length"), dtype=np.int64)
 
     @cached_property
     def usable(self) -> np.ndarray:
-        frames = (getattr(sequence, "trainable", sequence.present) for sequence in self._items)
-        return np.array([np.count_nonzero(usable) for usable in frames], dtype=np.int64)
+        return np.array(self.column("usable"), dtype=np.int64)
 
     @cached_property
     def modalities(self) -> set[str]:
-        return {sequence.modality for sequence in self._items}
+        return set(self.column("modality"))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -81,21 +91,8 @@ class JoinedSet(SequenceSet):
         self._sets = list(sets)
         self._ends = np.cumsum([len(one) for one in self._sets])
 
-    @cached_property
-    def names(self) -> list[str]:
-        return [name for one in self._sets for name in one.names]
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        return np.concatenate([one.lengths for one in self._sets])
-
-    @cached_property
-    def usable(self) -> np.ndarray:
-        return np.concatenate([one.usable for one in self._sets])
-
-    @cached_property
-    def modalities(self) -> set[str]:
-        return {modality for one in self._sets for modality in one.modalities}
+    def column(self, name: str) -> list:
+        return [value for one in self._sets for value in one.column(name)]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -105,58 +102,33 @@ class JoinedSet(SequenceSet):
         return self._sets[which][i - int(self._ends[which])]  # negative: counted from that set's end
 
 
-class RowSet(SequenceSet):
-    """Sequences that lie in the rows of a table on disk: each is made when it is asked for.
+def columns() -> dict[str, "pyarrow.DataType"]:
+    """What a row holds of a sequence beside its frames; `row_of` fills it, `sequence_of` is the inverse.
 
-    A table has at least the columns `name` and `boxes`; what `row_of` adds is computed where it lacks.
+    `boxes`, `boxes_x` (of the second modality) are x, y, w, h in pixels; `length` and `usable` are numbers of frames
+    (with a box that may be trained on). Lists that do not apply are null.
     """
+    import pyarrow as pa
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns."""
-        raise NotImplementedError
-
-    def column(self, name: str) -> list:
-        """A column as a list."""
-        raise NotImplementedError
-
-    def row(self, i: int) -> "pyarrow.Table | pyarrow.RecordBatch":
-        """One row, as a table or a batch."""
-        raise NotImplementedError
-
-    @cached_property
-    def names(self) -> list[str]:
-        return self.column("name")
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        known = self.column("length") if "length" in self.columns else map(len, self)
-        return np.array(list(known), dtype=np.int64)
-
-    @cached_property
-    def usable(self) -> np.ndarray:
-        known = self.column("usable") if "usable" in self.columns else (s.trainable.sum() for s in self)
-        return np.array(list(known), dtype=np.int64)
-
-    @cached_property
-    def modalities(self) -> set[str]:
-        return set(self.column("modality")) if "modality" in self.columns else {s.modality for s in self}
-
-    def _item(self, i: int) -> Sequence:
-        return sequence_of(self.row(i))
+    boxes, flags = pa.list_(pa.list_(pa.float64(), 4)), pa.list_(pa.bool_())
+    return {
+        **dict.fromkeys(("name", "dataset", "layout", "modality"), pa.string()),
+        "length": pa.int32(), "usable": pa.int32(), "min_side": pa.float64(), "attributes": pa.list_(pa.string()),
+        "boxes": boxes, "boxes_x": boxes, "present": flags, "annotated": flags,
+        "extras": pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.float32())})),
+    }  # fmt: skip
 
 
 def row_of(sequence: Sequence) -> dict[str, Any]:
-    """What a row holds of a sequence beside its frames; `sequence_of` is the inverse."""
+    """The columns of a sequence."""
+    second = sequence.second_boxes_xywh
     return {
-        "name": sequence.name, "dataset": sequence.dataset, "layout": sequence.layout, "modality": sequence.modality,
-        "length": len(sequence), "usable": int(np.count_nonzero(sequence.trainable)), "min_side": sequence.min_side,
-        "attributes": list(sequence.attributes), "boxes": sequence.boxes_xywh, "boxes_x": sequence.second_boxes_xywh,
-        "present": sequence.present, "annotated": sequence.annotated,
-        "extras": [{"name": name, "values": values} for name, values in sequence.extras.items()],
+        **{name: fact(sequence) for name, fact in _FACTS.items()},
+        "dataset": sequence.dataset, "layout": sequence.layout, "min_side": sequence.min_side,
+        "attributes": list(sequence.attributes), "boxes": sequence.boxes_xywh.tolist(),
+        "boxes_x": None if second is None else second.tolist(), "present": sequence.present.tolist(),
+        "annotated": sequence.annotated.tolist(),
+        "extras": [{"name": name, "values": values.tolist()} for name, values in sequence.extras.items()],
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from .sequence import FrameFiles, Sequence
 
 if TYPE_CHECKING:
     from .index import FileStamps
+    from .layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Entry:
     Args:
         name (`str`): of the sequence.
         folder (`Path`): its folder, which may hold other sequences as well.
+        layout (`Layout`): how it lies there.
         boxes (`Path`, *optional*): its annotation, where the layout does not say it.
         first (`int`): number in the file name of its first frame; frames with smaller numbers are not its own.
         skip (`int`): frames and boxes that are left out at the start.
@@ -29,6 +31,7 @@ class Entry:
 
     name: str
     folder: Path
+    layout: "Layout"
     boxes: Path | None = None
     first: int = 0
     skip: int = 0
@@ -46,26 +49,28 @@ _OTB_SKIP = {"Tiger1": 5}
 _OTB_NOT_IN_THE_SET = {"Human4_1"}
 
 
-def otb_targets(folders: list[Path], stamps: "FileStamps") -> Iterator[Entry]:
+def otb_targets(found: list[Entry], stamps: "FileStamps") -> Iterator[Entry]:
     """OTB: a folder with `groundtruth_rect.1.txt` and `.2.txt` is two sequences, and some start late."""
-    for folder in folders:
-        stamps.add(folder)
-        for boxes in sorted(folder.glob("groundtruth_rect*.txt")):
+    for entry in found:
+        stamps.add(entry.folder)
+        for boxes in sorted(entry.folder.glob("groundtruth_rect*.txt")):
             number = boxes.name.removeprefix("groundtruth_rect").removesuffix(".txt").lstrip(".")
-            name = f"{folder.name}_{number}" if number else folder.name
+            name = f"{entry.name}_{number}" if number else entry.name
             if name not in _OTB_NOT_IN_THE_SET:
-                yield Entry(name, folder, boxes, _OTB_FIRST.get(name, 0), _OTB_SKIP.get(name, 0))
+                first, skip = _OTB_FIRST.get(name, 0), _OTB_SKIP.get(name, 0)
+                yield replace(entry, name=name, boxes=boxes, first=first, skip=skip)
 
 
-def uav123_targets(folders: list[Path], stamps: "FileStamps") -> Iterator[Entry]:
+def uav123_targets(found: list[Entry], stamps: "FileStamps") -> Iterator[Entry]:
     """UAV123: several sequences share one folder; a table says where each starts, its boxes how long it is."""
-    by_name = {folder.name: folder for folder in folders}
+    by_folder = {entry.folder.name: entry for entry in found}
     for line in packaged_list("uav123"):
         name, folder, first = line.split()
-        if folder not in by_name:
+        if folder not in by_folder:
             raise ValueError(f"UAV123: the folder {folder}/ of sequence {name!r} is missing")
-        annotations = by_name[folder].parents[2] / "anno" / "UAV123"
-        yield Entry(name, by_name[folder], annotations / f"{name}.txt", int(first))
+        entry = by_folder[folder]
+        boxes = entry.folder.parents[2] / "anno" / "UAV123" / f"{name}.txt"
+        yield replace(entry, name=name, boxes=boxes, first=int(first))
 
 
 def coco_stills(root: Path, split: str, stamps: "FileStamps") -> Iterator[Sequence]:
