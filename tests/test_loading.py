@@ -2,12 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from peft import BOFTConfig, LoraConfig, PeftModel, get_peft_model
 from peft_rows import (
     ROWS,
@@ -195,6 +198,43 @@ def test_pickled_weights_are_refused(repos: Path) -> None:
         with pytest.raises(OSError, match=r"holds no model\.safetensors\. Weights are read in that") as caught:
             load.from_pretrained(repos / "base")
         assert "weights_only" not in str(caught.value)
+
+
+@contextmanager
+def elsewhere(context: Any) -> Iterator[None]:
+    """Another thread is in a context."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with context:
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_loading_while_another_thread_makes_an_empty_model(repos: Path) -> None:
+    """torch's way is a thread's own; accelerate's is the whole process's, and nothing else would say so."""
+    known = AutoTracker.from_pretrained(repos / "adapter").state_dict()
+    with elsewhere(torch.device("meta")):
+        found = AutoTracker.from_pretrained(repos / "adapter").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in known.items())
+    base = OSTrackForTracking.from_pretrained(repos / "base")
+    before = base.state_dict()
+    with elsewhere(init_empty_weights()):
+        with pytest.raises(RuntimeError, match=r"weights were left without numbers .*acts on all threads"):
+            OSTrackForTracking.from_pretrained(repos / "base")
+        with pytest.raises(RuntimeError, match=r"Adapter 'default': \d+ weights were left without numbers"):
+            base.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    assert not base.has_adapter and all(torch.equal(base.state_dict()[n], t) for n, t in before.items())
+    base.add_adapter(LoraConfig(target_modules=["q_proj"]))
 
 
 def test_an_adapter_of_another_class_is_refused(repos: Path) -> None:

@@ -42,6 +42,7 @@ from .folders import (
     TRACKER_CONFIG,
     TrackerFiles,
     check_fields,
+    check_filled,
     check_tensors,
     first_line,
     one_line,
@@ -258,6 +259,10 @@ class AdapterMixin:
                 # two adapters on one model are what this call is for
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
                 inject_adapter_in_model(config, self, name)
+            if self.device.type != "meta":
+                known = {id(parameter) for parameter, _ in trained}
+                new = ((n, p) for n, p in self.named_parameters() if id(p) not in known)
+                check_filled(new, f"Adapter {name!r}")
             cast_adapter_dtype(self, name)  # float32 whatever the base is in, as get_peft_model does
             for module in self.modules():
                 module.training = modes.get(id(module), self.training)

@@ -164,6 +164,16 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
         )
 
 
+def check_filled(parameters: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
+    """Raises RuntimeError where weights stayed without numbers, which torch does not say, or only warns of."""
+    if empty := [name for name, parameter in parameters if parameter.is_meta]:
+        raise RuntimeError(
+            f"{source}: {len(empty)} weights were left without numbers (on the meta device): {shorten(empty)}. "
+            "accelerate's init_empty_weights() acts on all threads of a process: load when no thread is in it, and "
+            "make empty models under torch.device('meta'), which is a thread's own."
+        )
+
+
 def check_floating(folder: Path, model: torch.nn.Module, source: str) -> None:
     """Raises ValueError for weights that are no plain floating numbers: transformers would cast them without a word.
     """

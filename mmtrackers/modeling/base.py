@@ -22,6 +22,7 @@ from mmtrackers.hub.folders import (
     MODEL_CONFIG,
     TrackerFiles,
     check_fields,
+    check_filled,
     check_floating,
     first_line,
     one_line,
@@ -272,6 +273,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
             OSError: repository or files not found, unreachable, corrupt or truncated.
             ValueError: a checkpoint of another class; tensors missing, unexpected or of another shape; an option by
                 which code of a repository would run.
+            RuntimeError: another thread is in accelerate's `init_empty_weights()`.
         """
         refused = {"trust_remote_code", "use_kernels", "kernel_config", "allow_all_kernels"}
         if given := sorted(name for name in refused if kwargs.pop(name, None)):
@@ -334,6 +336,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
             )
         if folder is not None:
             check_floating(folder, model, name)
+        if not getattr(model, "hf_device_map", None):  # which may leave weights on disk
+            check_filled(model.named_parameters(), name)
         return (model, info) if with_info else model
 
 
