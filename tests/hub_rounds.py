@@ -148,7 +148,7 @@ def faults(folder: Path) -> dict[str, str]:
     def fault(kind: str, where: str = "/api/models/org") -> None:
         urlopen(f"{endpoint}/fault/{kind}/{where.lstrip('/')}").close()
 
-    for kind in ("cut", "html", "500", "401", "403"):
+    for kind in ("cut", "stall", "html", "500", "401", "403"):
         for name, options in (("cached", {}), ("fresh", {"cache_dir": folder / kind})):
             fault(kind, "models/org")
             begun = time.monotonic()

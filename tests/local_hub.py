@@ -49,7 +49,7 @@ class LocalHub:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.fault = ("", "")  # what requests meet ("cut", "html" or a status), and a part of their paths
+        self.fault = ("", "")  # what requests meet ("cut", "stall", "html" or a status), and a part of their paths
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -75,6 +75,7 @@ class LocalHub:
             "HF_HOME": str(home),
             "HF_TOKEN": "hf_dummy",
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_ETAG_TIMEOUT": "4",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_DATASETS_CACHE": str(home / "datasets"),
@@ -145,6 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, kind: str) -> None:
         if kind == "html":  # a captive portal
             self._send(200, b"<html>Please log in</html>", "text/html", {})
+        elif kind == "stall":  # the connection stands, and nothing comes
+            self.rfile.read(1)  # until the caller has enough of it
+            self.close_connection = True
         elif kind == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "1000")

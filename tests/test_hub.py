@@ -135,7 +135,7 @@ def test_crop_settings_are_those_of_the_base_that_was_loaded(round_trip: dict[st
     assert {name: round_trip["online"][name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("fault", ["cut", "html", "500", "401", "403"])
+@pytest.mark.parametrize("fault", ["cut", "stall", "html", "500", "401", "403"])
 def test_a_hub_that_fails(round_trip: dict[str, Any], fault: str) -> None:
     said = round_trip["faults"]
     assert said[f"{fault} cached"] == "no error"

@@ -5,12 +5,14 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -100,7 +102,8 @@ def download(name: str, options: Mapping[str, Any], files: Iterable[str]) -> Pat
     patterns = [f"{subfolder}/{file}" if subfolder else file for file in files]
     where = f"{name!r}{f' at revision {revision!r}' if revision else ''}"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **options))
+        with _patience():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **options))
     except HFValidationError as error:
         raise OSError(f"{name!r} is neither an existing folder nor a Hub id of the form 'org/name'.") from error
     except RevisionNotFoundError as error:
@@ -113,6 +116,31 @@ def download(name: str, options: Mapping[str, Any], files: Iterable[str]) -> Pat
             raise OSError(_why_not(where, error)) from error
         logger.warning(f"The Hub did not answer for {where} ({first_line(error)}): loading the cached copy.")
         return root
+
+
+_impatient = ContextVar("impatient", default=False)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Within the block a server that accepts a question and never answers is given up after the Hub's own timeout,
+    which huggingface_hub keeps for files and not for the list of them."""
+    hooks = get_session().event_hooks
+    if _give_up not in hooks["request"]:
+        get_session().event_hooks = hooks | {"request": [*hooks["request"], _give_up]}
+    before = _impatient.set(True)
+    try:
+        yield
+    finally:
+        _impatient.reset(before)
+
+
+def _give_up(request: Any) -> None:
+    if _impatient.get():
+        limits = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            name: constants.HF_HUB_ETAG_TIMEOUT if limit is None else limit for name, limit in limits.items()
+        }
 
 
 def _why_not(where: str, error: Exception) -> str:
