@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmtrackers.data import Sequence, open_sequence
+from mmtrackers.processing.alignment import as_views
 from mmtrackers.processing.crops import Crop
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.training import Augmentation, PairDataset
@@ -284,13 +285,28 @@ def test_each_sequence_may_bring_its_own_second_stream(scene, processor):
 # Augmentation
 
 
+@pytest.mark.parametrize("style,augment", [("ostrack", Augmentation(flip=0.5)), ("lorat", DeiTAugmentation())])
+def test_samples_of_streams_are_those_of_joined_frames(style, augment):
+    rng = np.random.default_rng(0)
+    frames = [{name: rng.integers(0, 255, (90, 121, 3), np.uint8) for name in ("rgb", "event")} for _ in range(2)]
+    boxes = [np.array([40.0, 30, 33, 27]), np.array([90.0, 60, 30, 30])]  # the second leaves the frame
+    processor = TrackerImageProcessor(crop_style=style, template_size=32, search_size=64)
+    for seed in range(6):
+        joined, apart = (
+            augment(processor, [make(frame, "event", 2) for frame in frames], boxes, 1, np.random.default_rng(seed))
+            for make in (processor.stack, processor.views)
+        )
+        assert all(torch.equal(joined[name], apart[name]) for name in joined)
+
+
 def test_joint_step_mirrors_both_frames_with_one_roll():
     rng = np.random.default_rng(0)
     images = [np.arange(2 * 5 * 6, dtype=np.uint8).reshape(2, 5, 6), np.zeros((3, 9, 6), np.uint8)]
-    out, boxes = Augmentation(flip=1.0).joint(images, [np.array([1.0, 0, 2, 1]), np.array([0.0, 1, 3, 1])], rng)
-    np.testing.assert_array_equal(out[0], images[0][:, ::-1])
+    views = [as_views(image) for image in images]
+    out, boxes = Augmentation(flip=1.0).joint(views, [np.array([1.0, 0, 2, 1]), np.array([0.0, 1, 3, 1])], rng)
+    np.testing.assert_array_equal(out[0][0].picture, images[0][:, ::-1])
     assert boxes[0].tolist() == [5 - 1 - 3, 0, 2, 1] and boxes[1].tolist() == [9 - 1 - 3, 1, 3, 1]
-    rolls = [np.array_equal(Augmentation().joint(images[:1], [np.zeros(4)], rng)[0][0], images[0]) for _ in range(400)]
+    rolls = [Augmentation().joint(views[:1], [np.zeros(4)], rng)[0][0] is views[0] for _ in range(400)]
     assert 150 < sum(rolls) < 250
 
 
@@ -306,11 +322,11 @@ def test_lost_crops_are_far_too_large_or_too_small():
 def test_gray_acts_on_three_channels_only():
     color = np.full((2, 2, 3), (255, 0, 0), np.uint8)
     rng, always = np.random.default_rng(0), Augmentation(gray=1.0, flip=0.0)
-    out, _ = always.joint([color, color], [np.zeros(4)] * 2, rng)
-    assert out[0][0, 0].tolist() == [76, 76, 76] == out[1][0, 0].tolist()
-    six = np.concatenate([color, color], axis=2)
-    assert np.array_equal(always.joint([six], [np.zeros(4)], rng)[0][0], six)
-    gray = sum(Augmentation(flip=0.0).joint([color], [np.zeros(4)], rng)[0][0][0, 0, 1] > 0 for _ in range(2000))
+    one, two = as_views(color), [*as_views(color), *as_views(color)]
+    out, _ = always.joint([one, one], [np.zeros(4)] * 2, rng)
+    assert [views[0].picture[0, 0].tolist() for views in out] == [[76, 76, 76]] * 2
+    assert always.joint([two], [np.zeros(4)], rng)[0][0] is two
+    gray = sum(Augmentation(flip=0.0).joint([one], [np.zeros(4)], rng)[0][0] is not one for _ in range(2000))
     assert 60 < gray < 140
 
 

@@ -5,13 +5,14 @@ center, as in OpenCV. Only crops are warped, never whole frames: matrix and crop
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .crops import AlignedCrop, Crop
+from .crops import AlignedCrop, Crop, check_picture
 
 SCALE = "scale"
 Alignment = np.ndarray | str
@@ -42,6 +43,19 @@ class View:
     def size(self) -> tuple[int, int]:
         """Height and width of the frame that boxes refer to."""
         return self.frame_size or self.picture.shape[:2]
+
+
+def as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
+    """Views as they are, or a picture of all streams as one.
+
+    Example:
+        >>> [view.size for view in as_views(np.zeros((4, 6, 3), np.uint8))]
+        [(4, 6)]
+    """
+    if isinstance(image, (list, tuple)):
+        return image
+    check_picture(image)
+    return [View(image, "rgb")]
 
 
 def check_alignment(alignment: Alignment, modality: str = "second") -> Alignment:

@@ -12,13 +12,12 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .alignment import Alignment, View, cut_warped, frame_matrix
+from .alignment import Alignment, View, as_views, cut_warped, frame_matrix
 from .boxes import BoxLike, clip_box_xywh
 from .crops import (
     AlignedCrop,
     Crop,
     aligned_crop,
-    check_picture,
     cut_aligned,
     cut_square,
     hann_window,
@@ -61,13 +60,6 @@ def _normalization(
     with torch.inference_mode(False):
         shift = torch.tensor([255 * m for m in mean], device=device).view(3, 1, 1)
         return shift, torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
-
-
-def _as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
-    if isinstance(image, (list, tuple)):
-        return image
-    check_picture(image)
-    return [View(image, "rgb")]
 
 
 class TrackerImageProcessor(BaseImageProcessor):
@@ -265,8 +257,12 @@ class TrackerImageProcessor(BaseImageProcessor):
             >>> picture.shape, crop.x1, crop.y1, crop.side
             ((256, 256, 3), 5, 5, 40)
         """
-        views = _as_views(image)
+        views = as_views(image)
         where = self.locate(box_xywh, role, views[0].size)
+        return self.cut(views, where, fill), where
+
+    def cut(self, views: Sequence[View], where: Crop | AlignedCrop, fill: np.ndarray | None = None) -> np.ndarray:
+        """The picture of `crop` at a place that is known, as `locate` gives it; arguments as there."""
         if fill is None:
             fill = self.padding(views)
         cut, first = [], 0
@@ -280,13 +276,13 @@ class TrackerImageProcessor(BaseImageProcessor):
             else:
                 cut.append(cut_aligned(view.picture, where, own))
             first = last
-        return (cut[0] if len(cut) == 1 else np.concatenate(cut, axis=2)), where
+        return cut[0] if len(cut) == 1 else np.concatenate(cut, axis=2)
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
         """The color `[C]` that crops of this picture, and later ones of its video, are padded with; None for black."""
         if self.crop_style == "ostrack":
             return None
-        return np.concatenate([mean_color(view.picture) for view in _as_views(image)])
+        return np.concatenate([mean_color(view.picture) for view in as_views(image)])
 
     def locate(
         self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None

@@ -2,22 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 import torch
 
-from mmtrackers.processing.crops import (
-    AlignedCrop,
-    Crop,
-    aligned_crop,
-    aligned_scale,
-    cut_aligned,
-    cut_square,
-    mean_color,
-)
+from mmtrackers.processing.alignment import View, as_views
+from mmtrackers.processing.crops import AlignedCrop, Crop, aligned_crop, aligned_scale
 
 if TYPE_CHECKING:
     from mmtrackers.processing.image_processing import TrackerImageProcessor
@@ -58,33 +51,31 @@ class TrainingAugmentation:
     """From frames to a training item: where the crops lie, and what is changed in them. Each family has its own."""
 
     def __call__(
-        self, processor: "TrackerImageProcessor", images: list[np.ndarray], boxes_xywh: list[np.ndarray],
-        templates: int, rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", images: Sequence[np.ndarray | Sequence[View]],
+        boxes_xywh: list[np.ndarray], templates: int, rng: np.random.Generator,
     ) -> Sample | None:
         """Frames and their boxes, templates first, to a training item; None if a crop would show nothing.
 
         Args:
             processor ([`TrackerImageProcessor`]): its sizes and factors are used.
-            images (`list` of `np.ndarray`): `[H, W, 3 S]` uint8 each.
+            images (list of `np.ndarray` `[H, W, 3 S]` uint8, or of `list[View]`): as the processor's `stack` or
+                `views` gives them.
             boxes_xywh (`list` of `np.ndarray`): `[4]` pixels each.
             templates (`int`): how many of them are templates.
             rng (`np.random.Generator`): the only source of chance.
         """
-        images, boxes_xywh = self.joint(images, boxes_xywh, rng)
-        windows = self.crop_windows(processor, boxes_xywh, [image.shape[:2] for image in images], templates, rng)
+        frames, boxes_xywh = self.joint([as_views(image) for image in images], boxes_xywh, rng)
+        windows = self.crop_windows(processor, boxes_xywh, [views[0].size for views in frames], templates, rng)
         if windows is None:
             return None
-        crops = [
-            cut_square(image, where) if isinstance(where, Crop) else cut_aligned(image, where, mean_color(image))
-            for image, where in zip(images, windows, strict=True)
-        ]
+        crops = [processor.cut(views, where) for views, where in zip(frames, windows, strict=True)]
         return self.apply(processor, crops, windows, boxes_xywh, templates, rng)
 
     def joint(
-        self, images: list[np.ndarray], boxes_xywh: list[np.ndarray], rng: np.random.Generator
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        self, frames: list[Sequence[View]], boxes_xywh: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[list[Sequence[View]], list[np.ndarray]]:
         """Changes of whole frames and their boxes, the same for all of them; none unless a family has some."""
-        return images, boxes_xywh
+        return frames, boxes_xywh
 
     def crop_windows(
         self, processor: "TrackerImageProcessor", boxes_xywh: Sequence[np.ndarray], frames: Sequence[tuple[int, int]],
@@ -149,19 +140,20 @@ class Augmentation(TrainingAugmentation):
     crop_flip: float = 0.5
 
     def joint(
-        self, images: list[np.ndarray], boxes_xywh: list[np.ndarray], rng: np.random.Generator
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        self, frames: list[Sequence[View]], boxes_xywh: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[list[Sequence[View]], list[np.ndarray]]:
         """Gray and mirror; the mirror takes a corner x to (W - 1) - x as the official code does."""
         gray, flip = rng.random(2) < (self.gray, self.flip)
-        if gray and all(image.shape[2] == 3 for image in images):
-            images = [_gray(image) for image in images]
+        if gray and all(sum(view.picture.shape[2] for view in views) == 3 for views in frames):
+            frames = [[replace(view, picture=_gray(view.picture)) for view in views] for views in frames]
         if flip:
             boxes_xywh = [
-                np.array([image.shape[1] - 1 - x - w, y, w, h])
-                for image, (x, y, w, h) in zip(images, boxes_xywh, strict=True)
+                np.array([views[0].size[1] - 1 - x - w, y, w, h])
+                for views, (x, y, w, h) in zip(frames, boxes_xywh, strict=True)
             ]
-            images = [np.ascontiguousarray(image[:, ::-1]) for image in images]
-        return images, boxes_xywh
+            # only what crops take of them is copied
+            frames = [[replace(view, picture=view.picture[:, ::-1]) for view in views] for views in frames]
+        return frames, boxes_xywh
 
     def window(
         self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from mmtrackers.data.sequence import Sequence
 from mmtrackers.data.sets import JoinedSet, SequenceSet
+from mmtrackers.processing.alignment import View
 from mmtrackers.processing.frames import ANY
 
 from .augment import Sample, TrainingAugmentation, fitting
@@ -266,14 +267,14 @@ class SampleMaker:
             return None, f"sequence {sequence.name!r}: {error}"
         frames = [*templates, *searches]
         try:
-            images = {frame: self._load(sequence, frame) for frame in dict.fromkeys(frames)}
+            seen = {frame: self._views(sequence, frame) for frame in dict.fromkeys(frames)}
         except (ValueError, OSError) as error:
             self.failures.add(str(error))
             return None, str(error)
-        boxes = [self._fitted(sequence.boxes_xywh[frame], images[frame].shape) for frame in frames]
+        boxes = [self._fitted(sequence.boxes_xywh[frame], seen[frame][0].size) for frame in frames]
         if self.fits_boxes and not all((box[2:] > 0).all() for box in boxes):
             return None, f"sequence {sequence.name!r}, frames {frames}: a box lies outside its picture"
-        sample = self.augment(self.processor, [images[frame] for frame in frames], boxes, len(templates), rng)
+        sample = self.augment(self.processor, [seen[frame] for frame in frames], boxes, len(templates), rng)
         return sample, f"sequence {sequence.name!r}, frames {frames}: a crop is empty"
 
     def frames(self, sequence: Sequence, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -306,12 +307,12 @@ class SampleMaker:
             self._shapes[key] = alone.read(0)["rgb"].shape[:2]
         return self._shapes[key]
 
-    def _load(self, sequence: Sequence, frame: int) -> np.ndarray:
+    def _views(self, sequence: Sequence, frame: int) -> list[View]:
         if self.streams == 1 and isinstance(sequence, Sequence):
             sequence = sequence.rgb_only()
         try:
             modality = sequence.modality if self.modality == ANY else self.modality
-            return self.processor.stack(sequence.read(frame), modality=modality, streams=self.streams)
+            return self.processor.views(sequence.read(frame), modality, self.streams)
         except ValueError as error:
             raise ValueError(f"sequence {sequence.name!r}, frame {frame}: {error}") from error
 
