@@ -100,6 +100,17 @@ def test_a_target_that_comes_back_elsewhere_is_found() -> None:
     assert not any(p.present for p in returns_after(elsewhere, recover=False)[0][13:]), "off unless asked for"
 
 
+@pytest.mark.parametrize(("place", "found"), [((70, 40, 24, 20), True), ((60, 30, 48, 40), False)])
+def test_what_comes_back_in_another_size_is_not_the_target(place: tuple[int, int, int, int], found: bool) -> None:
+    settings = processor()
+    settings.calibration = [0.0, 2.0, 0.5, -12.0]
+    tracker = Tracker(SureOfRed(), settings, absent_below=0.3, recover=True)
+    session = tracker.start(frame(BOX), BOX)
+    present = [session.update(one).present for one in [frame(BOX)] * 3 + gone(10) + [frame(place)] * 30]
+    assert any(present[13:]) is found
+    assert not found or all(present[present.index(True, 13) :]), "it is trusted from then on"
+
+
 def test_coming_back_is_the_same_every_time() -> None:
     first, second = (returns_after((128, 90, 24, 20))[0] for _ in range(2))
     assert all(np.array_equal(a.box, b.box) and a.present == b.present for a, b in zip(first, second, strict=True))

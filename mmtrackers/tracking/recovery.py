@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-VOTES = 4  # frames for which a candidate must stay plausible
+VOTES = 3  # frames for which a candidate must stay plausible
 PLAUSIBLE = 0.5  # its least confidence, where the tracker's own limit is not higher
 SCALES = (1.0, 1.5, 2.0, 2.5)  # of the crop, the smallest with which a round takes at most
 PLACES = 12

@@ -17,7 +17,7 @@ from mmtrackers.processing.boxes import check_box_xywh
 from mmtrackers.processing.frames import ANY, Frame, second_stream
 from mmtrackers.processing.thermal import ThermalRange
 
-from .confidence import Trail, log_odds, log_size, probability
+from .confidence import Trail, log_odds, probability
 from .memory import Crops, TemplateMemory
 from .recovery import Lost
 
@@ -240,7 +240,7 @@ class TrackingSession:
         scores, trail = self._confidence(raw, answers, self._trail), self._trail.moved(raw, answers)
         if tracker.recover:
             trail = trail.kept(self._trail, [lost is not None for lost in self._lost])
-            self._lost = self._look_for_lost(views, raw, found, scores)
+            self._lost = self._look_for_lost(views, raw, found, scores, trail)
         present = [lost is None and bool(score >= (tracker.absent_below or 0.0))
                    for lost, score in zip(self._lost, scores, strict=True)]  # fmt: skip
         moved = [here and box is not None for here, box in zip(present, found, strict=True)]
@@ -273,9 +273,10 @@ class TrackingSession:
         return scores.copy() if weights is None else probability(trail.evidence(scores, boxes), weights)
 
     def _look_for_lost(
-        self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray
+        self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray, trail: Trail
     ) -> list[Lost | None]:
-        """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer."""
+        """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer, and
+        `trail` begins anew for one that is found again."""
         processor, limit, lost = self.tracker.image_processor, self.tracker.absent_below, list(self._lost)
         for target in np.flatnonzero([was is None for was in lost]):
             if scores[target] < limit:
@@ -291,14 +292,17 @@ class TrackingSession:
         rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody)
         for target, row, (_, crop) in zip(targets, rows, cut, strict=True):
             tried = [(raw[target], found[target]), (row[4], self._box_of(target, row, crop))]
-            tried = [answer for answer in tried if answer[1] is not None]
-            score, box = max(tried, key=lambda answer: answer[0], default=(0.0, None))
-            one, fresh = np.array([score]), self._boxes[[target]] if box is None else box[None]
-            scores[target] = self._confidence(one, fresh, Trail(log_odds(one), log_size(fresh)))[0]
+            tried = [(self._trust_anew(target, *answer), *answer) for answer in tried if answer[1] is not None]
+            scores[target], score, box = max(tried, key=lambda answer: answer[0], default=(0.0, 0.0, None))
             lost[target] = self._lost[target].seen(box, float(scores[target]), limit)
             if lost[target].found:
-                lost[target], found[target] = None, box
+                lost[target], found[target], trail.score[target] = None, box, log_odds(score)
         return lost
+
+    def _trust_anew(self, target: int, score: float, box: np.ndarray) -> float:
+        """Confidence in an answer for a lost target: its size counts, as it was, and its past scores do not."""
+        one = np.array([score])
+        return float(self._confidence(one, box[None], Trail(log_odds(one), self._trail.size[[target]]))[0])
 
 
 @torch.inference_mode()
