@@ -76,17 +76,16 @@ def test_parity_ostrack_window(pipeline):
 
 
 def test_parity_ostrack_decoding_and_boxes_in_the_frame(pipeline):
-    from mmtrackers.modeling.center_head import decode_center
+    from mmtrackers.modeling.center_head import CenterHead
 
     description, tensors, frame, processor = pipeline
     seed, batch = description["seed"], len(tensors["decoded_plain"])
     score = torch.sigmoid(seeded_input("score_logits", (batch, 1, 16, 16), seed))
     size = torch.sigmoid(seeded_input("size_logits", (batch, 2, 16, 16), seed) - 1.5)
     offset = 0.5 * seeded_input("offset", (batch, 2, 16, 16), seed)
-    torch.testing.assert_close(
-        decode_center(score, size, offset)[0], tensors["decoded_plain"].reshape(-1, 4), rtol=0, atol=1e-5
-    )
-    found, confidence = decode_center(score, size, offset, torch.from_numpy(hann_window(16)))
+    head, maps = CenterHead(8, 8), {"score_map": score, "size_map": size, "offset_map": offset}
+    torch.testing.assert_close(head.decode(maps)[0], tensors["decoded_plain"].reshape(-1, 4), rtol=0, atol=1e-5)
+    found, confidence = head.decode(maps, torch.from_numpy(hann_window(16)))
     torch.testing.assert_close(found, tensors["decoded_window"].reshape(-1, 4), rtol=0, atol=1e-5)
     torch.testing.assert_close(confidence, tensors["decoded_window_score"].reshape(-1), rtol=0, atol=1e-5)
     for i in range(batch):

@@ -258,7 +258,7 @@ def test_stochastic_depth(rate: float, streams: int) -> None:
         rows, factor = layer._draw(x, layout)
         assert (len(rows), factor) == (3 * streams, 5 / 3)
     with torch.no_grad():  # the first sub-layer is right in the mean
-        y = layer.attention(layer.norm1(x), layer.norm1(x), layout)[0]
+        y = layer.attention.project(layer.attention.attend(layer.norm1(x), layer.norm1(x), layout)[0])
         layer.mlp.scale.gamma.zero_()
         mean = torch.stack([layer(x, None, layout)[0] for _ in range(600)]).mean(0)
     assert (mean - x - y).abs().mean() <= 0.1 * y.abs().mean()

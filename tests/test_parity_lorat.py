@@ -13,7 +13,7 @@ from mmtrackers.hub.adapters import KEY_PREFIX, adapter_state_dict
 from mmtrackers.hub.folders import check_tensors
 from mmtrackers.modeling.dinov2 import resample_positions
 from mmtrackers.modeling.losses import cell_loss, covered_cells
-from mmtrackers.modeling.mlp_head import MlpHead, decode_cells
+from mmtrackers.modeling.mlp_head import MlpHead
 from mmtrackers.models.lorat.convert_lorat import LORAT_NAMES
 from mmtrackers.tuners.lora import lora_config
 
@@ -69,9 +69,8 @@ def check(model: LoRATForTracking, case: dict, golden: dict, feed: dict[str, tor
     boxes = output.box_map.permute(0, 2, 3, 1)
     torch.testing.assert_close(boxes * side, golden["boxes"] * side, atol=1e-3, rtol=0)
     grid = model.config.search_grid
-    chosen, scores = decode_cells(
-        output.score_map, output.box_map, golden["window"].view(grid, grid), case["config"]["window_penalty"]
-    )
+    assert model.head.window_penalty == case["config"]["window_penalty"]
+    chosen, scores = model.head.decode(output, golden["window"].view(grid, grid))
     corners = torch.cat([chosen[:, :2] - chosen[:, 2:] / 2, chosen[:, :2] + chosen[:, 2:] / 2], 1)
     torch.testing.assert_close(corners * side, golden["post_box"], atol=1e-3, rtol=0)
     torch.testing.assert_close(scores, golden["post_confidence"], atol=1e-4, rtol=0)

@@ -14,7 +14,7 @@ from mmtrackers.conversion.job import names_of
 from mmtrackers.modeling.clips import backward_clip
 from mmtrackers.modeling.dinov2 import SwiGLU, resample_positions
 from mmtrackers.modeling.losses import covered_cells
-from mmtrackers.modeling.mlp_head import decode_cells
+from mmtrackers.modeling.mlp_head import MlpHead
 from mmtrackers.models.spmtrack.convert_spmtrack import SPMTRACK_NAMES, rename_spmtrack
 from mmtrackers.processing.crops import hann_window
 from mmtrackers.tuners.tmoe.config import tmoe_config
@@ -283,8 +283,8 @@ def test_swiglu(case: str) -> None:
     mlp = SwiGLU(SPMTrackConfig(hidden_size=24, num_attention_heads=2, use_swiglu_ffn=True))
     weights = {name: seeded_tensor(name, tuple(shape), description["seed"]) for name, shape in shapes.items()}
     weights = {name.partition(".swiglu.")[2]: weight for name, weight in weights.items()}
-    mlp.load_state_dict(weights | {"scale.gamma": torch.ones(24)})
-    torch.testing.assert_close(mlp(tensors["swiglu.x"]), tensors["swiglu.y"], atol=2e-6, rtol=0)
+    mlp.load_state_dict(weights)
+    torch.testing.assert_close(mlp.project(mlp.inner(tensors["swiglu.x"])), tensors["swiglu.y"], atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("case", MODULES)
@@ -328,7 +328,8 @@ def test_positive_cells_and_best_cell(case: str) -> None:
     scores, boxes = (seeded_input(part["name"], part["shape"], description["seed"]) for part in facts["inputs"])
     window = torch.from_numpy(hann_window(6, zeros=True))
     torch.testing.assert_close(window, tensors["pp.window"], atol=1e-7, rtol=0)
-    found, confidence = decode_cells(scores.sigmoid()[:, None], boxes.permute(0, 3, 1, 2), window)
+    maps = {"score_map": scores.sigmoid()[:, None], "box_map": boxes.permute(0, 3, 1, 2)}
+    found, confidence = MlpHead(8, 6).decode(maps, window)
     torch.testing.assert_close(confidence, tensors["pp.confidence"], atol=1e-6, rtol=0)
     corners = torch.cat([found[:, :2] - found[:, 2:] / 2, found[:, :2] + found[:, 2:] / 2], 1)
     torch.testing.assert_close(corners * facts["search"][0], tensors["pp.box"], atol=1e-4, rtol=0)

@@ -65,8 +65,22 @@ class CenterHead(nn.Module):
         return {"score_map": score, "size_map": size, "offset_map": offset.float()}
 
     def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `decode_center`."""
-        return decode_center(maps["score_map"], maps["size_map"], maps["offset_map"], window)
+        """Boxes at the best cell of each score map.
+
+        Args:
+            maps (`Mapping[str, Tensor]`): as `forward` gives them.
+            window (`Tensor`, shape `[g, g]`): factor on the scores; size and offset stay untouched.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and the best (windowed) scores
+            `[B]`.
+        """
+        score_map = maps["score_map"]
+        corners, factors = _cells(score_map.shape[-1], score_map.device)
+        response = score_map if window is None else score_map * window
+        scores, cell = response.flatten(1).max(1)
+        boxes = torch.addcmul(corners, torch.cat([maps["offset_map"], maps["size_map"]], 1), factors)
+        return boxes.flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2), scores
 
     def loss(
         self, maps: Mapping[str, Tensor], boxes_cxcywh: Tensor, labels_xywh: Tensor, box_weight: float = 1.0
@@ -104,29 +118,3 @@ def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
     corners[1], corners[0] = np.indices((grid, grid)) / grid
     factors = np.array([1 / grid, 1 / grid, 1, 1], np.float32).reshape(4, 1, 1)
     return torch.from_numpy(corners).to(device), torch.from_numpy(factors).to(device)
-
-
-def decode_center(
-    score_map: Tensor, size_map: Tensor, offset_map: Tensor, window: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Boxes at the best cell of each score map.
-
-    Args:
-        score_map (`Tensor`, shape `[B, 1, g, g]`): scores.
-        size_map (`Tensor`, shape `[B, 2, g, g]`): width, height as fractions of the crop.
-        offset_map (`Tensor`, shape `[B, 2, g, g]`): x, y offsets in cells.
-        window (`Tensor`, shape `[g, g]`): factor on the scores; size and offset stay untouched.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and the best (windowed) scores `[B]`.
-
-    Example:
-        >>> maps = torch.rand(2, 1, 8, 8), torch.rand(2, 2, 8, 8), torch.zeros(2, 2, 8, 8)
-        >>> decode_center(*maps)[0].shape
-        torch.Size([2, 4])
-    """
-    corners, factors = _cells(score_map.shape[-1], score_map.device)
-    response = score_map if window is None else score_map * window
-    scores, cell = response.flatten(1).max(1)
-    boxes = torch.addcmul(corners, torch.cat([offset_map, size_map], 1), factors)
-    return boxes.flatten(2).gather(2, cell.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2), scores

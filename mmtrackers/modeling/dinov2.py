@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .seams import ResidualJunction, TokenLayout
-from .vit import Attention, Mlp, ViTLayer, ViTTrunk, check_pixels
+from .seams import TokenLayout
+from .vit import Mlp, ViTLayer, ViTTrunk, check_pixels
 
 # above this rate stochastic depth draws samples before the sub-layer, which then costs less, as in DINOv2
 SUBSET_RATE = 0.1
@@ -85,64 +84,46 @@ class LayerScale(nn.Module):
         return y * self.gamma
 
 
-class Dinov2Attention(Attention):
-    """Self-attention with a layer scale behind it."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.scale = LayerScale(config.hidden_size)
-
-    def forward(
-        self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        y, weights, query, key = super().forward(h, query_tokens, layout, **kwargs)
-        return self.scale(y), weights, query, key
-
-
-class Dinov2Mlp(Mlp):
-    """Two linear maps with the exact GELU between, and a layer scale."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.scale = LayerScale(config.hidden_size)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.scale(super().forward(h))
-
-
 class SwiGLU(nn.Module):
-    """`w3(silu(a) * b)` with `[a, b] = w12(h)`, and a layer scale: the MLP of the giant model."""
+    """`w3(silu(a) * b)` with `[a, b] = w12(h)`: the MLP of the giant model."""
 
     def __init__(self, config):
         super().__init__()
         self.w12 = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
         self.w3 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.scale = LayerScale(config.hidden_size)
+        self.scale = nn.Identity()
 
-    def forward(self, h: Tensor) -> Tensor:
+    def inner(self, h: Tensor) -> Tensor:
+        """As `Mlp.inner`."""
         gate, value = self.w12(h).chunk(2, -1)
-        return self.scale(self.w3(F.silu(gate) * value))
+        return F.silu(gate) * value
+
+    def project(self, inner: Tensor) -> Tensor:
+        """As `Mlp.project`."""
+        return self.scale(self.w3(inner))
 
 
 class Dinov2Layer(ViTLayer):
-    """Pre-norm block of DINOv2. Stochastic depth has one rate in all layers.
+    """Pre-norm block of DINOv2, with layer scales. Stochastic depth has one rate in all layers.
 
     Up to a rate of 0.1 it drops whole rows in the junctions. Above, each sub-layer runs on a random part of the batch
     only and what it gives is scaled up; junctions are bypassed then, so no tuner may stand on them.
     """
 
     def __init__(self, config, index: int):
-        GradientCheckpointingLayer.__init__(self)
-        self.is_last = index == config.num_hidden_layers - 1
-        rate = config.drop_path_rate
-        self.subset_rate = rate if rate > SUBSET_RATE else 0.0
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Dinov2Attention(config)
-        self.attention_junction = ResidualJunction(rate, bypassed_in_training=rate > SUBSET_RATE)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = SwiGLU(config) if config.use_swiglu_ffn else Dinov2Mlp(config)
-        self.mlp_junction = ResidualJunction(rate, bypassed_in_training=rate > SUBSET_RATE)
-        self.elimination = None
+        super().__init__(config, index)
+        self.attention.scale, self.mlp.scale = LayerScale(config.hidden_size), LayerScale(config.hidden_size)
+        self.subset_rate = config.drop_path_rate if config.drop_path_rate > SUBSET_RATE else 0.0
+        for junction in (self.attention_junction, self.mlp_junction):
+            junction.bypassed_in_training = self.subset_rate > 0
+
+    @staticmethod
+    def new_mlp(config) -> nn.Module:
+        return SwiGLU(config) if config.use_swiglu_ffn else Mlp(config)
+
+    @staticmethod
+    def drop_path_rate(config, index: int) -> float:
+        return config.drop_path_rate
 
     def forward(
         self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
@@ -152,13 +133,13 @@ class Dinov2Layer(ViTLayer):
         last = self.drops_template
         rows, factor = self._draw(x, layout)
         h = self.norm1(x[rows])
-        y, weights, _, _ = self.attention(h, layout.drop_template(h) if last else h, layout, **kwargs)
+        attended, weights, _, _ = self.attention.attend(h, layout.drop_template(h) if last else h, layout, **kwargs)
         if last:
             x, layout = layout.drop_template(x), layout.without_template()
-        x = x.index_add(0, rows, y.to(x.dtype), alpha=factor)
+        x = x.index_add(0, rows, self.attention.project(attended).to(x.dtype), alpha=factor)
         rows, factor = self._draw(x, layout)
-        x = x.index_add(0, rows, self.mlp(self.norm2(x[rows])).to(x.dtype), alpha=factor)
-        return x, weights, None, None, layout
+        y = self.mlp.project(self.mlp.inner(self.norm2(x[rows])))
+        return x.index_add(0, rows, y.to(x.dtype), alpha=factor), weights, None, None, layout
 
     def _draw(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, float]:
         """Rows of the samples that a sub-layer sees, both streams of each, and the factor on what it gives."""

@@ -61,8 +61,24 @@ class MlpHead(nn.Module):
         return {"score_map": logits.sigmoid(), "score_logits": logits, "box_map": boxes}
 
     def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `decode_cells`."""
-        return decode_cells(maps["score_map"], maps["box_map"], window, self.window_penalty)
+        """Boxes of the best cells.
+
+        Args:
+            maps (`Mapping[str, Tensor]`): as `forward` gives them.
+            window (`Tensor`, shape `[g, g]`): weights of places; the best cell has the largest
+                `(1 - window_penalty) * score + window_penalty * window`.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and those cells' own scores `[B]`.
+        """
+        response = score_map = maps["score_map"]
+        if window is not None:
+            response = torch.lerp(score_map, window.to(score_map.dtype), self.window_penalty)
+        cell = response.flatten(1).argmax(1, keepdim=True)
+        scores = score_map.flatten(1).gather(1, cell).squeeze(1)
+        corners = maps["box_map"].flatten(2).gather(2, cell.unsqueeze(1).expand(-1, 4, 1)).squeeze(2)
+        first, second = corners.chunk(2, 1)
+        return torch.cat([torch.lerp(first, second, 0.5), second - first], 1), scores
 
     def loss(
         self, maps: Mapping[str, Tensor], boxes_cxcywh: Tensor, labels_xywh: Tensor, box_weight: float = 1.0
@@ -76,30 +92,3 @@ class MlpHead(nn.Module):
             maps = getattr(self, name)[::2]
             setattr(self, name, nn.Sequential(*(packed_map(LinearMap.of(m), gelu=m is not maps[-1]) for m in maps)))
         return self
-
-
-def decode_cells(
-    score_map: Tensor, box_map: Tensor, window: Tensor | None = None, penalty: float = 0.45
-) -> tuple[Tensor, Tensor]:
-    """Boxes of the best cells.
-
-    Args:
-        score_map (`Tensor`, shape `[B, 1, g, g]`): scores, 0 to 1.
-        box_map (`Tensor`, shape `[B, 4, g, g]`): x1, y1, x2, y2 of every cell as fractions of the crop.
-        window (`Tensor`, shape `[g, g]`): weights of places; the best cell has the largest
-            `(1 - penalty) * score + penalty * window`.
-        penalty (`float`): weight of the window.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and those cells' own scores `[B]`.
-
-    Example:
-        >>> decode_cells(torch.rand(2, 1, 8, 8), torch.rand(2, 4, 8, 8))[0].shape
-        torch.Size([2, 4])
-    """
-    response = score_map if window is None else torch.lerp(score_map, window.to(score_map.dtype), penalty)
-    cell = response.flatten(1).argmax(1, keepdim=True)
-    scores = score_map.flatten(1).gather(1, cell).squeeze(1)
-    corners = box_map.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, 4, 1)).squeeze(2)
-    first, second = corners.chunk(2, 1)
-    return torch.cat([torch.lerp(first, second, 0.5), second - first], 1), scores

@@ -13,10 +13,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention import written_out_attention
 from .base import TrackerPreTrainedModel
 from .packing import LinearMap, PackedConv, PackedMaps, packed_map
 from .seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
+
+# above so many keys the logits of all heads leave the caches: then one head at a time is faster
+WHOLE_UP_TO = 400
 
 
 def eager_attention(
@@ -106,14 +108,26 @@ class AttentionCore(nn.Module):
 
 
 class WrittenOutAttention(AttentionCore):
-    """The seam for inference in bfloat16 on a CPU; on another device as `AttentionCore`."""
+    """Attention for inference in bfloat16 on a CPU, where torch's fused kernel gains nothing from bfloat16: two
+    products, and the softmax in the place of the logits."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         if query.device.type != "cpu":
             return super().forward(query, key, value, scaling, layout, **kwargs)
-        return written_out_attention(query if scaling == 1.0 else query * scaling, key, value), None
+        query, keys = query if scaling == 1.0 else query * scaling, key.transpose(-1, -2)
+        if key.shape[2] <= WHOLE_UP_TO:
+            weights = query @ keys
+            torch.softmax(weights, -1, out=weights)
+            return (weights @ value).transpose(1, 2), None
+        batch, heads, rows, width = query.shape
+        output = value.new_empty(batch, rows, heads, width)
+        for i, head in itertools.product(range(batch), range(heads)):
+            weights = query[i, head] @ keys[i, head]
+            torch.softmax(weights, -1, out=weights)
+            torch.mm(weights, value[i, head], out=output[i, :, head])
+        return output, None
 
 
 class Attention(nn.Module):
@@ -129,11 +143,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, width)
         self.core = AttentionCore(config)
+        self.scale = nn.Identity()  # DINOv2 has a layer scale here
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-    def forward(
+    def attend(
         self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Tokens `h` `[S*B, N, C]`, and those of them that ask, to what these attend to, the weights or None, the
@@ -141,7 +156,11 @@ class Attention(nn.Module):
         query = self._heads(self.q_proj(query_tokens))
         key, value = self._heads(self.k_proj(h)), self._heads(self.v_proj(h))
         output, weights = self.core(query, key, value, self.scaling, layout, **kwargs)
-        return self.o_proj(output.flatten(2)), weights, query, key
+        return output.flatten(2), weights, query, key
+
+    def project(self, attended: Tensor) -> Tensor:
+        """The sub-layer's output."""
+        return self.scale(self.o_proj(attended))
 
 
 class Mlp(nn.Module):
@@ -151,9 +170,15 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.scale = nn.Identity()
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(h)))
+    def inner(self, h: Tensor) -> Tensor:
+        """What lies between the two maps."""
+        return F.gelu(self.fc1(h))
+
+    def project(self, inner: Tensor) -> Tensor:
+        """The sub-layer's output."""
+        return self.scale(self.fc2(inner))
 
 
 class CandidateElimination(nn.Module):
@@ -196,16 +221,25 @@ class ViTLayer(GradientCheckpointingLayer):
     def __init__(self, config, index: int):
         super().__init__()
         self.is_last = index == config.num_hidden_layers - 1
-        rate = config.drop_path_rate * index / max(config.num_hidden_layers - 1, 1)
+        rate = self.drop_path_rate(config, index)
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = Attention(config)
         self.attention_junction = ResidualJunction(rate)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = self.new_mlp(config)
         self.mlp_junction = ResidualJunction(rate)
-        self.elimination = (
-            CandidateElimination(config.elimination_template_rows) if index in config.elimination_layers else None
-        )
+        eliminates = index in getattr(config, "elimination_layers", ())
+        self.elimination = CandidateElimination(config.elimination_template_rows) if eliminates else None
+
+    @staticmethod
+    def new_mlp(config) -> nn.Module:
+        """The MLP of a layer."""
+        return Mlp(config)
+
+    @staticmethod
+    def drop_path_rate(config, index: int) -> float:
+        """Stochastic depth of a layer."""
+        return config.drop_path_rate * index / max(config.num_hidden_layers - 1, 1)
 
     @property
     def drops_template(self) -> bool:
@@ -224,83 +258,93 @@ class ViTLayer(GradientCheckpointingLayer):
         last = self.drops_template
         h = self.norm1(x)
         query_tokens = layout.drop_template(h) if last else h
-        y, weights, query, key = self.attention(h, query_tokens, layout, **kwargs)
+        attended, weights, query, key = self.attention.attend(h, query_tokens, layout, **kwargs)
         if last:
             x, h, layout = layout.drop_template(x), query_tokens, layout.without_template()
-        x, loss1 = self.attention_junction(x, h, y, self.norm1, layout)
+        x, loss1 = self.join(self.attention_junction, self.attention, attended, x, h, self.norm1, layout)
         if self.elimination is not None and keep_rate < 1.0 and not last:
             x, kept, layout = self.elimination(x, kept, query, key, self.attention.scaling, layout, keep_rate)
         h = self.norm2(x)
-        x, loss2 = self.mlp_junction(x, h, self.mlp(h), self.norm2, layout)
+        x, loss2 = self.join(self.mlp_junction, self.mlp, self.mlp.inner(h), x, h, self.norm2, layout)
         return x, weights, kept, add_losses(loss1, loss2), layout
 
-
-def _behind_scale(linear: LinearMap, sublayer: nn.Module) -> LinearMap:
-    """The last map of a sub-layer with the sub-layer's scale in it, if there is one."""
-    scale = getattr(sublayer, "scale", None)
-    return linear if scale is None else linear.scaled(scale.gamma.detach())
-
-
-class PackedLayer(nn.Module):
-    """A `ViTLayer` for inference: the same seams, fewer and larger products."""
-
-    drops_template = ViTLayer.drops_template
-
-    def __init__(self, layer: ViTLayer):
-        super().__init__()
-        self.is_last = layer.is_last
-        attention, mlp = layer.attention, layer.mlp
-        self.head_dim, self.core = attention.head_dim, attention.core
-        query, key, value, output = (
-            LinearMap.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        )
-        query = query.scaled(attention.scaling)
-        # the last layer asks for the queries of some rows only, so its queries are a product of their own
-        self.q = packed_map(query) if self.is_last else None
-        self.kv = PackedMaps([key, value] if self.is_last else [query, key, value])
-        self.o = packed_map(_behind_scale(output, attention))
-        self.gated_mlp = hasattr(mlp, "w12")
-        first, second = (mlp.w12, mlp.w3) if self.gated_mlp else (mlp.fc1, mlp.fc2)
-        self.fc1 = packed_map(LinearMap.of(first), gelu=not self.gated_mlp)
-        self.fc2 = packed_map(_behind_scale(LinearMap.of(second), mlp))
-        self.norm1, self.norm2, self.elimination = layer.norm1, layer.norm2, layer.elimination
-        self.attention_junction, self.mlp_junction = layer.attention_junction, layer.mlp_junction
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
-
-    @staticmethod
-    def _add(
-        junction: nn.Module, linear: nn.Module, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
+    def join(
+        self, junction: nn.Module, sublayer: nn.Module, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
         layout: TokenLayout,
     ) -> tuple[Tensor, Tensor | None]:
-        if type(junction) is ResidualJunction:
-            return linear(inner, x), None
-        return junction(x, h, linear(inner), norm, layout)
+        """What a sub-layer has found, before its last map, to the new tokens and an auxiliary loss."""
+        return junction(x, h, sublayer.project(inner), norm, layout)
 
-    def forward(
-        self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
-        last = self.drops_template
-        h = self.norm1(x)
+
+def _last_map(linear: nn.Module, scale: nn.Module) -> nn.Module:
+    """The last map of a sub-layer for inference, with the sub-layer's scale in it, if there is one."""
+    found = LinearMap.of(linear)
+    return packed_map(found if isinstance(scale, nn.Identity) else found.scaled(scale.gamma.detach()))
+
+
+class PackedAttention(nn.Module):
+    """An `Attention` for inference: one product for queries, keys and values, with the scale of the logits in it."""
+
+    scaling = 1.0
+    _heads = Attention._heads
+
+    def __init__(self, attention: Attention, is_last: bool):
+        super().__init__()
+        self.head_dim, self.core = attention.head_dim, attention.core
+        query, key, value = (LinearMap.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
+        query = query.scaled(attention.scaling)
+        # the last layer asks for the queries of some rows only, so its queries are a product of their own
+        self.q = packed_map(query) if is_last else None
+        self.kv = PackedMaps([key, value] if is_last else [query, key, value])
+        self.project = _last_map(attention.o_proj, attention.scale)
+
+    def attend(
+        self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """As `Attention.attend`."""
         if self.q is not None:
-            query_tokens = layout.drop_template(h) if last else h
             query, (key, value) = self._heads(self.q(query_tokens)), map(self._heads, self.kv(h))
         else:
             query, key, value = map(self._heads, self.kv(h))
         output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
-        if last:
-            x, h, layout = layout.drop_template(x), query_tokens, layout.without_template()
-        x, loss1 = self._add(self.attention_junction, self.o, output.flatten(2), x, h, self.norm1, layout)
-        if self.elimination is not None and keep_rate < 1.0 and not last:
-            x, kept, layout = self.elimination(x, kept, query, key, 1.0, layout, keep_rate)
-        h = self.norm2(x)
-        inner = self.fc1(h)
-        if self.gated_mlp:
+        return output.flatten(2), weights, query, key
+
+
+class PackedMlp(nn.Module):
+    """An `Mlp` or a gated one for inference."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.gated = hasattr(mlp, "w12")
+        first, last = (mlp.w12, mlp.w3) if self.gated else (mlp.fc1, mlp.fc2)
+        self.first, self.project = packed_map(LinearMap.of(first), gelu=not self.gated), _last_map(last, mlp.scale)
+
+    def inner(self, h: Tensor) -> Tensor:
+        """As `Mlp.inner`."""
+        inner = self.first(h)
+        if self.gated:
             gate, inner = inner.chunk(2, -1)
             inner = F.silu(gate).mul_(inner)
-        x, loss2 = self._add(self.mlp_junction, self.fc2, inner, x, h, self.norm2, layout)
-        return x, weights, kept, add_losses(loss1, loss2), layout
+        return inner
+
+
+class PackedLayer(ViTLayer):
+    """A `ViTLayer` for inference: the same seams, fewer and larger products, residuals added by the last of them."""
+
+    def __init__(self, layer: ViTLayer):
+        nn.Module.__init__(self)
+        self.is_last = layer.is_last
+        self.attention, self.mlp = PackedAttention(layer.attention, layer.is_last), PackedMlp(layer.mlp)
+        self.norm1, self.norm2, self.elimination = layer.norm1, layer.norm2, layer.elimination
+        self.attention_junction, self.mlp_junction = layer.attention_junction, layer.mlp_junction
+
+    def join(
+        self, junction: nn.Module, sublayer: nn.Module, inner: Tensor, x: Tensor, h: Tensor, norm: nn.Module,
+        layout: TokenLayout,
+    ) -> tuple[Tensor, Tensor | None]:
+        if type(junction) is ResidualJunction:
+            return sublayer.project(inner, x), None
+        return super().join(junction, sublayer, inner, x, h, norm, layout)
 
 
 @dataclass
