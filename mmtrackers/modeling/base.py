@@ -75,10 +75,6 @@ def refuse_kernel(attn_implementation: Any) -> None:
         )
 
 
-def _nothing(name: str) -> bool:
-    return False
-
-
 class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
 
@@ -306,9 +302,10 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @classmethod
     def _load_checked(
-        cls, files: TrackerFiles | None, config: PreTrainedConfig, options: dict[str, Any], new: Callable = _nothing
+        cls, files: TrackerFiles | None, config: PreTrainedConfig, options: dict[str, Any],
+        may_miss: Callable[[str], bool] | None = None,
     ) -> Any:
-        """transformers' loading, which reports at most, with errors; tensors may miss where `new` says so."""
+        """transformers' loading, which reports at most, with errors."""
         with_info, name = options.pop("output_loading_info", False), files.name if files else "The given model"
         options |= {"config": config, "output_loading_info": True, "use_safetensors": True}
         options["ignore_mismatched_sizes"] = True  # all of them are named below, instead of the first
@@ -324,7 +321,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
             model.name_or_path = model.config.name_or_path = files.name
             model.processor_config = files.processor_config()
         info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not key.startswith(cls.parts_left_out)}
-        model.uninitialized_keys = frozenset(key for key in info["missing_keys"] if new(key))
+        model.uninitialized_keys = frozenset(filter(may_miss, info["missing_keys"]) if may_miss else ())
         info["missing_keys"] = set(info["missing_keys"]) - model.uninitialized_keys
         wrong = {f"{key} {list(found)} (expected {list(wanted)})" for key, found, wanted in info["mismatched_keys"]}
         kinds = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": wrong}

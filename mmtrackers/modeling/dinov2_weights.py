@@ -33,15 +33,7 @@ _UNUSED = ("embeddings.cls_token", "embeddings.mask_token", "embeddings.position
 
 
 def dinov2_fields(config: Dinov2Config) -> dict[str, Any]:
-    """The sizes that a tracker's config takes over from DINOv2's.
-
-    Raises:
-        ValueError: a DINOv2 with another activation or other channels than the published ones.
-
-    Example:
-        >>> dinov2_fields(Dinov2Config(hidden_size=384, num_attention_heads=6))["hidden_size"]
-        384
-    """
+    """The sizes that a tracker's config takes over from DINOv2's."""
     if (config.hidden_act, config.num_channels) != ("gelu", 3):
         raise ValueError(
             f"This DINOv2 has hidden_act {config.hidden_act!r} and {config.num_channels} channels; trackers stand on "
@@ -51,11 +43,7 @@ def dinov2_fields(config: Dinov2Config) -> dict[str, Any]:
 
 
 def find_dinov2_config(files: TrackerFiles) -> Dinov2Config | None:
-    """The config of a plain DINOv2 repository or folder; None where `files` are something else.
-
-    Raises:
-        ValueError: a DINOv2 with registers, whose positions and tokens are others.
-    """
+    """The config of a plain DINOv2 repository or folder; None where `files` are something else."""
     found = files.json(MODEL_CONFIG) if files.has(MODEL_CONFIG) else {}
     if found.get("model_type") == "dinov2_with_registers":
         raise ValueError(
@@ -90,17 +78,7 @@ def trunk_from_dinov2(files: TrackerFiles, side: int) -> dict[str, Tensor]:
 
 
 def rename_dinov2(net: dict[str, Tensor], side: int) -> dict[str, Tensor]:
-    """A state dict of transformers' `Dinov2Model` under the names of a tracker's trunk.
-
-    Raises:
-        ValueError: a name that DINOv2 does not have.
-
-    Example:
-        >>> from transformers import Dinov2Config, Dinov2Model
-        >>> small = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56)
-        >>> rename_dinov2(Dinov2Model(small).state_dict(), 8)["model.embeddings.position"].shape
-        torch.Size([1, 64, 32])
-    """
+    """A state dict of transformers' `Dinov2Model` under the names of a tracker's trunk."""
     renamed = {"model.embeddings.position": resample_positions(net["embeddings.position_embeddings"], side)}
     for name, tensor in net.items():
         module, _, leaf = name.rpartition(".")

@@ -32,7 +32,8 @@ def is_present(labels_xywh: torch.Tensor) -> torch.Tensor:
 
 
 def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
-    """Target of the score map: a Gaussian cut to a square round each box's center cell, 1 at its peak.
+    """Target of the score map, float32 `[B, 1, grid, grid]`: a Gaussian cut to a square round each box's center cell,
+    1 at its peak.
 
     As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose center lies outside the crop leaves
     only the part of its square that reaches in, and a box without sides (the target is absent) nothing.
@@ -40,9 +41,6 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
     Args:
         boxes_xywh (`torch.Tensor` `[B, 4]`): boxes as fractions of the search crop; may leave 0..1.
         grid (`int`): cells per side.
-
-    Returns:
-        `torch.Tensor` `[B, 1, grid, grid]`, float32, in 0..1.
 
     Example:
         >>> heatmap = center_heatmap(torch.tensor([[0.4, 0.4, 0.2, 0.2]]), grid=16)
@@ -61,23 +59,12 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
-    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1).
+    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1), in float32: the sum over all cells,
+    divided by the number of positives in the batch (undivided if none).
 
     Args:
-        score_map (`torch.Tensor`): probabilities, any shape; computed in float32.
+        score_map (`torch.Tensor`): probabilities, any shape.
         heatmap (`torch.Tensor`): targets of the same shape; cells equal to 1 are the positives.
-
-    Returns:
-        A scalar tensor: the sum over all cells divided by the number of positives in the batch (undivided if none).
-
-    Raises:
-        ValueError: if the two shapes differ.
-
-    Example:
-        >>> heatmap = torch.zeros(1, 1, 4, 4)
-        >>> heatmap[..., 1, 1] = 1
-        >>> round(float(focal_loss(torch.full((1, 1, 4, 4), 0.5), heatmap)), 4)
-        2.7726
     """
     if score_map.shape != heatmap.shape:
         raise ValueError(f"score map {tuple(score_map.shape)} and heat map {tuple(heatmap.shape)} differ in shape")
@@ -95,16 +82,10 @@ def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[tor
     a negative side (as where the official code's check fails). Means are over the samples whose target is present.
 
     Args:
-        boxes_cxcywh (`torch.Tensor` `[B, 4]`): predictions, fractions of the search crop.
-        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1.
+        boxes_cxcywh, labels_xywh (`torch.Tensor` `[B, 4]`): as for [`center_loss`].
 
     Returns:
         `(giou, l1, iou)`, scalar float32 tensors: mean of 1 - GIoU, mean absolute difference of corners, mean overlap.
-
-    Example:
-        >>> giou, l1, iou = box_loss(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([[0.4, 0.4, 0.2, 0.2]]))
-        >>> round(float(l1), 6), round(float(iou), 4)
-        (0.0, 1.0)
     """
     predicted = cxcywh_to_xyxy(boxes_cxcywh.float())
     truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
@@ -150,14 +131,9 @@ def center_loss(
 
 
 def covered_cells(boxes_xyxy: torch.Tensor, grid: int) -> torch.Tensor:
-    """Cells of a square grid that boxes touch; a spill of less than a ten-thousandth of a cell does not count.
+    """Cells of a square grid, bool `[..., grid, grid]`, that boxes `[..., 4]` (fractions of the crop) touch.
 
-    Args:
-        boxes_xyxy (`torch.Tensor` `[..., 4]`): boxes as fractions of the crop; clipped to it.
-        grid (`int`): cells per side.
-
-    Returns:
-        `torch.Tensor` bool `[..., grid, grid]`, rows first (LitingLin/LoRAT, `bbox_rasterize`).
+    A spill of less than a ten-thousandth of a cell does not count (LitingLin/LoRAT, `bbox_rasterize`).
 
     Example:
         >>> covered_cells(torch.tensor([0.0, 0.25, 0.3, 0.5]), 4).int().tolist()
@@ -189,7 +165,7 @@ def cell_loss(
     Args:
         logits (`torch.Tensor` `[B, 1, g, g]`): scores before the sigmoid.
         box_map (`torch.Tensor` `[B, 4, g, g]`): x1, y1, x2, y2 of every cell as fractions of the search crop.
-        labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1.
+        labels_xywh (`torch.Tensor` `[B, 4]`): as for [`center_loss`].
         box_weight (`float`): weight of the GIoU term.
 
     Returns:

@@ -47,11 +47,6 @@ def start_lora(model: nn.Module, adapter_name: str = "default", std: float = 0.0
         model (`nn.Module`): with a LoRA adapter.
         adapter_name (`str`): which.
         std (`float`): of A and B.
-
-    Example:
-        >>> from peft import get_peft_model
-        >>> model = get_peft_model(model, lora_config())  # doctest: +SKIP
-        >>> start_lora(model)  # doctest: +SKIP
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):

@@ -1,6 +1,7 @@
 """Types of this package's tuners, and what their layers and the tuners have in common."""
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -17,6 +18,38 @@ class TrackerPeftType(StrEnum):
     PROGRESSIVE = "PROGRESSIVE"
     SDMOE = "SDMOE"
     TMOE = "TMOE"
+
+
+@dataclass
+class TrackerTunerConfig(PeftConfig):
+    """Fields that all of this package's adapters have.
+
+    Args:
+        target_modules (`str` or `list[str]`): follow from the adapter's other fields by default.
+        exclude_modules, modules_to_save: as in peft.
+    """
+
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+
+    own_type: ClassVar[TrackerPeftType]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = self.own_type
+        self.check()
+        if self.target_modules is None:
+            self.target_modules = self.default_targets()
+        elif isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+
+    def check(self) -> None:
+        """Raises ValueError where fields are out of range or contradict each other."""
+
+    def default_targets(self) -> str:
+        """A pattern of the modules that the adapter goes to."""
+        raise NotImplementedError
 
 
 class TrackerTunerLayer(nn.Module, BaseTunerLayer):
@@ -82,6 +115,15 @@ class TrackerTuner(BaseTuner):
 
     Seams have no parameters, so the device of a new layer is taken from the parent's nearest parameter. A subclass
     names the layer for each kind of target in `layer_classes`, and the kinds in words in `targets`.
+
+    Args:
+        model (`nn.Module`): the base; most tuners need a tracker with `config.streams == 2`.
+        config ([`TrackerTunerConfig`]): what to put where.
+        adapter_name (`str`): its name.
+
+    Raises:
+        ValueError: the model has one stream, or sizes, layers or blocks that the config does not fit.
+        TypeError: a target that is none of `targets`.
     """
 
     target_module_mapping: dict[str, list[str]] = {}

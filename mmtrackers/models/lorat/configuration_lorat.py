@@ -25,12 +25,7 @@ class LoRATConfig(CropConfigMixin, PreTrainedConfig):
     Args:
         hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio, qkv_bias, layer_norm_eps: DINOv2's.
         use_swiglu_ffn (`bool`): SwiGLU in place of the MLP, as in DINOv2's giant model.
-        patch_size (`int`): side of a patch in pixels.
-        template_size, search_size (`int`): sides of the crops in pixels.
-        streams (`int`): 1 (RGB) or 2 (RGB and a second modality), stacked on the batch axis.
-        modality (`str`): "rgb", or the second stream's "thermal", "depth" or "event"; "any" for one adapter that
-            serves all of them.
-        fusion (`str`): how streams' features are fused, "sum" or "mean".
+        patch_size, template_size, search_size, streams, modality, fusion: as in [`OSTrackConfig`].
         drop_path_rate (`float`): stochastic depth, the same in every layer; above 0.1 a part of the batch is drawn
             before each sub-layer.
         window_penalty (`float`): weight of the window where the best cell is chosen.

@@ -41,26 +41,6 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
             start_lora(self, adapter_name or "default")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "LoRATPreTrainedModel":
-        """As for every tracker; a plain DINOv2 (Hub id or folder) fills the trunk.
-
-        Head and token types are new then: a warning names them, or, with `output_loading_info=True`, the model's
-        `uninitialized_keys` does.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `PathLike`): a tracker, an adapter of one, or DINOv2.
-            kwargs: as for every tracker; with a DINOv2 also fields of the config, such as `search_size`. A published
-                one (224, 378) brings its `template_size`.
-
-        Raises:
-            ValueError: tensors of a DINOv2 are missing or unknown.
-
-        Example:
-            >>> model = LoRATForTracking.from_pretrained("facebook/dinov2-base", search_size=378)  # doctest: +SKIP
-        """
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    @classmethod
     def _load(cls, files: TrackerFiles | None, options: dict[str, Any]) -> Any:
         if files is None or find_dinov2_config(files) is None:
             return super()._load(files, options)
@@ -69,7 +49,7 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
             own = own_fields(cls.config_class)
             config = cls._config_on(files, None, {name: options.pop(name) for name in own & set(options)})
         options["state_dict"] = trunk_from_dinov2(files, config.search_grid)
-        loaded = cls._load_checked(files, config, options, new=_no_part_of_dinov2)
+        loaded = cls._load_checked(files, config, options, may_miss=_no_part_of_dinov2)
         (loaded[0] if isinstance(loaded, tuple) else loaded).processor_config = None  # an image model's
         if not isinstance(loaded, tuple):
             names = shorten(sorted(loaded.uninitialized_keys), 20)
@@ -101,6 +81,10 @@ class LoRATModel(LoRATPreTrainedModel, Dinov2Trunk):
 
 class LoRATForTracking(LoRATPreTrainedModel, ModelForTracking):
     """LoRAT with its MLP head.
+
+    `from_pretrained` also takes a plain DINOv2, as `"facebook/dinov2-base", search_size=378`, which fills the trunk.
+    Head and token types are new then: a warning names them, or, with `output_loading_info=True`, the model's
+    `uninitialized_keys` does. A published `search_size` (224, 378) brings its `template_size`.
 
     Example:
         >>> config = LoRATConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)

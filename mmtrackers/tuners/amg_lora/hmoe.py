@@ -11,12 +11,7 @@ from mmtrackers.modeling.seams import TokenLayout
 
 
 class LowRank(nn.Module):
-    """`(x A + a) B + b`, for one map or for one map per expert, without an activation.
-
-    Args:
-        in_features, rank, out_features (`int`): sizes.
-        experts (`int` or None): number of maps that live side by side, None for a single one without that axis.
-    """
+    """`(x A + a) B + b`, for one map or, side by side, for one map per expert; without an activation."""
 
     def __init__(self, in_features: int, rank: int, out_features: int, experts: int | None = None):
         super().__init__()
@@ -119,16 +114,8 @@ class HMoE(nn.Module):
         return scaled.flatten(1, 2).softmax(1).view(scaled.shape)
 
     def forward(self, tokens: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weights and values whose product is the mixture's answer.
-
-        Args:
-            tokens (`Tensor`, shape `[S, B, N, C]`): tokens of all streams.
-            group (`Tensor`, bool, shape `[S*N, G]`): which group each token (stream-major) belongs to; None where all
-                belong to one.
-
-        Returns:
-            `tuple[Tensor, Tensor]`: combine weights `[S, B, N, G*E]` and expert outputs `[B, G*E, C]`.
-        """
+        """Weights `[S, B, N, G*E]` and values `[B, G*E, C]` whose product is the answer to all streams' tokens
+        `[S, B, N, C]`; `group`, bool `[S*N, G]`, says which group each belongs to, None that there is one."""
         streams, batch, count, _ = tokens.shape
         hidden = self.input_proj.hidden(self.norm(tokens)).transpose(0, 1).flatten(1, 2)
         dropout = self.dropout if self.training else 0.0
@@ -144,16 +131,12 @@ class HMoE(nn.Module):
         return combine.view(batch, streams, count, -1).transpose(0, 1), answers
 
 
+@kept
 def token_groups(layout: TokenLayout, device: torch.device) -> Tensor | None:
     """Membership `[S*N, G]` of each token, stream-major, in the template group (where there are such tokens) and the
     search group; None where only search tokens are left. Prefix tokens are in neither."""
     if layout.prefix + layout.template_tokens == 0:
         return None
-    return _membership(layout, device)
-
-
-@kept
-def _membership(layout: TokenLayout, device: torch.device) -> Tensor:
     place = torch.arange(layout.tokens, device=device)
     search = place >= layout.search.start
     template = [(place >= layout.prefix) & ~search] if layout.template_tokens else []

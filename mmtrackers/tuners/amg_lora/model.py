@@ -13,17 +13,7 @@ from .layer import AMGLoraLayer, GuidedAttentionCore, LowRankLinear, MixtureJunc
 
 
 class AMGLoraModel(TrackerTuner):
-    """Puts low-rank maps on k and v, guidance on the attention core and mixtures on the junctions.
-
-    Args:
-        model (`nn.Module`): a tracker with `config.streams == 2`.
-        config (`AMGLoraConfig`): what to put where.
-        adapter_name (`str`): its name.
-
-    Raises:
-        ValueError: the model has one stream.
-        TypeError: a target that is neither a linear map nor one of the seams.
-    """
+    """Puts low-rank maps on k and v, guidance on the attention core and mixtures on the junctions."""
 
     prefix: str = "amg_lora_"
     tuner_layer_cls = AMGLoraLayer

@@ -17,11 +17,7 @@ NORM_EPS = 1e-6
 
 def crops(layout: TokenLayout) -> Iterator[tuple[slice, tuple[int, int]]]:
     """The rows of all templates, then those of the search crop, and their grids; counted from the first template
-    token on.
-
-    Raises:
-        ValueError: search tokens are missing, as after candidate elimination.
-    """
+    token on."""
     if layout.template_tokens:
         yield slice(0, layout.template_tokens), layout.template_grid
     if layout.search_tokens != math.prod(layout.search_grid):

@@ -1,14 +1,12 @@
 """Configuration of PATrack's adapter."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from peft import PeftConfig
-
-from mmtrackers.tuners.registration import TrackerPeftType
+from mmtrackers.tuners.registration import TrackerPeftType, TrackerTunerConfig
 
 
 @dataclass
-class ProgressiveConfig(PeftConfig):
+class ProgressiveConfig(TrackerTunerConfig):
     """Adapter of PATrack (arXiv 2603.21100): modality-dependent, modality-entangled and head adapters.
 
     Every junction of a layer carries a modality-dependent adapter (MDA) or, in `cea_layers`, a modality-entangled one
@@ -28,35 +26,30 @@ class ProgressiveConfig(PeftConfig):
         cea_swap_outputs (`bool`): give each stream the attention over the other stream's values and its own residual
             (the paper), not the attention over its own values and the other's residual (the code).
         head_residual (`bool`): add the HA to the features (a form left as a comment in the code), not replace them.
-        target_modules, exclude_modules, modules_to_save: as in peft; targets are all junctions and the neck.
     """
 
-    mda_width: int = field(default=8, metadata={"help": "Width inside a modality-dependent adapter."})
-    cea_width: int = field(default=192, metadata={"help": "Width inside a modality-entangled adapter."})
-    cea_layers: list[int] | None = field(default=None, metadata={"help": "Layers with it; None: 3, 6, 9, ..."})
-    cea_train_norm: bool = field(default=False, metadata={"help": "Train the scale and shift of its layer norm."})
-    head_width: int = field(default=192, metadata={"help": "Width inside the head adapter."})
-    head_dropout: float = field(default=0.1, metadata={"help": "Dropout inside the head adapter."})
-    mda_source: str = field(default="other", metadata={"help": "Stream that an MDA reads: 'other' or 'self'."})
-    cea_swap_outputs: bool = field(default=False, metadata={"help": "Exchange what CEA gives to the streams."})
-    head_residual: bool = field(default=False, metadata={"help": "Add the head adapter to its input."})
-    target_modules: str | list[str] | None = field(default=None, metadata={"help": "All junctions and the neck."})
-    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave out."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Base modules trained in full."})
+    own_type = TrackerPeftType.PROGRESSIVE
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = TrackerPeftType.PROGRESSIVE
+    mda_width: int = 8
+    cea_width: int = 192
+    cea_layers: list[int] | None = None
+    cea_train_norm: bool = False
+    head_width: int = 192
+    head_dropout: float = 0.1
+    mda_source: str = "other"
+    cea_swap_outputs: bool = False
+    head_residual: bool = False
+
+    def check(self) -> None:
         if self.mda_width < 4 or self.mda_width % 4:
             raise ValueError(f"mda_width is {self.mda_width}, expected a multiple of 4: quarters of it are mixed.")
         if min(self.cea_width, self.head_width) < 1:
             raise ValueError("cea_width and head_width must be at least 1.")
         if self.mda_source not in ("other", "self"):
             raise ValueError(f"mda_source is {self.mda_source!r}, expected 'other' or 'self'.")
-        if self.target_modules is None:
-            self.target_modules = r"(?:.*\.)?(?:layers\.\d+\.(?:attention|mlp)_junction|neck)"
-        elif isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
+
+    def default_targets(self) -> str:
+        return r"(?:.*\.)?(?:layers\.\d+\.(?:attention|mlp)_junction|neck)"
 
     def has_cea(self, layer: int) -> bool:
         """Whether the junctions of a layer carry CEA instead of MDA."""

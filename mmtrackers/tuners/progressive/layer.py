@@ -36,10 +36,9 @@ class ParallelJunction(ProgressiveLayer):
     base_layer: ResidualJunction
 
     def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
-        if config.has_cea(layer_index(self.place)):
-            return ModalityEntangledAdapter(
-                self.dim, config.cea_width, config.cea_train_norm, config.cea_swap_outputs
-            )
+        layer = int(re.search(r"(?:^|\.)layers\.(\d+)\.", self.place)[1])
+        if config.has_cea(layer):
+            return ModalityEntangledAdapter(self.dim, config.cea_width, config.cea_train_norm, config.cea_swap_outputs)
         return ModalityDependentAdapter(self.dim, config.mda_width, config.mda_source)
 
     def forward(
@@ -76,13 +75,3 @@ class AdaptedNeck(ProgressiveLayer):
     def packed(self, dtype: torch.dtype) -> nn.Module:
         name = self.active_name
         return self.base_layer if name is None else PackedHeadAdapter(self.progressive_adapter[name], dtype)
-
-
-def layer_index(key: str) -> int:
-    """The number of the layer that a dotted module name lies in.
-
-    Example:
-        >>> layer_index("model.layers.3.mlp_junction")
-        3
-    """
-    return int(re.search(r"(?:^|\.)layers\.(\d+)\.", key)[1])

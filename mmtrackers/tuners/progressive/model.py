@@ -10,17 +10,7 @@ from .layer import AdaptedNeck, ParallelJunction, ProgressiveLayer
 
 
 class ProgressiveModel(TrackerTuner):
-    """Puts MDA or CEA on the junctions and HA on the neck.
-
-    Args:
-        model (`nn.Module`): a tracker with `config.streams == 2`.
-        config (`ProgressiveConfig`): what to put where.
-        adapter_name (`str`): its name.
-
-    Raises:
-        ValueError: the model has one stream, too few layers, or grids that MDA cannot halve.
-        TypeError: a target that is neither a residual junction nor the neck.
-    """
+    """Puts MDA or CEA on the junctions and HA on the neck."""
 
     prefix: str = "progressive_"
     tuner_layer_cls = ProgressiveLayer

@@ -18,12 +18,7 @@ def _packed(linear: nn.Linear, dtype: torch.dtype) -> PackedLinear:
 
 
 class PackedDependentAdapter(ModalityDependentAdapter):
-    """An MDA whose four maps of high frequencies are one convolution, and whose residual is in its last kernel.
-
-    Args:
-        adapter (`ModalityDependentAdapter`): the active adapter.
-        dtype (`torch.dtype`): of the tokens.
-    """
+    """An MDA whose four maps of high frequencies are one convolution, and whose residual is in its last kernel."""
 
     def __init__(self, adapter: ModalityDependentAdapter, dtype: torch.dtype):
         nn.Module.__init__(self)
@@ -52,12 +47,7 @@ class PackedDependentAdapter(ModalityDependentAdapter):
 
 
 class PackedEntangledAdapter(ModalityEntangledAdapter):
-    """A CEA in the tokens' precision.
-
-    Args:
-        adapter (`ModalityEntangledAdapter`): the active adapter.
-        dtype (`torch.dtype`): of the tokens.
-    """
+    """A CEA in the tokens' precision."""
 
     def __init__(self, adapter: ModalityEntangledAdapter, dtype: torch.dtype):
         nn.Module.__init__(self)
@@ -71,12 +61,7 @@ class PackedEntangledAdapter(ModalityEntangledAdapter):
 
 
 class PackedJunction(nn.Module):
-    """A residual junction and its adapter, whose last product adds its answer.
-
-    Args:
-        adapter (`ModalityDependentAdapter` or `ModalityEntangledAdapter`): the active adapter.
-        dtype (`torch.dtype`): of the tokens.
-    """
+    """A residual junction and its adapter, whose last product adds its answer."""
 
     needs_all_rows = False
 
@@ -97,12 +82,7 @@ class PackedJunction(nn.Module):
 
 
 class PackedHeadAdapter(nn.Module):
-    """The head adapter as one linear map.
-
-    Args:
-        adapter (`HeadAdapter`): the active adapter.
-        dtype (`torch.dtype`): of the features.
-    """
+    """The head adapter as one linear map."""
 
     def __init__(self, adapter: HeadAdapter, dtype: torch.dtype):
         super().__init__()

@@ -1,12 +1,10 @@
 """Configuration of SDMoEA's adapter."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from peft import PeftConfig
-
-from mmtrackers.tuners.registration import TrackerPeftType
+from mmtrackers.tuners.registration import TrackerPeftType, TrackerTunerConfig
 
 _CHOICES = {
     "expert_gate": ("parallel", "serial", "none"),
@@ -20,7 +18,7 @@ _COUNTS = ("num_experts", "top_k", "adapter_reduction", "num_shared_subnets", "h
 
 
 @dataclass
-class SDMoEConfig(PeftConfig):
+class SDMoEConfig(TrackerTunerConfig):
     """Adapter of SDMoEA (arXiv 2603.13719): sparse and dense-shared experts in every block, hypergraph fusion.
 
     An unofficial reconstruction: no code of the authors is public. From the paper are the parts themselves, one set
@@ -51,10 +49,10 @@ class SDMoEConfig(PeftConfig):
             nearer than `hyper_epsilon` to its center (on unit-length features), or the `hyper_knn` nearest.
         hyper_scope (`str`): one graph over all levels ("joint") or one for each ("per_level").
         hyper_conv (`str`), hyper_layers (`int`): two-step "mean" or symmetric normalization; number of layers.
-        target_modules, exclude_modules, modules_to_save: as in peft; targets follow from the fields above. The
-            published tracker's head is trained with `modules_to_save=["head"]`, should it prove to be trained.
+        modules_to_save (`list[str]`): `["head"]`, should the published tracker's head prove to be trained.
     """
 
+    own_type = TrackerPeftType.SDMOE
     inferred: ClassVar[tuple[str, ...]] = (
         "the form of the experts' gate (`expert_gate`), the weights of the shared sub-networks (`dense_gate`) and "
         "their activation",
@@ -70,36 +68,31 @@ class SDMoEConfig(PeftConfig):
         "the crop sizes, the mix of training data and the recipe",
     )
 
-    num_experts: int = field(default=4, metadata={"help": "Sparse experts per block."})
-    top_k: int = field(default=1, metadata={"help": "Experts that a token uses."})
-    adapter_reduction: int = field(default=12, metadata={"help": "Token width over the width inside the experts."})
-    adapter_dim: int | None = field(default=None, metadata={"help": "Width inside the experts."})
-    expert_gate: str = field(default="parallel", metadata={"help": "parallel, serial or none."})
-    router_renormalise: bool = field(default=False, metadata={"help": "Chosen probabilities sum to 1."})
-    balance_loss_coef: float = field(default=0.01, metadata={"help": "Weight of the balance loss."})
-    gather_experts: bool = field(default=False, metadata={"help": "Compute only the chosen experts."})
-    num_shared_subnets: int = field(default=4, metadata={"help": "Shared sub-networks per block."})
-    dense_gate: str = field(default="softmax", metadata={"help": "softmax, mean or sum."})
-    adapter_prenorm: bool = field(default=True, metadata={"help": "Layer norm before router and experts."})
-    adapter_scale: float = field(default=1.0, metadata={"help": "Factor on the mixture's answer."})
-    use_gsahf: bool = field(default=True, metadata={"help": "Fuse the streams by a hypergraph."})
-    hyper_levels: list[int] | None = field(default=None, metadata={"help": "Blocks that are fused."})
-    hyper_dim: int = field(default=64, metadata={"help": "Width inside the fusion."})
-    gram_mode: str = field(default="token_cross", metadata={"help": "token_cross, channel_cross or none."})
-    gram_temperature: float = field(default=0.1, metadata={"help": "Temperature of the alignment."})
-    hyperedge_rule: str = field(default="epsilon", metadata={"help": "epsilon or knn."})
-    hyper_epsilon: float = field(default=0.8, metadata={"help": "Radius of a hyperedge."})
-    hyper_knn: int = field(default=16, metadata={"help": "Vertices of a hyperedge under knn."})
-    hyper_scope: str = field(default="joint", metadata={"help": "joint or per_level."})
-    hyper_conv: str = field(default="mean", metadata={"help": "mean or sym."})
-    hyper_layers: int = field(default=1, metadata={"help": "Hypergraph convolutions."})
-    target_modules: str | list[str] | None = field(default=None, metadata={"help": "Follows from the other fields."})
-    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave out."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Base modules trained in full."})
+    num_experts: int = 4
+    top_k: int = 1
+    adapter_reduction: int = 12
+    adapter_dim: int | None = None
+    expert_gate: str = "parallel"
+    router_renormalise: bool = False
+    balance_loss_coef: float = 0.01
+    gather_experts: bool = False
+    num_shared_subnets: int = 4
+    dense_gate: str = "softmax"
+    adapter_prenorm: bool = True
+    adapter_scale: float = 1.0
+    use_gsahf: bool = True
+    hyper_levels: list[int] | None = None
+    hyper_dim: int = 64
+    gram_mode: str = "token_cross"
+    gram_temperature: float = 0.1
+    hyperedge_rule: str = "epsilon"
+    hyper_epsilon: float = 0.8
+    hyper_knn: int = 16
+    hyper_scope: str = "joint"
+    hyper_conv: str = "mean"
+    hyper_layers: int = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = TrackerPeftType.SDMOE
+    def check(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}.")
@@ -118,11 +111,9 @@ class SDMoEConfig(PeftConfig):
                 f"gram_temperature is {self.gram_temperature} and hyper_epsilon {self.hyper_epsilon}; expected a "
                 "positive number and a distance of unit vectors between 0 and 2."
             )
-        if self.target_modules is None:
-            fusion = "|fusion" if self.use_gsahf else ""
-            self.target_modules = rf"(?:.*\.)?(?:layers\.\d+\.mlp_junction{fusion})"
-        elif isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
+
+    def default_targets(self) -> str:
+        return rf"(?:.*\.)?(?:layers\.\d+\.mlp_junction{'|fusion' if self.use_gsahf else ''})"
 
     def rank(self, dim: int) -> int:
         """Width inside the experts for tokens of width `dim`."""
@@ -136,9 +127,6 @@ class SDMoEConfig(PeftConfig):
 
     def levels(self, depth: int) -> list[int]:
         """The blocks whose tokens are fused, in a trunk of `depth` blocks.
-
-        Raises:
-            ValueError: `hyper_levels` is not increasing, or names blocks that do not exist.
 
         Example:
             >>> SDMoEConfig().levels(12), SDMoEConfig().levels(24)

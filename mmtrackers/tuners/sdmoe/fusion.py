@@ -18,9 +18,6 @@ def align(features: Tensor, temperature: float) -> Tensor:
         features (`Tensor`, shape `[S, 2, B, n, d]`): levels, streams, batch, tokens, channels.
         temperature (`float`): divides the cosines.
 
-    Returns:
-        `Tensor` of the same shape.
-
     Example:
         >>> align(torch.ones(1, 2, 1, 3, 4), 0.1).unique().item()
         2.0
@@ -62,13 +59,8 @@ class HyperConv(nn.Module):
 
 
 class GSAHF(nn.Module):
-    """Search tokens of several blocks and both streams, aligned by Gram matrices and fused by a hypergraph.
-
-    Args:
-        dim (`int`): width of the tokens.
-        levels (`int`): number of blocks whose tokens come in.
-        config (`SDMoEConfig`): the sizes and forms.
-    """
+    """Search tokens, `dim` wide, of several blocks (`levels`) and both streams, aligned by Gram matrices and fused by
+    a hypergraph."""
 
     def __init__(self, dim: int, levels: int, config: SDMoEConfig):
         super().__init__()
@@ -106,17 +98,12 @@ class GSAHF(nn.Module):
 
     @torch.no_grad()
     def hyperedges(self, x: Tensor) -> Tensor:
-        """Which vertices each hyperedge joins: zeros and ones `[.., V, V]`, a row for the hyperedge of each vertex.
+        """Which vertices of `[.., V, d]` each hyperedge joins: zeros and ones `[.., V, V]`, a row for the hyperedge of
+        each vertex.
 
         A useful graph joins roughly 1 % to 30 % of the vertices: that is the mean of this matrix. Near 1 / V the
         convolution is a linear map of single tokens, near 1 it is the mean of all; `hyper_epsilon` or the rule "knn"
         set it right.
-
-        Args:
-            x (`Tensor`, shape `[.., V, d]`): vertices.
-
-        Raises:
-            ValueError: `hyper_knn` exceeds the number of vertices.
         """
         with torch.autocast(x.device.type, enabled=False):
             unit = F.normalize(x.float(), dim=-1)
@@ -140,14 +127,7 @@ class GSAHF(nn.Module):
         return vertices.view_as(x)
 
     def forward(self, levels: tuple[Tensor, ...]) -> Tensor:
-        """Search tokens of both streams to what is added to the fused features.
-
-        Args:
-            levels (`tuple[Tensor]`): `[2*B, n, C]` of each level, RGB first.
-
-        Returns:
-            `Tensor`, shape `[B, n, C]`.
-        """
+        """Search tokens `[2*B, n, C]` of each level, RGB first, to what is added to the fused features `[B, n, C]`."""
         features = self.aligned(self.reduced(levels))
         vertices = features.permute(2, 0, 1, 3, 4).contiguous()
         if torch.is_grad_enabled():

@@ -13,18 +13,21 @@ def softmax_gate(h: Tensor, weight: Tensor) -> Tensor:
         return F.linear(h.float(), weight.float()).softmax(-1)
 
 
+def activated(inner: Tensor, gate: Tensor | None) -> Tensor:
+    """What an expert makes of its narrow tokens, by a gate if it has one."""
+    return F.silu(inner) if gate is None else F.silu(gate) * inner
+
+
 def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """`N sum_e f_e P_e`: 1 for uniform probabilities, N where one expert takes every token for certain.
 
-    With several processes the shares f and P are those of all their tokens; each process's gradient is such that
-    their mean, which data-parallel training takes, is the gradient of one process with all tokens.
+    The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's. With several processes the
+    shares f and P are those of all their tokens; each process's gradient is such that their mean, which data-parallel
+    training takes, is the gradient of one process with all tokens.
 
     Args:
         probabilities (`Tensor`, shape `[n, N]`): the router's.
         chosen (`Tensor`, shape `[n, K]`): the experts that each token uses.
-
-    Returns:
-        `Tensor`, shape `()`. The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's.
 
     Example:
         >>> balance_loss(torch.full((6, 4), 0.25), torch.zeros(6, 1, dtype=torch.int64)).item()
@@ -57,10 +60,8 @@ class SDMoE(nn.Module):
         super().__init__()
         rank, experts, subnets = config.rank(dim), config.num_experts, config.num_shared_subnets
         self.experts, self.subnet_count, self.top_k = experts, subnets, config.top_k
-        self.renormalize, self.gather, self.dense_gate = (
-            config.router_renormalise, config.gather_experts, config.dense_gate
-        )  # fmt: skip
-        self.expert_gate = config.expert_gate
+        self.renormalize, self.gather = config.router_renormalise, config.gather_experts
+        self.dense_gate, self.expert_gate = config.dense_gate, config.expert_gate
         self.norm = nn.LayerNorm(dim, eps=1e-6) if config.adapter_prenorm else nn.Identity()
         self.router = nn.Linear(dim, experts, bias=False)
         if config.expert_gate == "parallel":
@@ -101,12 +102,12 @@ class SDMoE(nn.Module):
             return self._gathered(h, weights, chosen)
         gates = torch.zeros_like(probabilities).scatter(1, chosen, weights)
         inner = self.down(h).unflatten(1, (self.experts, -1))
+        gate = None
         if self.expert_gate == "parallel":
-            inner = F.silu(self.gate(h)).view_as(inner) * inner
+            gate = self.gate(h).view_as(inner)
         elif self.expert_gate == "serial":
-            inner = F.silu(torch.einsum("ner,esr->nes", inner, self.gate.to(inner.dtype))) * inner
-        else:
-            inner = F.silu(inner)
+            gate = torch.einsum("ner,esr->nes", inner, self.gate.to(inner.dtype))
+        inner = activated(inner, gate)
         return self.up((inner * gates.unsqueeze(2).to(inner.dtype)).flatten(1))
 
     def _gathered(self, h: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -117,12 +118,12 @@ class SDMoE(nn.Module):
         ends = counts.cumsum(0).int()
         rows = h[tokens]
         inner = grouped_product(rows, self.down.weight.unflatten(0, (self.experts, -1)), ends)
+        gate = None
         if self.expert_gate == "parallel":
-            inner = F.silu(grouped_product(rows, self.gate.weight.unflatten(0, (self.experts, -1)), ends)) * inner
+            gate = grouped_product(rows, self.gate.weight.unflatten(0, (self.experts, -1)), ends)
         elif self.expert_gate == "serial":
-            inner = F.silu(grouped_product(inner, self.gate, ends)) * inner
-        else:
-            inner = F.silu(inner)
+            gate = grouped_product(inner, self.gate, ends)
+        inner = activated(inner, gate)
         inner = inner * weights.flatten()[order].unsqueeze(1).to(inner.dtype)
         answers = grouped_product(inner, self.up.weight.unflatten(1, (self.experts, -1)).transpose(0, 1), ends)
         return torch.zeros_like(h).index_add(0, tokens, answers.to(h.dtype))
@@ -135,14 +136,8 @@ class SDMoE(nn.Module):
         return self.shared_up(inner.mean(1) if self.dense_gate == "mean" else inner.sum(1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens to what is added to them, and in training the balance loss.
-
-        Args:
-            x (`Tensor`, shape `[B, N, C]`): tokens of both streams, stacked on the batch axis.
-
-        Returns:
-            `tuple[Tensor, Tensor | None]`: `[B, N, C]` and a scalar.
-        """
+        """Tokens `[B, N, C]` of both streams, stacked on the batch axis, to what is added to them, and in training
+        the balance loss."""
         # two-dimensional: a 3-D product without a bias takes another kernel when its weight requires a gradient, and
         # a loaded (frozen) adapter would differ from the trained one in the last bits
         h = self.norm(x).flatten(0, 1)

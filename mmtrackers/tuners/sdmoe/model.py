@@ -12,14 +12,7 @@ from .layer import HypergraphFusion, MixtureJunction, SDMoELayer
 class SDMoEModel(TrackerTuner):
     """Puts a sparse-dense mixture of experts behind every MLP, and a hypergraph on the fusion of the streams.
 
-    Args:
-        model (`nn.Module`): a tracker with `config.streams == 2`, or any with `use_gsahf=False`.
-        config (`SDMoEConfig`): what to put where.
-        adapter_name (`str`): its name.
-
-    Raises:
-        ValueError: one stream with `use_gsahf`, blocks that do not exist, or a width that the reduction leaves empty.
-        TypeError: a target that is neither a residual junction nor the fusion of the streams.
+    One stream is enough with `use_gsahf=False`.
     """
 
     prefix: str = "sdmoe_"

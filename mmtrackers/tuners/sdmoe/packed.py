@@ -9,19 +9,14 @@ from torch.nn import functional as F
 from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.modeling.seams import TokenLayout
 
-from .mixture import SDMoE
+from .mixture import SDMoE, activated
 
 
 class PackedMixtureJunction(nn.Module):
     """A residual junction and a masked `SDMoE` behind it, in four products.
 
     Both routers are one product, in float32 whatever the tokens are; the inputs of all experts are one, in the
-    tokens' precision, and their answers are added to the tokens by the last.
-
-    Args:
-        mixture (`SDMoE`): the active adapter's.
-        scale (`float`): factor on its answer.
-        dtype (`torch.dtype`): of the tokens.
+    tokens' precision, and their answers, times `scale`, are added to the tokens by the last.
     """
 
     needs_all_rows = False
@@ -29,9 +24,8 @@ class PackedMixtureJunction(nn.Module):
     def __init__(self, mixture: SDMoE, scale: float, dtype: torch.dtype):
         super().__init__()
         self.norm, self.experts, self.top_k = copy.deepcopy(mixture.norm).float(), mixture.experts, mixture.top_k
-        self.renormalize, self.expert_gate, self.dense_gate = (
-            mixture.renormalize, mixture.expert_gate, mixture.dense_gate
-        )  # fmt: skip
+        self.renormalize, self.expert_gate = mixture.renormalize, mixture.expert_gate
+        self.dense_gate = mixture.dense_gate
         self.subnet_count, rank = mixture.subnet_count, mixture.shared_up.in_features
 
         def joined(*maps: nn.Linear, dim: int = 0) -> Tensor:
@@ -60,12 +54,12 @@ class PackedMixtureJunction(nn.Module):
         gates = self._gates(logits.softmax(1)).unsqueeze(2).to(x.dtype)
         *experts, below = self.inputs(h.to(x.dtype)).split(self.widths, 1)
         inner = experts[-1].unflatten(1, (self.experts, -1))
+        gate = None
         if self.expert_gate == "parallel":
-            inner = F.silu(experts[0].unflatten(1, (self.experts, -1))) * inner
+            gate = experts[0].unflatten(1, (self.experts, -1))
         elif self.expert_gate == "serial":
-            inner = F.silu(torch.einsum("ner,esr->nes", inner, self.gate)) * inner
-        else:
-            inner = F.silu(inner)
+            gate = torch.einsum("ner,esr->nes", inner, self.gate)
+        inner = activated(inner, gate)
         dense = F.silu(self.subnets(below)).unflatten(1, (self.subnet_count, -1))
         if self.dense_gate == "softmax":
             dense = dense * shared.softmax(1).unsqueeze(2).to(x.dtype)

@@ -1,19 +1,17 @@
 """Configuration of SPMTrack's adapter."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftConfig
-
-from mmtrackers.tuners.registration import TrackerPeftType
+from mmtrackers.tuners.registration import TrackerPeftType, TrackerTunerConfig
 
 # Every linear map of every layer; SwiGLU trunks have w12 and w3 in place of fc1 and fc2.
 LINEAR_MAPS = r"(?:.*\.)?layers\.\d+\.(?:attention\.[qkvo]_proj|mlp\.(?:fc1|fc2|w12|w3))"
 
 
 @dataclass
-class TMoEConfig(PeftConfig):
+class TMoEConfig(TrackerTunerConfig):
     """Adapter of SPMTrack (arXiv 2503.18338): a dense mixture of low-rank experts beside frozen linear maps.
 
     The defaults are the published models'.
@@ -30,7 +28,6 @@ class TMoEConfig(PeftConfig):
         routed_compression (`bool`): a down-projection per expert in place of one for all.
         target_modules (`str` or `list[str]`): linear maps; every one of every layer by default. Any `nn.Linear` of
             any model can be named.
-        exclude_modules, modules_to_save: as in peft.
 
     Raises:
         ValueError: a field out of range, or both switches of the experts on.
@@ -40,21 +37,18 @@ class TMoEConfig(PeftConfig):
         2.0
     """
 
-    r: int = field(default=64, metadata={"help": "Rank of the experts."})
-    alpha: float = field(default=64.0, metadata={"help": "Numerator of the mixture's scale."})
-    num_experts: int = field(default=4, metadata={"help": "Experts per map."})
-    use_rsexpert: bool = field(default=False, metadata={"help": "Divide by the root of the rank."})
-    init: str = field(default="bert", metadata={"help": "Initial values: bert, lora or gaussian."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout before the down-projection."})
-    shared_low_rank_expert: bool = field(default=False, metadata={"help": "One more expert, without a gate."})
-    routed_compression: bool = field(default=False, metadata={"help": "A down-projection per expert."})
-    target_modules: str | list[str] | None = field(default=None, metadata={"help": "Linear maps; None: all."})
-    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave out."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Base modules trained in full."})
+    own_type = TrackerPeftType.TMOE
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = TrackerPeftType.TMOE
+    r: int = 64
+    alpha: float = 64.0
+    num_experts: int = 4
+    use_rsexpert: bool = False
+    init: str = "bert"
+    dropout: float = 0.0
+    shared_low_rank_expert: bool = False
+    routed_compression: bool = False
+
+    def check(self) -> None:
         if min(self.r, self.num_experts) < 1:
             raise ValueError(f"r and num_experts must be at least 1, got {self.r} and {self.num_experts}.")
         if not 0 <= self.dropout < 1:
@@ -66,10 +60,9 @@ class TMoEConfig(PeftConfig):
                 "shared_low_rank_expert needs the one down-projection of all experts, which routed_compression takes "
                 "away: switch one of them off."
             )
-        if self.target_modules is None:
-            self.target_modules = LINEAR_MAPS
-        elif isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
+
+    def default_targets(self) -> str:
+        return LINEAR_MAPS
 
     @property
     def scaling(self) -> float:

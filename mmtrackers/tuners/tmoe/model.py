@@ -10,16 +10,7 @@ from .layer import TMoELinear
 
 
 class TMoEModel(TrackerTuner):
-    """Puts a mixture of low-rank experts beside linear maps.
-
-    Args:
-        model (`nn.Module`): any model.
-        config (`TMoEConfig`): what to put where.
-        adapter_name (`str`): its name.
-
-    Raises:
-        TypeError: a target that is no linear map.
-    """
+    """Puts a mixture of low-rank experts beside linear maps, of any model."""
 
     prefix: str = "tmoe_"
     tuner_layer_cls = TMoELinear
