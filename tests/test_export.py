@@ -97,7 +97,7 @@ def test_command_int8_card_and_the_script_without_this_package(tmp_path: Path) -
 
 
 def check_damage(folder: Path) -> None:
-    with pytest.raises(ValueError, match="is exported: pack, dtype, device and base_model were settled"):
+    with pytest.raises(ValueError, match="is exported: pack, dtype, device, base_model are settled"):
         Tracker.from_pretrained(str(folder), pack=True)
     with pytest.raises(OSError, match="is not an empty folder: choose another one"):
         export_onnx(tracker_of("ostrack"), folder)

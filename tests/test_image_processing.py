@@ -342,7 +342,7 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"template_sise": 64}, "unknown setting of the image processor: template_sise; known: crop_style, "),
+        ({"template_sise": 64}, "unknown image processor setting: template_sise; known: crop_style, "),
         ({"crop_style": "other"}, "crop_style is 'other', known: 'ostrack'"),
         ({"search_size": 0}, "search_size is 0, expected a positive whole number"),
         ({"template_size": 12.5}, "template_size is 12.5"),

@@ -100,9 +100,7 @@ def rename(net: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
             renamed[ours[0]] = tensor
         elif ours:
             if not tensor.ndim or not len(tensor) or len(tensor) % len(ours):
-                raise ValueError(
-                    f"entry {official!r} of shape {list(tensor.shape)} should hold {len(ours)} equal parts"
-                )
+                raise ValueError(f"entry {official!r}, {list(tensor.shape)}, should hold {len(ours)} equal parts")
             renamed |= zip(ours, (part.clone() for part in tensor.chunk(len(ours))), strict=True)
     return renamed
 
@@ -222,9 +220,7 @@ def check_numbers(
     report.differences["numbers"] = worst = max(gaps.values())
     if not worst <= tolerance:
         wrong = shorten([name for name, gap in gaps.items() if not gap <= tolerance])
-        raise RuntimeError(
-            f"the saved result differs from the file by {worst:.3g} in {wrong}: this is a fault of the converter"
-        )
+        raise RuntimeError(f"the saved result differs from the file by {worst:.3g} in {wrong}, by a fault of ours")
     report.facts.append(f"result checked: read back, its numbers differ from the file's by at most {worst:.3g}")
 
 

@@ -284,9 +284,7 @@ def _load_legacy(path: Path, file: IO[bytes], entries: tuple[str, ...], facts: l
     def storage(ref: _StorageRef) -> bytes:
         count = ref.length * ref.dtype.itemsize
         if ref.key not in places or places[ref.key] + count > end:
-            raise CheckpointError(
-                f"{path} is cut off: {count} bytes of storage {ref.key} are not in it. Fetch it again"
-            )
+            raise CheckpointError(f"{path} is cut off: it lacks {count} bytes of storage {ref.key}. Fetch it again")
         file.seek(places[ref.key])
         return file.read(count)
 
@@ -355,9 +353,7 @@ def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageR
         flat = torch.frombuffer(bytearray(storage(ref.storage)), dtype=ref.storage.dtype)
         return flat.as_strided(ref.size, ref.stride, ref.offset).contiguous().clone()
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: the entry {name!r} does not fit its {ref.storage.length} numbers ({error})"
-        ) from error
+        raise CheckpointError(f"{path}: {name!r} does not fit its {ref.storage.length} numbers ({error})") from error
 
 
 def _listed(content: dict) -> str:

@@ -425,10 +425,7 @@ def active_adapter(model: nn.Module) -> str:
         return active.pop()
     if len(names) == 1:
         return names[0]
-    raise ValueError(
-        f"{len(active)} of the adapters {sorted(names)} are active, a file holds one: choose it with "
-        "model.set_adapter(name) or adapter_name=."
-    )
+    raise ValueError(f"{len(active)} of the adapters {sorted(names)} are active: choose one with set_adapter(name).")
 
 
 def copy_of_modules(model: nn.Module) -> nn.Module:
@@ -488,10 +485,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
         )
     for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values():
         if adapter_name in prefix:
-            raise ValueError(
-                f"Adapter name {adapter_name!r} is part of the parameter prefix {prefix!r}. Choose another one, "
-                "such as 'thermal'."
-            )
+            raise ValueError(f"The name {adapter_name!r} is part of the parameter prefix {prefix!r}, choose another.")
 
 
 def check_uninitialized(model: nn.Module, base: str) -> None:

@@ -119,10 +119,7 @@ class AutoTracker:
         kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
         if not files.is_adapter:
             if base_model is not None or base_revision is not None or is_trainable or adapter_name != "default":
-                raise ValueError(
-                    f"{files.name} is a full model, not an adapter: base_model, base_revision, is_trainable and "
-                    "adapter_name do not apply."
-                )
+                raise ValueError(f"{files.name} is a full model, not an adapter: options of adapters do not apply.")
             return cls._class_of(files)[1].from_pretrained(files.name, **files.options, **kwargs)
         with_info = kwargs.pop("output_loading_info", False)
         adapter = AdapterFolder.read(files)
@@ -188,9 +185,7 @@ class AutoTracker:
             ) from error
         if not files.has(MODEL_CONFIG):
             what = "is itself an adapter" if files.is_adapter else f"has no {MODEL_CONFIG}"
-            raise ValueError(
-                f"The base {base!r} of adapter {adapter.files.name} {what}. Pass a full model with base_model=."
-            )
+            raise ValueError(f"The base {base!r} of {adapter.files.name} {what}: pass a full model with base_model=.")
         kwargs = kwargs | files.options
         if tracker is None:
             return cls._class_of(files)[1].from_pretrained(base, **kwargs)
@@ -199,23 +194,16 @@ class AutoTracker:
             # with its loading info a class leaves it to us to see that an adapter holds what is new on a backbone
             return model_class.from_pretrained(base, config=config, output_loading_info=True, **kwargs)[0]
         except ValueError as error:
-            raise ValueError(
-                f"{base} is no base for adapter {adapter.files.name} ({config.model_type}): {error}"
-            ) from error
+            what = f"no base for adapter {adapter.files.name} ({config.model_type})"
+            raise ValueError(f"{base} is {what}: {error}") from error
 
     @classmethod
     def _class_of(cls, files: TrackerFiles) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
         """The classes of a full model."""
         if not files.has(MODEL_CONFIG):
-            raise OSError(
-                f"{files.name} holds neither {MODEL_CONFIG} (a full model) nor {ADAPTER_CONFIG} (an adapter): not a "
-                "tracker."
-            )
+            raise OSError(f"{files.name} is no tracker: it holds neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}.")
         if files.has(ADAPTER_WEIGHTS) and files.has(ADAPTER_CONFIG):
-            raise ValueError(
-                f"{files.name} holds an adapter and also a {MODEL_CONFIG}, so it could be either. Remove "
-                f"{MODEL_CONFIG}: an adapter's tracker is described by {TRACKER_CONFIG}."
-            )
+            raise ValueError(f"{files.name} holds an adapter and a {MODEL_CONFIG} (of a full model): remove that.")
         return cls.classes_of(files.json(MODEL_CONFIG).get("model_type"), f"{files.name}/{MODEL_CONFIG}")
 
     @classmethod

@@ -111,10 +111,7 @@ def save_adapter(
     check_adapter_name(tracker, name)
     folder = Path(folder)
     if (folder / MODEL_CONFIG).exists():
-        raise ValueError(
-            f"{folder} already holds a {MODEL_CONFIG}, a full model: an adapter beside it could not be found. Choose "
-            "another folder."
-        )
+        raise ValueError(f"{folder} already holds a {MODEL_CONFIG}, of a full model: choose another folder.")
     recorded = tracker.peft_config[name]
     loaded_from = recorded.base_model_name_or_path
     if not loaded_from or is_relative_base(loaded_from):  # relative to the folder it was read from, which peft forgets

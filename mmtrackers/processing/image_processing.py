@@ -112,9 +112,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         names = tuple(self.valid_kwargs.__annotations__)
         unknown = sorted(k for k in kwargs if k not in names and k not in _SERVICE_KEYS and not k.startswith("_"))
         if unknown:
-            raise ValueError(
-                f"unknown setting of the image processor: {', '.join(unknown)}; known: {', '.join(names)}"
-            )
+            raise ValueError(f"unknown image processor setting: {', '.join(unknown)}; known: {', '.join(names)}")
         kwargs = {key: value for key, value in kwargs.items() if key in names}
         super().__init__(**kwargs)
         for name in names:

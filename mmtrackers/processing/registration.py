@@ -154,10 +154,7 @@ def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[
     model = model or ("homography" if len(points) >= _AT_LEAST["homography"] else "affine")
     check_model(model)
     if len(points) < _AT_LEAST[model]:
-        raise ValueError(
-            f"{len(points)} points are too few: an affine alignment needs 3 (better 6 or more), a homography 8, "
-            "spread over the picture"
-        )
+        raise ValueError(f"{len(points)} points are too few: an affine alignment needs 3, better 6, a homography 8")
     fixed, moving = points[:, :2].copy(), points[:, 2:].copy()
     if model == "homography":
         matrix, _ = cv2.findHomography(moving, fixed, cv2.LMEDS if len(points) > 12 else 0)

@@ -132,10 +132,7 @@ class TrackingSession:
     def boxes_xywh(self, boxes_xywh: Box | Sequence[Box]) -> None:
         boxes, _ = _boxes_of(boxes_xywh, *self._size)
         if len(boxes) != len(self._boxes):
-            raise ValueError(
-                f"the session follows {len(self._boxes)} target(s) and was given {len(boxes)} boxes; "
-                "reset(frame, boxes) takes another number"
-            )
+            raise ValueError(f"{len(boxes)} boxes for {len(self._boxes)} target(s): reset(frame, boxes) takes others")
         same = (boxes == self._boxes).all(axis=1)
         self._trail = Trail.of(boxes).kept(self._trail, same)
         self._lost = [lost if kept else None for lost, kept in zip(self._lost, same, strict=True)]

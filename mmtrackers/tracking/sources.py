@@ -138,10 +138,7 @@ def open_source(
     elif path.is_file():
         opened = _file(path, modality)
     else:
-        raise ValueError(
-            f"there is no {source}: give a video, a folder of images, a dataset's sequence folder, a camera index or "
-            "the address of a stream"
-        )
+        raise ValueError(f"there is no {source}: give a video, a folder of images or a sequence, a camera or address")
     timed = opened.stamped is not None
     opened = _with_rate(opened, fps)
     for stream, where in second.items():

@@ -113,9 +113,7 @@ class Tracker:
         options = (modality, absent_below, allow_missing, size_momentum, recover)
         if (Path(repo) / GRAPHS).is_file():
             if pack or base_model or device not in (None, "cpu") or as_dtype(dtype) not in (None, torch.float32):
-                raise ValueError(
-                    f"{repo} is exported: pack, dtype, device and base_model were settled then; export it again"
-                )
+                raise ValueError(f"{repo} is exported: pack, dtype, device, base_model are settled: export it again")
             return cls(ExportedModel(repo), TrackerImageProcessor.from_pretrained(repo), *options)
         dtype = as_dtype(dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
@@ -181,9 +179,7 @@ class Tracker:
             model, first = self.model, _adapter_of(self.model)
             if first is None or model.is_packed:
                 if adapter is not None:
-                    raise ValueError(
-                        f"adapter {adapter!r} cannot be chosen: this tracker has no adapters, or is packed with one"
-                    )
+                    raise ValueError(f"there is no adapter {adapter!r}: this tracker has none, or is packed with one")
             else:
                 name = adapter or (first if model.adapters_enabled else None)
                 key = (name, tuple(map(id, (*model.parameters(), *model.buffers()))))

@@ -77,10 +77,7 @@ def crop_fields(job: ConversionJob, positions: Tensor | None) -> dict[str, int]:
     if positions is not None:
         found = 14 * math.isqrt(shape_of({"positions": positions}, "positions", 3, str(job.file))[1])
     if given is None and found is None:
-        raise ValueError(
-            f"{job.file} does not tell whether its crops have 224 or 378 pixels: say it, search_size=224 or "
-            "--search-size 224."
-        )
+        raise ValueError(f"{job.file} does not tell whether its crops have 224 or 378 pixels: say --search-size 224.")
     if given is not None and found is not None and given != found:
         raise ValueError(f"search_size is {given}, but the position table in {job.file} is one for {found} pixels.")
     search = found or given
@@ -154,10 +151,7 @@ def convert_on_dinov2(
     """
     trained, frozen = split_trained(tensors)
     if job.base is None:
-        raise ValueError(
-            f"{job.file} holds what was trained only: give the DINOv2 it stands on, base='facebook/dinov2-base' or "
-            "--base FOLDER."
-        )
+        raise ValueError(f"{job.file} holds what was trained only: give the DINOv2 it stands on, with --base FOLDER.")
     fields = crop_fields(job, frozen.get("model.embeddings.position"))
     width = shape_of(trained, "model.embeddings.token_type.weight", 2, str(job.file))[1]
 

@@ -89,9 +89,7 @@ def ostrack_config(tensors: Mapping[str, Tensor], form: OfficialForm = OSTRACK, 
     width, _, _, patch = shape_of(tensors, "model.embeddings.patch.weight", 4, source)
     inner = shape_of(tensors, "model.layers.0.mlp.fc1.weight", 2, source)[0]
     if width % HEAD_WIDTH and "num_attention_heads" not in overrides:
-        raise ValueError(
-            f"width {width} is no multiple of {HEAD_WIDTH}, the published heads': give num_attention_heads"
-        )
+        raise ValueError(f"width {width} is no multiple of {HEAD_WIDTH}, the width of heads: give num_attention_heads")
     depth = depth_of(tensors)
     sizes = {
         "hidden_size": width,
