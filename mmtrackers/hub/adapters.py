@@ -417,10 +417,7 @@ def active_adapter(model: nn.Module) -> str:
             f"{type(inner_model(model)).__name__} has no adapter. Inject one with add_adapter(config), or "
             "load one with load_adapter(folder)."
         )
-    active: set[str] = set()
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            active.update(module.active_adapters)
+    active = {n for layer in model.modules() if isinstance(layer, BaseTunerLayer) for n in layer.active_adapters}
     if len(active) == 1:
         return active.pop()
     if len(names) == 1:

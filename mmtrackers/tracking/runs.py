@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .export import export, to_pandas
 from .recording import Recorder, ResultFiles
 from .session import Prediction, TrackingSession
 from .sources import Frame, FrameSource
-from .threads import ThreadChoice, chosen_threads
+from .threads import chosen_threads
 from .tracker import Tracker
 
 KEPT = 10_000  # frames of a camera that a run holds in memory
@@ -199,16 +200,33 @@ def run(
             stack.enter_context(FolderLock(output))
             files = ResultFiles(Path(output), source.name, len(given), tuple(labels))
             files.check(overwrite)
-        steps = _Steps(tracker, given, result, files, video, on_frame)
         choice = None
         if tracker.device.type == "cpu":
             choice = stack.enter_context(chosen_threads(threads))
         # a camera is read ahead by itself, and what waited in a queue would be old
         frames = stack.enter_context(closing(source.frames()) if source.live else ReadAhead(iter(source)))
+        frames = islice(frames, first, None if max_frames is None else first + max_frames)
         bar = stack.enter_context(_bar(source, first, max_frames, progress))
-        begin = time.perf_counter()
+        recorder: Recorder | None = None
+        begin = last = time.perf_counter()
         try:
-            steps.go(frames, bar, max_frames, choice)
+            for index, (session, frame, found) in enumerate(_followed(tracker, given, frames, result), first):
+                if files is not None and recorder is None:
+                    files.claim()
+                    shown = (session.modality,) if tracker.streams == 1 else None
+                    recorder = Recorder(files, source, first, shown, session.alignment, video)
+                result.predictions.append(found)
+                if on_frame is not None:
+                    on_frame(index, found)
+                if recorder is not None:
+                    recorder.put(index, frame, found)
+                if source.live:
+                    _forget(result)
+                bar.update()
+                now = time.perf_counter()
+                if choice is not None and index > first:
+                    choice.step(now - last)
+                last = now
         except KeyboardInterrupt as interrupt:
             result.stopped, result.interrupt = "interrupted", interrupt
         except (ValueError, OSError) as error:
@@ -216,7 +234,8 @@ def run(
                 raise
             result.stopped = str(error)
         finally:
-            steps.close()
+            if recorder is not None:
+                _close(recorder, result)
         result.elapsed = time.perf_counter() - begin
         if not result.predictions:
             raise ValueError(f"{source.name}: {result.stopped or 'the source has no frame to start from'}")
@@ -226,83 +245,46 @@ def run(
     return result
 
 
-@dataclass
-class _Steps:
-    """The loop of a run."""
-
-    tracker: Tracker
-    given: np.ndarray
-    result: RunResult
-    files: ResultFiles | None
-    video: bool
-    on_frame: Callable[[int, list[Prediction]], None] | None
-    session: TrackingSession | None = None
-    recorder: Recorder | None = None
-
-    def go(self, frames: Iterator[Frame], bar: Any, max_frames: int | None, choice: ThreadChoice | None) -> None:
-        result, clock, first = self.result, self.result.clock, self.result.first
-        last = time.perf_counter()
-        for index, frame in enumerate(frames):
-            if index < first:
-                continue
-            if max_frames is not None and index - first >= max_frames:
-                break
-            found = self._found(frame)
-            result.predictions.append(found)
-            if self.on_frame is not None:
-                self.on_frame(index, found)
-            if result.source.live and len(result.predictions) > 2 * KEPT:
-                self._drop()
-            if self.recorder is not None:
-                self.recorder.put(index, frame, found)
-            bar.update()
-            now = time.perf_counter()
-            if choice is not None and index > first:
-                choice.step(now - last)
-            last = now
-            if clock is not None:
-                clock.begin()
-
-    def _found(self, frame: Frame) -> list[Prediction]:
-        result, clock = self.result, self.result.clock
-        if self.session is None:
-            self.session = self.tracker.start(frame, self.given, **result.source.rig(self.tracker.streams))
+def _followed(
+    tracker: Tracker, given: np.ndarray, frames: Iterator[Frame], result: RunResult
+) -> Iterator[tuple[TrackingSession, Frame, list[Prediction]]]:
+    """The session, each frame and what is found in it; `result` learns how long that took."""
+    session, clock = None, result.clock
+    for frame in frames:
+        if session is None:
+            session = tracker.start(frame, given, **result.source.rig(tracker.streams))
             result.size = next(iter(frame.values())).shape[:2]
-            if self.files is not None:
-                shown = (self.session.modality,) if self.tracker.streams == 1 else None
-                self.files.claim()
-                self.recorder = Recorder(
-                    self.files, result.source, result.first, shown, self.session.alignment, self.video
-                )
-            return self.session.initial_prediction()
+            yield session, frame, session.initial_prediction()
+        else:
+            if clock is not None:
+                clock("read")
+            begin = time.perf_counter()
+            found = session.update(frame, clock)
+            result.seconds += time.perf_counter() - begin
+            if clock is not None:
+                clock.end()
+            yield session, frame, found
         if clock is not None:
-            clock("read")
-        begin = time.perf_counter()
-        found = self.session.update(frame, clock)
-        result.seconds += time.perf_counter() - begin
-        if clock is not None:
-            clock.end()
-        return found
+            clock.begin()
 
-    def _drop(self) -> None:
-        """A camera runs for days: what is older than the last frames is in the files alone."""
-        result = self.result
+
+def _forget(result: RunResult) -> None:
+    """A camera runs for days: what is older than the last frames is in the files alone."""
+    if len(result.predictions) > 2 * KEPT:
         count = len(result.predictions) - KEPT
         del result.predictions[:count]
         result.first += count
         result.dropped += count
 
-    def close(self) -> None:
-        """Waits until everything is written; what could not be written counts as not found."""
-        recorder, result = self.recorder, self.result
-        if recorder is None:
-            return
-        try:
-            recorder.close()
-        except (ValueError, OSError) as error:
-            result.stopped = str(error)
-        del result.predictions[max(0, recorder.count - result.dropped) :]
-        result.recording = recorder.seconds
+
+def _close(recorder: Recorder, result: RunResult) -> None:
+    """Waits until everything is written; what could not be written counts as not found."""
+    try:
+        recorder.close()
+    except (ValueError, OSError) as error:
+        result.stopped = str(error)
+    del result.predictions[max(0, recorder.count - result.dropped) :]
+    result.recording = recorder.seconds
 
 
 def _bar(source: FrameSource, first: int, max_frames: int | None, progress: bool) -> Any:
