@@ -19,6 +19,7 @@ from mmtrackers.conversion.job import (
     check_result,
     count,
     depth_of,
+    names_of,
     rename,
     save_model,
     shape_of,
@@ -127,7 +128,7 @@ def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> Convers
     """An official file of the family to a full model in `job.out`; see `convert_checkpoint`."""
     tensors = rename(job.net, form.names)
     model = save_ostrack(job, job.out, tensors, job.overrides, form)
-    config, read = model.config, {n: t for n, t in job.net.items() if rename({n: t}, form.names)}
+    config, read = model.config, {n: t for n, t in job.net.items() if names_of(n, form.names)}
     dropping = "candidate elimination is off"
     if layers := list(config.elimination_layers):
         dropping = (
