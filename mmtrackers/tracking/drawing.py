@@ -27,14 +27,8 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
             stretched to gray.
 
     Returns:
-        `np.ndarray` uint8 `[H, W, 3]` RGB, a new array.
+        `np.ndarray` uint8 `[H, W, 3]` RGB; the picture itself, where it is that already.
     """
-    shown = _shown(picture, modality)
-    return shown.copy() if shown is picture else shown
-
-
-def _shown(picture: np.ndarray, modality: str) -> np.ndarray:
-    """As `visible`, but a picture that is in color already is itself, not a copy."""
     picture = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
     if modality == "depth":
         known = picture > 0
@@ -79,7 +73,7 @@ def annotate(
     drawn = np.full((height + 2 * round(12 * unit), len(frame) * step - _GAP, 3), 255, np.uint8)
     for panel, (modality, picture) in enumerate(frame.items()):
         canvas = drawn[:height, panel * step : panel * step + width]
-        shown = _shown(picture, modality)
+        shown = visible(picture, modality)
         if alignment is not None and modality in alignment:
             matrix = frame_matrix(alignment[modality], shown.shape[:2], (height, width), modality)
             shown = warp(shown, matrix, (width, height), modality)
