@@ -153,6 +153,35 @@ def test_trackers_are_pickled_and_copied_until_they_are_packed(tracker: Tracker)
     assert np.abs(follow(tracker)[1] - expected).max() < 0.01
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["model.compile", "torch.compile"])
+def test_sessions_after_compiling(folder: Path, tracker: Tracker, wrapped: bool) -> None:
+    """The second one finds the first one's graphs and boxes, and each adapter tracks by itself."""
+    tracker.add_adapter(str(folder / "depth"), "depth")
+    rgb = Tracker.from_pretrained(str(folder / "base"))
+    runs = ((tracker, {"adapter": "default"}), (tracker, {"adapter": "depth"}), (rgb, {}))
+
+    def sessions() -> np.ndarray:
+        found = [of.start(frame(), BOX, **options).update(frame(1)) for of, options in runs]
+        return np.array([[*prediction.box, prediction.score] for prediction in found])
+
+    plain = sessions()
+    assert np.abs(plain[0] - plain[1]).max() > 0.01
+    torch._dynamo.reset()
+    for of in (tracker, rgb):
+        if wrapped:
+            of.model = torch.compile(of.model, backend="eager")
+        else:
+            of.model.compile(backend="eager")
+    first = sessions()
+    assert np.abs(first - plain).max() < 1e-3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert np.array_equal(sessions(), first)
+    torch._dynamo.reset()
+    if not wrapped:
+        pickle.dumps(rgb)
+
+
 def test_packing_is_whole_or_not_at_all(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tracker.model.train()
     model.load_state_dict(model.state_dict())

@@ -442,6 +442,8 @@ def weight_sharing_copy(model: nn.Module, adapter_name: str | None) -> nn.Module
             module._disable_adapters = adapter_name is None
             if adapter_name is not None:
                 module._active_adapter = [adapter_name]
+    if compiled := getattr(model, "compiled_with", None):
+        twin.compile(*compiled[0], **compiled[1])
     return twin
 
 

@@ -92,6 +92,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     parts_left_out: tuple[str, ...] = ()
     # whether embed_template reads which cells of a template show the target
     reads_template_mask = False
+    # arguments of `compile`
+    compiled_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __init__(self, config: PreTrainedConfig, *args, **kwargs):
         refuse_kernel(config._attn_implementation)
@@ -201,7 +203,12 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
                 "A packed model cannot be copied or pickled: its weights are laid out for this machine's matrix "
                 "library. Copy it before pack(), or load it again."
             )
-        return self.__dict__
+        return {name: value for name, value in super().__getstate__().items() if name != "compiled_with"}
+
+    def compile(self, *args, **kwargs) -> None:
+        """As torch's; what a `Tracker` makes of the model for a session with an adapter is compiled likewise."""
+        super().compile(*args, **kwargs)
+        self.compiled_with = (args, kwargs)
 
     def train(self, mode: bool = True) -> "TrackerPreTrainedModel":
         if mode and self.is_packed:

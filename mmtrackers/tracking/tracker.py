@@ -182,7 +182,8 @@ class Tracker:
                     raise ValueError(f"there is no adapter {adapter!r}: this tracker has none, or is packed with one")
             else:
                 name = adapter or (first if model.adapters_enabled else None)
-                key = (name, tuple(map(id, (*model.parameters(), *model.buffers()))))
+                of = (getattr(model, "compiled_with", None), *model.parameters(), *model.buffers())
+                key = (name, tuple(map(id, of)))
                 if key not in self._copies:
                     self._copies = {old: twin for old, twin in self._copies.items() if old[1] == key[1]}
                     self._copies[key] = weight_sharing_copy(model, name)
