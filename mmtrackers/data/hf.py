@@ -71,7 +71,8 @@ def _row(sequence: Sequence) -> dict[str, Any]:
                 else {"path": str(file), "bytes": None} for file in sequence.frames[modality]]  # fmt: skip
 
     second = None if sequence.modality == "rgb" else files(sequence.modality)
-    return row_of(sequence) | {"frames": files("rgb"), "frames_x": second}
+    row = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row_of(sequence).items()}
+    return row | {"frames": files("rgb"), "frames_x": second}
 
 
 def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | SequenceStream":

@@ -84,6 +84,7 @@ def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -
 
     schema = pa.schema({
         **columns(),
+        **dict.fromkeys(("boxes", "boxes_x"), pa.list_(pa.float64())),  # flat, which is written several times as fast
         # names of folders and files are bytes; those of a stream's files end with a zero byte each
         **dict.fromkeys(("folder", "files", "folder_x", "files_x"), pa.binary()),
         # in the last row
@@ -112,6 +113,7 @@ def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -
 
 def _row(sequence: Sequence) -> dict[str, Any]:
     row = row_of(sequence)
+    row |= {name: None if row[name] is None else row[name].ravel() for name in ("boxes", "boxes_x")}
     for modality, files in sequence.frames.items():
         end = "" if modality == "rgb" else "_x"
         row |= {f"folder{end}": os.fsencode(files.folder), f"files{end}": bytes(files.blob)}

@@ -120,15 +120,13 @@ def columns() -> dict[str, "pyarrow.DataType"]:
 
 
 def row_of(sequence: Sequence) -> dict[str, Any]:
-    """The columns of a sequence."""
-    second = sequence.second_boxes_xywh
+    """The columns of a sequence, lists of numbers as arrays."""
     return {
         **{name: fact(sequence) for name, fact in _FACTS.items()},
         "dataset": sequence.dataset, "layout": sequence.layout, "min_side": sequence.min_side,
-        "attributes": list(sequence.attributes), "boxes": sequence.boxes_xywh.tolist(),
-        "boxes_x": None if second is None else second.tolist(), "present": sequence.present.tolist(),
-        "annotated": sequence.annotated.tolist(),
-        "extras": [{"name": name, "values": values.tolist()} for name, values in sequence.extras.items()],
+        "attributes": list(sequence.attributes), "boxes": sequence.boxes_xywh, "boxes_x": sequence.second_boxes_xywh,
+        "present": sequence.present, "annotated": sequence.annotated,
+        "extras": [{"name": name, "values": values} for name, values in sequence.extras.items()],
     }  # fmt: skip
 
 
