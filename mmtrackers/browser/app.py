@@ -118,7 +118,9 @@ class App:
 
     def _begin(self, stage: Any, video: str, other: str | None, kind: str, repo: str, frame: int) -> LiveRun:
         source = self._source(video, other, kind)
-        tracker = self._tracker(repo, source.modality)
+        if repo != EMBEDDED and not self.limits.any_tracker:
+            raise ValueError("only the embedded trackers can be chosen here")
+        tracker = _loaded(repo, source.modality)
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.folder))
         run = LiveRun(tracker, source, folder, frame, int(self.limits.seconds * source.fps))
         boxes = self._boxes(stage, self._checked(run.frame["rgb"]))
@@ -160,12 +162,14 @@ class App:
             reason = "" if run.ended == "the end" else f" ({_without_paths(run.ended)})"
             speed = f"{run.frames_per_second:.1f} per second in the tracker"
             said = f"**Done**{reason}: {len(run.predictions)} frames, {speed}"
+        scored = [(run.first + k, found.score, str(number))
+                  for k, frame in enumerate(run.predictions) for number, found in frame.items()]  # fmt: skip
         running = state in ("loading", "running")
         return (
             run,
             self._stage(run.frame, {number: found.box for number, found in run.found.items()}, state != "pausing"),
             said,
-            self._curve(run),
+            pd.DataFrame(scored, columns=["frame", "score", "target"]),
             files[0] if files else None,
             files[1:] if files else None,
             gr.Button("Go on" if state == "pausing" else "Track", interactive=not running),
@@ -190,18 +194,16 @@ class App:
     # ------------------------------------------------------------------------------------------ what is checked
 
     def _source(self, video: str, other: str | None, kind: str) -> FrameSource:
-        second = {kind: self._second(other, kind)} if kind != "none" and other else {}
-        if kind != "none" and not other:
+        if kind == "none":
+            return open_source(video)
+        if not other:
             raise ValueError(f"choose the {kind} file too, or set the second camera to none")
-        return open_source(video, second)
-
-    def _second(self, path: str, kind: str) -> Path:
-        if kind != "depth":
-            return Path(path)
-        folder = Path(path).with_suffix(".frames")
-        if not folder.is_dir():
-            unpack_pictures(Path(path), folder, int(self.limits.seconds * 60), self.limits.megabytes * 2**22)
-        return folder
+        place = Path(other)
+        if kind == "depth":
+            place = place.with_suffix(".frames")
+            if not place.is_dir():
+                unpack_pictures(Path(other), place, int(self.limits.seconds * 60), self.limits.megabytes * 2**22)
+        return open_source(video, {kind: place})
 
     def _checked(self, picture: np.ndarray) -> tuple[int, int]:
         height, width = picture.shape[:2]
@@ -218,11 +220,6 @@ class App:
         if len(given) > 8 or any(not 1 <= number <= 99 for number, _ in given):
             raise ValueError("at most 8 targets")
         return {number: check_box_xywh(box, *size[:2]).tolist() for number, box in given}
-
-    def _tracker(self, repo: str, modality: str) -> Tracker:
-        if repo != EMBEDDED and not self.limits.any_tracker:
-            raise ValueError("only the embedded trackers can be chosen here")
-        return _loaded(repo, modality)
 
     # ------------------------------------------------------------------------------------------ what is shown
 
@@ -241,15 +238,6 @@ class App:
             "locked": locked,
         }
 
-    @staticmethod
-    def _curve(run: LiveRun) -> pd.DataFrame:
-        rows = [
-            (run.first + k, found.score, str(number))
-            for k, frame in enumerate(run.predictions)
-            for number, found in frame.items()
-        ]
-        return pd.DataFrame(rows, columns=["frame", "score", "target"])
-
     # ------------------------------------------------------------------------------------------ the page
 
     def build(self) -> gr.Blocks:
@@ -267,7 +255,7 @@ class App:
                     take = gr.Button("Use the sample clip", size="sm", elem_id="sample")
                     with gr.Accordion("Second camera", open=False, elem_id="pair"):
                         kind = gr.Radio(["none", "thermal", "event", "depth"], value="none", show_label=False)
-                        other = gr.File(label="video; depth: a zip of 16-bit PNG in millimetres", height=110,
+                        other = gr.File(label="video; depth: a zip of 16-bit PNG in millimeters", height=110,
                                         file_types=[".mp4", ".mkv", ".avi", ".mov", ".webm", ".zip"], elem_id="other")
                     with gr.Accordion("Tracker", open=False):
                         repo = gr.Dropdown([EMBEDDED], value=EMBEDDED, allow_custom_value=self.limits.any_tracker,
@@ -309,21 +297,12 @@ class App:
             open_browser (`bool`): show it at once.
         """
         page = self.build().queue(max_size=16, default_concurrency_limit=4, api_open=False)
+        theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         page.launch(
-            server_name=host,
-            server_port=port,
-            inbrowser=open_browser,
-            share=False,
-            max_file_size=f"{self.limits.megabytes}mb",
-            allowed_paths=[str(SAMPLE_CLIP)],
-            theme=gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            footer_links=[],
-            ssr_mode=False,
-            enable_monitoring=False,
-            show_error=True,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
+            server_name=host, server_port=port, inbrowser=open_browser, share=False, theme=theme, footer_links=[],
+            max_file_size=f"{self.limits.megabytes}mb", allowed_paths=[str(SAMPLE_CLIP)], ssr_mode=False,
+            enable_monitoring=False, show_error=True, quiet=True, prevent_thread_lock=True,
+        )  # fmt: skip
         print(f"the app runs at {page.local_url} (Ctrl-C ends it)", flush=True)
         page.block_thread()
 
@@ -343,10 +322,5 @@ def _told() -> Iterator[None]:
 
 
 def _without_paths(text: str) -> str:
-    """A message in which folders of this machine have gone and names of files are left.
-
-    Example:
-        >>> _without_paths("/srv/app/clip.mp4 cannot be read")
-        'clip.mp4 cannot be read'
-    """
+    """A message in which folders of this machine have gone and names of files are left."""
     return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:,;'\"()]+[\\/])+", "", text)

@@ -1,6 +1,5 @@
 """One page on loopback that shows a first frame and takes the boxes drawn on it: standard library only."""
 
-import base64
 import html
 import json
 import os
@@ -14,10 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import cv2
 import numpy as np
 
 from mmtrackers.processing.boxes import check_box_xywh
+
+from .pictures import data_url
 
 HERE = Path(__file__).parent
 LONGEST_ANSWER = 10_000
@@ -67,12 +67,11 @@ def ask_boxes(picture: np.ndarray, name: str, say: Callable[[str], None] = print
 def page(picture: np.ndarray, name: str) -> str:
     """The page as one text: picture, script and style inside, nothing fetched from anywhere."""
     height, width = picture.shape[:2]
-    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
     return string.Template((HERE / "first_frame.html").read_text(encoding="utf-8")).substitute(
         name=html.escape(name),
         width=width,
         height=height,
-        image="data:image/jpeg;base64," + base64.b64encode(jpeg).decode(),
+        image=data_url(picture, widest=width, quality=92),
         css=(HERE / "stage.css").read_text(encoding="utf-8"),
         js=(HERE / "stage.js").read_text(encoding="utf-8"),
     )

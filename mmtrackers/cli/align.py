@@ -4,20 +4,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 
 def align(
-    rgb: Annotated[Path, typer.Argument(help="An RGB picture, or a folder of them.")],
-    other: Annotated[Path, typer.Argument(help="The other camera's picture of the same moment, or the folder.")],
-    out: Annotated[Path, typer.Argument(help="Text file to write; a picture to judge it by lies beside it.")],
-    modality: Annotated[str, typer.Option(help="What the other camera sees: thermal, depth or event.")] = "thermal",
-    model: Annotated[
-        str | None, typer.Option(help="affine or homography; default: affine, a homography from 8 points on.")
-    ] = None,
-    points: Annotated[
-        Path | None, typer.Option(help="Text file of points, `x y  x y` a line, RGB first: no estimate from pictures.")
-    ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Of folders, how many pairs to look at, spread evenly.")] = 5,
+    rgb: Annotated[Path, Argument(help="An RGB picture, or a folder of them.")],
+    other: Annotated[Path, Argument(help="The other camera's picture of the same moment, or the folder.")],
+    out: Annotated[Path, Argument(help="Text file to write; a picture to judge it by lies beside it.")],
+    modality: Annotated[str, Option(help="What the other camera sees: thermal, depth or event.")] = "thermal",
+    model: Annotated[str | None, Option(help="affine or homography; default: affine up to 7 points.")] = None,
+    points: Annotated[Path | None, Option(help="Text file of points, `x y  x y` a line, RGB first.")] = None,
+    pairs: Annotated[int, Option(min=1, help="Of folders, how many pairs to look at, spread evenly.")] = 5,
 ) -> None:
     """Find how a second camera's pictures lie on RGB's; `mmtrackers track --align OUT` uses it.
 

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 
 def app(
-    port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 by default.")] = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open nothing.")] = False,
+    port: Annotated[int | None, Option(help="Port; the first free one from 7860 by default.")] = None,
+    no_browser: Annotated[bool, Option("--no-browser", help="Print the address, open nothing.")] = False,
 ) -> None:
     """Track in a browser: choose a video, draw boxes, watch, correct, download. On this machine alone."""
     import importlib.util

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 app = typer.Typer(help="Folders of sequences.", no_args_is_help=True)
 
@@ -15,7 +16,7 @@ def data() -> None:
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="One sequence, or a folder of them, at most four levels down.")],
+    folder: Annotated[Path, Argument(help="One sequence, or a folder of them, at most four levels down.")],
 ) -> None:
     """Say which layout is seen, how many sequences, frames and boxes, and the first problems by file and line.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from .ending import exit_code_of, quiet_loading
 from .options import AllowMissing, BaseModel, Device, Dtype
@@ -16,46 +17,27 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="lasher, rgbt234, visevent, lasot, got10k, ...: layout and rules; folder: your own sequences."
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Part of the set; test where there is one.")] = None,
-    tracker: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]folder or Hub id of a tracker or adapter; may be repeated.")
-    ] = None,
-    results: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]folder of any tracker's raw results, to score; may be repeated.")
-    ] = None,
-    protocol: Annotated[str | None, typer.Option(help="Other rules than the set's own, by name.")] = None,
-    names: Annotated[Path | None, typer.Option(help="Text file with the sequences to take, one per line.")] = None,
-    pair_by: Annotated[
-        str | None, typer.Option(help="Where frame numbers of two streams disagree: number (common ones) or rank.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of raw results, times and scores.")] = Path("evaluated"),
-    batch: Annotated[int, typer.Option(min=1, help="Sequences side by side in one forward pass.")] = 1,
+    root: Annotated[Path, Option(help="Folder of the data set.")],
+    dataset: Annotated[str | None, Option(help="lasher, visevent, lasot, ...; folder: your own sequences.")] = None,
+    split: Annotated[str | None, Option(help="Part of the set; test where there is one.")] = None,
+    tracker: Annotated[list[str] | None, Option(help="[NAME=]folder or Hub id to run; may be repeated.")] = None,
+    results: Annotated[list[str] | None, Option(help="[NAME=]folder of raw results; may be repeated.")] = None,
+    protocol: Annotated[str | None, Option(help="Other rules than the set's own, by name.")] = None,
+    names: Annotated[Path | None, Option(help="Text file with the sequences to take, one per line.")] = None,
+    pair_by: Annotated[str | None, Option(help="Pair two streams by number (common ones) or rank.")] = None,
+    output: Annotated[Path, Option(help="Folder of raw results, times and scores.")] = Path("evaluated"),
+    batch: Annotated[int, Option(min=1, help="Sequences side by side in one forward pass.")] = 1,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    pack: Annotated[bool, typer.Option("--pack", help="Prepare the models for inference: faster.")] = False,
+    pack: Annotated[bool, Option("--pack", help="Prepare the models for inference: faster.")] = False,
     base_model: BaseModel = None,
-    absent_below: Annotated[
-        float | None, typer.Option(help="Keep the box where it was at scores below this (0 to 1).")
-    ] = None,
+    absent_below: Annotated[float | None, Option(help="Keep the box at scores below this (0 to 1).")] = None,
     allow_missing: AllowMissing = False,
-    form: Annotated[str, typer.Option(help="Four numbers in --results are xywh, or xyxy (two corners).")] = "xywh",
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Score --results in which sequences or frames are missing; marked.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw away what a run with other settings left in --output.")
-    ] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Write a report too: Markdown, LaTeX, JSON and one HTML page.")
-    ] = False,
-    card: Annotated[bool, typer.Option("--card", help="Write the scores into the cards of local trackers.")] = False,
+    form: Annotated[str, Option(help="Four numbers in --results are xywh, or xyxy (two corners).")] = "xywh",
+    partial: Annotated[bool, Option("--partial", help="Score --results that lack sequences or frames.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a run with other settings in --output.")] = False,
+    report: Annotated[bool, Option("--report", help="Write a report too: Markdown, LaTeX, JSON, HTML.")] = False,
+    card: Annotated[bool, Option("--card", help="Write the scores into the cards of local trackers.")] = False,
 ) -> None:
     """Track through a data set and score the boxes under its rules; or score raw results.
 

@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from .options import BaseModel, Model
 
 
 def export(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="New folder for the graphs.")],
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights: faster, less exact.")] = False,
-    opset: Annotated[int, typer.Option(min=18, help="Version of the ONNX operators.")] = 20,
+    out: Annotated[Path, Argument(help="New folder for the graphs.")],
+    int8: Annotated[bool, Option("--int8", help="8-bit weights: faster, less exact.")] = False,
+    opset: Annotated[int, Option(min=18, help="Version of the ONNX operators.")] = 20,
     base_model: BaseModel = None,
 ) -> None:
     """Write a tracker as ONNX graphs, for ONNX Runtime and devices without torch."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument
 
 from .ending import quiet_loading
 from .options import BaseModel
@@ -12,7 +13,7 @@ from .options import BaseModel
 
 def info(
     repo: Annotated[
-        str | None, typer.Argument(help="Folder or Hub id of a tracker or an adapter; without it: all that there is.")
+        str | None, Argument(help="Folder or Hub id of a tracker or an adapter; without it: all that there is.")
     ] = None,
     base_model: BaseModel = None,
 ) -> None:
@@ -49,17 +50,7 @@ def overview() -> Iterator[str]:
 
 
 def describe(model: Any, repo: str) -> dict[str, str]:
-    """What `mmtrackers info` shows of a loaded model.
-
-    Args:
-        model (`TrackerPreTrainedModel`): with or without an adapter.
-        repo (`str`): where it came from.
-
-    Example:
-        ```python
-        describe(AutoTracker.from_pretrained(folder), folder)["modality"]
-        ```
-    """
+    """What `mmtrackers info` shows of a loaded model that came from `repo`."""
     from mmtrackers.hub.adapters import adapter_state_dict
 
     config = model.config
@@ -87,16 +78,7 @@ def describe(model: Any, repo: str) -> dict[str, str]:
 
 
 def multiply_adds(model: Any) -> int:
-    """Multiply-adds of the matrix products and convolutions that one frame with one target takes.
-
-    Args:
-        model (`TrackerPreTrainedModel`): not packed.
-
-    Example:
-        ```python
-        multiply_adds(AutoTracker.from_pretrained(folder))
-        ```
-    """
+    """Multiply-adds of the matrix products and convolutions that one frame with one target takes."""
     import numpy as np
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

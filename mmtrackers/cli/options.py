@@ -2,14 +2,10 @@
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-Model = Annotated[str, typer.Argument(help="Folder or Hub id of a tracker or an adapter.")]
-BaseModel = Annotated[
-    str | None, typer.Option(help="Folder or Hub id of the base, in place of the one an adapter names.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 weights.")]
-AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Feed RGB in the place of a second stream that is not there.")
-]
+Model = Annotated[str, Argument(help="Folder or Hub id of a tracker or an adapter.")]
+BaseModel = Annotated[str | None, Option(help="The base, in place of the one that an adapter names.")]
+Device = Annotated[str, Option(help="cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[str, Option(help="float32, bfloat16 or float16 weights.")]
+AllowMissing = Annotated[bool, Option("--allow-missing", help="Feed RGB in the place of a missing second stream.")]

@@ -4,18 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A saved tracker or adapter.")],
-    repo: Annotated[str, typer.Argument(help="Hub id: organisation/name.")],
-    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id of the base, where the adapter names a local folder.")
-    ] = None,
-    license: Annotated[
-        str | None, typer.Option(help="License of the weights for the card, such as apache-2.0; none by default.")
-    ] = None,
+    folder: Annotated[Path, Argument(help="A saved tracker or adapter.")],
+    repo: Annotated[str, Argument(help="Hub id: organization/name.")],
+    private: Annotated[bool, Option("--private", help="Only you can see it.")] = False,
+    base_model: Annotated[str | None, Option(help="Hub id of the base, where the adapter names a folder.")] = None,
+    license: Annotated[str | None, Option(help="Of the weights, for the card, such as apache-2.0.")] = None,
 ) -> None:
     """Upload a saved tracker or adapter to the Hub."""
     if not folder.is_dir():
@@ -26,23 +23,21 @@ def push(
 
 
 def convert(
-    system: Annotated[str, typer.Argument(help="Whose file: lorat, ostrack, odtrack, patrack, seatrack, spmtrack.")],
+    system: Annotated[str, Argument(help="Whose file: lorat, ostrack, odtrack, patrack, seatrack, spmtrack.")],
     file: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="Official checkpoint, as published (.pth.tar, .pth) or .safetensors; org/name:FILE is one of the Hub."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    base: Annotated[str | None, typer.Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
-    modality: Annotated[str | None, typer.Option(help="thermal, depth or event.")] = None,
-    search_size: Annotated[int | None, typer.Option(help="Side of the search crop, where a file lacks it.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
-    verify: Annotated[
-        Path | None, typer.Option(help="Folder of the authors' raw boxes on the set in --root, to compare with.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data set that --verify tracks through.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Which set that is, where its folders do not say.")] = None,
+    out: Annotated[Path, Argument(help="Folder to write.")],
+    base: Annotated[str | None, Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
+    modality: Annotated[str | None, Option(help="thermal, depth or event.")] = None,
+    search_size: Annotated[int | None, Option(help="Side of the search crop, where a file lacks it.")] = None,
+    force: Annotated[bool, Option("--force", help="Write into a folder that is not empty.")] = False,
+    verify: Annotated[Path | None, Option(help="The authors' raw boxes on the set in --root, to compare.")] = None,
+    root: Annotated[Path | None, Option(help="Folder of the data set that --verify tracks through.")] = None,
+    dataset: Annotated[str | None, Option(help="Which set that is, where its folders do not say.")] = None,
 ) -> None:
     """Turn an official checkpoint into a folder of this package; --verify compares its boxes with the authors'."""
     if (verify is None) != (root is None):

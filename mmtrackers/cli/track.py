@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from .draw import drawn_boxes
 from .ending import exit_code_of, fail, quiet_loading
@@ -19,87 +20,48 @@ if TYPE_CHECKING:
     from mmtrackers.tracking.tracker import Tracker
 
 
+SOURCE = ("Video file, image folder, dataset sequence folder, camera index or /dev/video0, address of a stream "
+          "(rtsp://..., http://...), or sample: the clip of the package.")  # fmt: skip
+BOX = ("x,y,width,height in pixels of the first frame; repeat it for more targets. Without it, and without an "
+       "annotation, a browser page asks for it.")  # fmt: skip
+
+
 def track(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Video file, image folder, dataset sequence folder, camera index or /dev/video0, address of a stream "
-            "(rtsp://..., http://...), or sample: the clip of the package."
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a tracker or an adapter; default: the package's own.")
-    ] = None,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="x,y,width,height in pixels of the first frame; repeat it for more targets. Without it, and "
-            "without an annotation, a browser page asks for it."
-        ),
-    ] = None,
-    thermal: Annotated[str | None, typer.Option(help="Folder, TIFF file or video of the thermal frames.")] = None,
-    depth: Annotated[str | None, typer.Option(help="Folder or TIFF of the 16-bit depth frames (millimeters).")] = None,
-    event: Annotated[str | None, typer.Option(help="Folder or video of event frames, or a recording.")] = None,
-    modality: Annotated[
-        str | None, typer.Option(help="What SOURCE itself shows, where it is not RGB: thermal, depth, event.")
-    ] = None,
-    align: Annotated[
-        str | None,
-        typer.Option(help="File of `mmtrackers align`: how the second stream lies on RGB; or scale: same view."),
-    ] = None,
-    pair_by: Annotated[str | None, typer.Option(help="Pair the streams by number (of files), time or rank.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second of folders of images.")] = None,
-    event_window: Annotated[
-        str | None, typer.Option(help="Of a recording: events of each RGB frame's exposure, or of its whole interval.")
-    ] = None,
-    event_start: Annotated[
-        int | None, typer.Option(help="Time stamp of the events, in microseconds, at the first RGB frame.")
-    ] = None,
+    source: Annotated[str, Argument(help=SOURCE)],
+    model: Annotated[str | None, Option(help="Tracker or adapter: folder or Hub id; default: our own.")] = None,
+    box: Annotated[list[str] | None, Option(help=BOX)] = None,
+    thermal: Annotated[str | None, Option(help="Folder, TIFF file or video of the thermal frames.")] = None,
+    depth: Annotated[str | None, Option(help="Folder or TIFF of the 16-bit depth frames (millimeters).")] = None,
+    event: Annotated[str | None, Option(help="Folder or video of event frames, or a recording.")] = None,
+    modality: Annotated[str | None, Option(help="What SOURCE itself shows: rgb, thermal, depth, event.")] = None,
+    align: Annotated[str | None, Option(help="File of `mmtrackers align`, or scale: cameras of one view.")] = None,
+    pair_by: Annotated[str | None, Option(help="Pair the streams by number (of files), time or rank.")] = None,
+    fps: Annotated[float | None, Option(help="Frames per second of folders of images.")] = None,
+    event_window: Annotated[str | None, Option(help="Events of each RGB frame: exposure or interval.")] = None,
+    event_start: Annotated[int | None, Option(help="Microseconds of the events at the first RGB frame.")] = None,
     thermal_range: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Counts or degrees that become black and white; default: found."),
+        Option(metavar="LOW HIGH", help="Counts or degrees that become black and white; default: found."),
     ] = None,
-    thermal_per_frame: Annotated[
-        bool, typer.Option("--thermal-per-frame", help="Stretch each 16-bit thermal frame by itself.")
-    ] = False,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("tracked"),
+    thermal_per_frame: Annotated[bool, Option("--thermal-per-frame", help="Stretch each frame alone.")] = False,
+    output: Annotated[Path, Option(help="Folder of the results.")] = Path("tracked"),
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    pack: Annotated[
-        bool | None,
-        typer.Option(help="Prepare the model for inference: faster, the same boxes. Default: for float32 on a CPU."),
-    ] = None,
-    threads: Annotated[
-        str, typer.Option(help="CPU threads: a number, or auto: all cores or one, whichever the run finds faster.")
-    ] = "auto",
+    pack: Annotated[bool | None, Option(help="Prepare for inference; default: for float32 on a CPU.")] = None,
+    threads: Annotated[str, Option(help="A number, or auto: all cores or one, as is faster.")] = "auto",
     allow_missing: AllowMissing = False,
-    absent_below: Annotated[
-        float | None,
-        typer.Option(help="Report the target as absent at scores below this (0 to 1); default: as saved."),
-    ] = None,
-    recover: Annotated[
-        bool, typer.Option("--recover", help="Look for an absent target all over the frame: a second pass for each.")
-    ] = False,
-    size_momentum: Annotated[
-        float | None, typer.Option(help="Share of the last size that a new box keeps; default: as saved.")
-    ] = None,
+    absent_below: Annotated[float | None, Option(help="Absent at scores below this; default: as saved.")] = None,
+    recover: Annotated[bool, Option("--recover", help="Look for an absent target all over the frame.")] = False,
+    size_momentum: Annotated[float | None, Option(help="Share of the last size that a box keeps.")] = None,
     base_model: BaseModel = None,
-    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
-    export: Annotated[
-        str, typer.Option(help="Label files for other tools, with commas: coco, mot, cvat.")
-    ] = "",
-    video: Annotated[bool, typer.Option("--video/--no-video", help="Write a video with the boxes drawn in.")] = True,
-    save: Annotated[bool, typer.Option("--save", help="Write that video of a camera or a stream too.")] = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Print a JSON line per frame; everything else goes to the error output.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the results of an earlier run on this source in --output.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Print where the time goes: reading, crop, model, drawing, encoding, ...")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no report, only errors.")] = False,
+    max_frames: Annotated[int | None, Option(min=1, help="Stop after so many frames.")] = None,
+    export: Annotated[str, Option(help="Label files for other tools, with commas: coco, mot, cvat.")] = "",
+    video: Annotated[bool, Option("--video/--no-video", help="Write a video with the boxes drawn in.")] = True,
+    save: Annotated[bool, Option("--save", help="Write that video of a camera or a stream too.")] = False,
+    stream: Annotated[bool, Option("--stream", help="Print a JSON line per frame, and nothing else.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier run's results in --output.")] = False,
+    profile: Annotated[bool, Option("--profile", help="Print where the time goes, stage by stage.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress bar and no report, only errors.")] = False,
 ) -> None:
     """Follow targets through a video; leaves boxes, scores and an annotated video.
 
@@ -129,52 +91,23 @@ def track(
         typer.echo(note, err=True)
     repo = located(model) if model else str(default_checkpoint("rgb" if opened.alone else opened.modality))
     quiet_loading()
-    tracker = Tracker.from_pretrained(
-        repo,
-        dtype=dtype,
-        device=device,
-        pack=exact if pack is None else pack,
-        base_model=base_model,
-        absent_below=absent_below,
-        allow_missing=allow_missing,
-        size_momentum=size_momentum,
-        recover=recover,
-    )
+    packed = exact if pack is None else pack
+    loading = {"base_model": base_model, "device": device, "dtype": dtype, "pack": packed, "recover": recover,
+               "allow_missing": allow_missing}  # fmt: skip
+    tracker = Tracker.from_pretrained(repo, absent_below=absent_below, size_momentum=size_momentum, **loading)
     _check_streams(tracker, opened, repo)
     boxes = boxes or drawn_boxes(opened)
     if pack is None and exact and not quiet:
         typer.echo("the model is packed for inference, which changes no box (--no-pack leaves it as it is)", err=True)
-    settings = {
-        "model": repo,
-        "base_model": base_model,
-        "modality": opened.modality if opened.alone else tracker.modality,
-        "align": align,
-        "pair_by": pair_by,
-        "thermal_range": opened.thermal_range,
-        "streams": tracker.streams,
-        "device": device,
-        "dtype": dtype,
-        "pack": exact if pack is None else pack,
-        "absent_below": tracker.absent_below,
-        "size_momentum": tracker.size_momentum,
-        "recover": recover,
-        "allow_missing": allow_missing,
-    }
+    shown = opened.modality if opened.alone else tracker.modality
+    settings = {"model": repo, **loading, "modality": shown, "streams": tracker.streams, "align": align,
+                "pair_by": pair_by, "thermal_range": opened.thermal_range, "absent_below": tracker.absent_below,
+                "size_momentum": tracker.size_momentum}  # fmt: skip
     result = run(
-        tracker,
-        opened,
-        boxes or None,
-        output,
-        max_frames,
-        progress=not quiet,
-        profile=profile,
-        video=video and (save or not opened.live),
-        overwrite=overwrite,
-        threads=threads,
-        labels=kinds,
-        settings=settings,
-        on_frame=_print_frame if stream else None,
-    )
+        tracker, opened, boxes or None, output, max_frames, progress=not quiet, profile=profile,
+        video=video and (save or not opened.live), overwrite=overwrite, threads=threads, labels=kinds,
+        settings=settings, on_frame=_print_frame if stream else None,
+    )  # fmt: skip
     _report(result, quiet, stream)
 
 
@@ -244,15 +177,7 @@ def _lines(result: "RunResult", done: str) -> Iterator[str]:
 
 
 def parse_box(text: str) -> list[float]:
-    """`"x,y,width,height"` (comma or space) as four numbers.
-
-    Raises:
-        ValueError: not four numbers.
-
-    Example:
-        >>> parse_box("60,40,30,20.5")
-        [60.0, 40.0, 30.0, 20.5]
-    """
+    """`"x,y,width,height"` (comma or space) as four numbers."""
     try:
         numbers = [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
