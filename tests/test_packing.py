@@ -42,7 +42,7 @@ def test_packed_is_plain(row: Row) -> None:
     assert all(isinstance(layer, PackedLayer) for layer in model.model.layers)
     kinds = [type(module) for module in model.modules()]
     assert nn.BatchNorm2d not in kinds and LowRankLinear not in kinds
-    assert kinds.count(PackedConv) == 10 + (4 if row.fields.get("stem") == "conv" else 0)
+    assert kinds.count(PackedConv) == 13 + (5 if row.fields.get("stem") == "conv" else 0)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
@@ -110,6 +110,16 @@ def test_packed_linear_alone() -> None:
         assert difference(packed(x, residual), plain(x) + kept) <= 1e-6
         assert torch.equal(residual, kept)
         assert difference(packed(x[:, ::2]), plain(x[:, ::2])) <= 1e-6
+
+
+def test_packed_convolution_is_laid_out_for_each_size_of_picture() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(24, 48, 3, stride=2, padding=1)
+    packed, pictures = PackedConv(plain), [torch.randn(batch, 24, size, size) for batch, size in ((1, 32), (2, 20))]
+    with torch.inference_mode():
+        for picture in [*pictures, pictures[0]]:
+            assert difference(packed(picture), plain(picture).relu()) <= 1e-5
+    assert packed.is_laid_out and [tuple(size) for size in packed._layouts] == [(32, 32), (20, 20)]
 
 
 def test_packed_drops_what_is_switched_off() -> None:

@@ -104,7 +104,9 @@ class PackedCenterHead(CenterHead):
         branches = [merged(branch) for branch in (head.score, head.size, head.offset)]
         stages = [merged(branch[0]) for branch in branches]
         self.first = PackedConv.folded(*((stage.conv, stage.norm) for stage in stages))
-        self.score, self.size, self.offset = (branch[1:] for branch in branches)
+        self.score, self.size, self.offset = (
+            nn.Sequential(*branch[1:-1], PackedConv(merged(branch[-1]), relu=False)) for branch in branches
+        )
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         score, size, offset = self.first(features).chunk(3, 1)

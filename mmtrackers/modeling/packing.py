@@ -179,23 +179,27 @@ class PackedMaps(nn.Module):
 
 
 class PackedConv(nn.Module):
-    """A convolution laid out for oneDNN, perhaps with a ReLU behind it; plain where `PackedLinear` is."""
+    """A convolution laid out for oneDNN, perhaps with a ReLU behind it; plain where `PackedLinear` is.
+
+    The layout is made for a picture's size when the first one of it comes: without it oneDNN may choose one that is
+    several times as slow as none.
+    """
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         super().__init__()
-        self.conv, self.relu, self.prepacked = conv, relu, None
+        self.conv, self.relu, self.is_laid_out = conv, relu, False
         self.shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self._layouts: dict[torch.Size, Tensor] = {}
         weight, bias = conv.weight.detach(), conv.bias
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         try:
             if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and conv.padding_mode == "zeros":
-                prepacked = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.shape)
-                self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
-                self.prepacked = prepacked
+                self.is_laid_out = True
                 self(torch.zeros(1, conv.in_channels, *conv.kernel_size, dtype=weight.dtype))
-                self.conv = None
         except REFUSALS as error:
-            self.prepacked = None
+            self.is_laid_out = False
             warn_of_plain_maps(first_line(error))
+        self._layouts.clear()
 
     @classmethod
     def folded(cls, *stages: tuple[nn.Module, nn.Module]) -> "PackedConv":
@@ -208,13 +212,15 @@ class PackedConv(nn.Module):
         return cls(first)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.prepacked is None:
+        if not self.is_laid_out:
             y = self.conv(x)
             return torch.relu_(y) if self.relu else y
-        activation = "relu" if self.relu else "none"
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.prepacked, self.bias, *self.shape, activation, [], ""
-        )
+        x, activation = x.contiguous(memory_format=torch.channels_last), "relu" if self.relu else "none"
+        if (layout := self._layouts.get(x.shape[2:])) is None:
+            weight = self.conv.weight.detach()
+            layout = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.shape, list(x.shape))
+            self._layouts[x.shape[2:]] = layout
+        return torch.ops.mkldnn._convolution_pointwise(x, layout, self.bias, *self.shape, activation, [], "")
 
 
 def pack_model(model: nn.Module) -> None:

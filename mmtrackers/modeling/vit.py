@@ -13,6 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
+from mmtrackers.hub.adapters import merged
+
 from .base import TrackerPreTrainedModel
 from .packing import LinearMap, PackedConv, PackedMaps, packed_map
 from .seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
@@ -55,6 +57,7 @@ class ConvStem(nn.Module):
     def packed(self, dtype: torch.dtype) -> "ConvStem":
         """This stem with its batch norms folded into its convolutions."""
         self.stages = nn.ModuleList(PackedConv.folded((conv, norm)) for conv, norm, _ in self.stages)
+        self.projection = PackedConv(merged(self.projection), relu=False)
         return self
 
 
