@@ -12,7 +12,7 @@ from PIL import Image
 from mmtrackers.data import open_dataset, open_sequence
 from mmtrackers.data.datasets import LAYOUTS, read_boxes
 from mmtrackers.data.images import read_image, read_pages
-from mmtrackers.data.sequence import Sequence, natural_order
+from mmtrackers.data.sequence import Sequence, natural_names
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 BOX = "10,20,30,40\n"
@@ -200,7 +200,7 @@ def test_dataset_folders_and_lists(tmp_path, caplog):
     (["a2b10.png", "a2b9.png", "a10b1.png"], ["a2b9.png", "a2b10.png", "a10b1.png"]),
 ])
 def test_natural_order(names, expected):
-    assert [path.name for path in natural_order(map(Path, names))] == expected
+    assert natural_names(names) == expected
 
 
 def test_polygon_with_nan_is_no_box(tmp_path):

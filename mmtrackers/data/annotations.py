@@ -1,6 +1,7 @@
 """Reading of the text files that annotate a sequence: boxes, flags and names."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,7 @@ def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
 
 
 def read_flags(path: str | Path, count: int) -> np.ndarray:
-    """Read one number per frame, a line each or all on one line.
-
-    Returns:
-        `np.ndarray`: [count] float64.
+    """[count] float64: one number per frame, a line each or all on one line.
 
     Raises:
         ValueError: another number of flags, or something that is no number; names the file.
@@ -69,9 +67,6 @@ def read_nfs_boxes(path: str | Path) -> np.ndarray:
 
     The boxes are those of the 240 fps video (Kiani Galoogahi et al., ICCV 2017), so every eighth belongs to a frame of
     the 30 fps version, as visionml/pytracking's converted files have it. Files of x, y, w, h are taken as they are.
-
-    Returns:
-        `np.ndarray`: [N, 4] float64 x, y, w, h.
     """
     rows = [line.split() for line in _lines(path)]
     if not rows or len(rows[0]) < 6:
@@ -81,15 +76,7 @@ def read_nfs_boxes(path: str | Path) -> np.ndarray:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """The names in a list, one per line.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "list.txt"
-        >>> _ = file.write_text("tree\\n\\nwalk\\n")
-        >>> read_names(file)
-        ['tree', 'walk']
-    """
+    """The names in a list, one per line."""
     return [line.strip() for line in _lines(path) if line.strip()]
 
 
@@ -111,10 +98,14 @@ def _box(path: str | Path, number: int, line: str, fields: list[str], corners: b
     if len(values) == 4 and not corners:
         return values
     if len(values) >= 4 and len(values) % 2 == 0:
-        xs, ys = values[0::2], values[1::2]
-        return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        return _bounds(values)
     raise ValueError(f"{path}, line {number}: {len(values)} numbers; expected 4 (a box) or an even number from 6 on "
                      "(a polygon)")
+
+
+def _bounds(values: Sequence[float]) -> list[float]:
+    xs, ys = values[0::2], values[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _numbers(path: str | Path, number: int, line: str) -> list[float]:
@@ -128,7 +119,7 @@ def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
     """The trajectory of a binary file of the VOT toolkit; a code (unknown, initialization, failure) is no box."""
     at = struct.calcsize("<hI")
     (count,) = struct.unpack_from("<I", data, 2)
-    rows: list[list[float]] = []
+    rows: list[Sequence[float]] = []
 
     def take(form: str) -> tuple[Any, ...]:
         nonlocal at
@@ -143,18 +134,16 @@ def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
                 take("I")
                 rows.append([np.nan] * 4)
             elif kind == 1:
-                rows.append(list(take("ffff")))
+                rows.append(take("ffff"))
             elif kind == 2:
-                points = take(f"{2 * take('H')[0]}f")
-                x, y = points[::2], points[1::2]
-                rows.append([min(x), min(y), max(x) - min(x), max(y) - min(y)])
+                rows.append(_bounds(take(f"{2 * take('H')[0]}f")))
             elif kind == 3:
                 *box, runs = take("hhHHH")
                 take(f"{runs}H")
-                rows.append([float(value) for value in box])
+                rows.append(box)
             else:
                 raise ValueError(f"{path}, row {len(rows)}: region type {kind} is not a code, rectangle, polygon or "
-                                 "mask")
+                                 "mask")  # fmt: skip
     except struct.error:
         raise ValueError(f"{path} is truncated: it promises {count} rows and ends in row {len(rows)}") from None
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)

@@ -15,7 +15,7 @@ _TIFF = (b"II*\0", b"MM\0*")
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG, PNG or BMP ends before its end (decoders fill the rest with grey, or with nothing)."""
+    """Whether a JPEG, PNG or BMP ends before its end (decoders fill the rest with gray, or with nothing)."""
     if data[:2] == b"\xff\xd8":
         at = 2
         # A thumbnail in a header segment has an end marker of its own: only one behind the first scan counts.
@@ -62,7 +62,7 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
         modality (`str`): "rgb", "thermal", "depth" or "event".
 
     Returns:
-        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is grey. thermal: as
+        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is gray. thermal: as
         event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). depth: [H, W] uint16 in the file's
         own unit (mm in the public sets). All of them turned as their EXIF orientation says.
 
@@ -109,20 +109,12 @@ def _decoded(data: bytes, flags: int) -> np.ndarray | None:
 
 
 def _may_be_deep(data: bytes) -> bool:
-    """Whether this may be a file of one channel of 16 bits or more: a grey PNG of 16 bits, any TIFF, any PGM."""
+    """Whether this may be a file of one channel of 16 bits or more: a gray PNG of 16 bits, any TIFF, any PGM."""
     return data[:4] in _TIFF or data[:2] == b"P5" or (data[:4] == b"\x89PNG" and data[24:26] == b"\x10\0")
 
 
 def is_deep(path: Path) -> bool:
-    """Whether a file holds one channel of more than 8 bits, as thermal and depth cameras write it.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.png"
-        >>> _ = cv2.imwrite(str(file), np.zeros((2, 3), np.uint16))
-        >>> is_deep(file)
-        True
-    """
+    """Whether a file holds one channel of more than 8 bits, as thermal and depth cameras write it."""
     with path.open("rb") as file:
         if not _may_be_deep(file.read(32)):
             return False
@@ -142,17 +134,7 @@ def page_count(data: bytes) -> int:
 
 
 def read_pages(path: Path, modality: str) -> Iterator[np.ndarray]:
-    """The pages of a TIFF file, one after the other, in the form of `read_image`.
-
-    Raises:
-        ValueError: as `read_image`.
-
-    Example:
-        ```python
-        for picture in read_pages(Path("thermal.tiff"), "thermal"):
-            print(picture.dtype)
-        ```
-    """
+    """The pages of a TIFF file, one after the other, in the form of `read_image` and with its errors."""
     from PIL import Image, ImageSequence
 
     with Image.open(path) as file:

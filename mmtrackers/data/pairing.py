@@ -13,13 +13,9 @@ B = TypeVar("B")
 
 
 def frame_numbers(names: Sequence[str]) -> np.ndarray | None:
-    """The number of each frame: the last group of digits in which the names differ.
+    """The number of each frame: the last group of digits in which the names differ; int64 `[N]`, rising.
 
-    Args:
-        names (list of `str`): file names in order.
-
-    Returns:
-        `np.ndarray` int64 `[N]`, rising; None where the names hold no such numbers (or times, see `frame_times`).
+    None where the names hold no such numbers (or times, see `frame_times`).
 
     Example:
         >>> frame_numbers(["cam2_v008.jpg", "cam2_v010.jpg"]).tolist()
@@ -37,12 +33,7 @@ def frame_numbers(names: Sequence[str]) -> np.ndarray | None:
 
 
 def frame_times(names: Sequence[str]) -> np.ndarray | None:
-    """Seconds, where names are decimal numbers such as `1305031102.175304.png`; else None.
-
-    Example:
-        >>> frame_times(["10.25.png", "10.5.png"]).tolist()
-        [10.25, 10.5]
-    """
+    """Seconds, where names are decimal numbers such as `1305031102.175304.png`; else None."""
     stems = [name.rpartition(".")[0] for name in names]
     if not stems or not all(re.fullmatch(r"[0-9]+\.[0-9]+", stem) for stem in stems):
         return None

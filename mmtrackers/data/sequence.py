@@ -19,31 +19,15 @@ from .images import EncodedImage, read_image
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"))
 
 
-def natural_order(paths: Iterable[Path]) -> list[Path]:
-    """Sort frame files as a person would: 2.jpg before 10.jpg.
+def natural_names(names: Iterable[str]) -> list[str]:
+    """Sort file names as a person would: 2.jpg before 10.jpg.
 
     Names that are numbers throughout (also with a decimal part, as time stamps have) are compared as numbers,
     others piece by piece with their digits as integers.
 
-    Args:
-        paths (iterable of `Path`): files, in any order.
-
-    Returns:
-        `list[Path]`: the same files, sorted.
-
     Example:
-        >>> [p.name for p in natural_order([Path("10.jpg"), Path("2.jpg")])]
+        >>> natural_names(["10.jpg", "2.jpg"])
         ['2.jpg', '10.jpg']
-    """
-    paths = list(paths)
-    by_name = {path.name: path for path in paths}
-    if len(by_name) < len(paths):
-        return [path for name in natural_names(by_name) for path in paths if path.name == name]
-    return [by_name[name] for name in natural_names(by_name)]
-
-
-def natural_names(names: Iterable[str]) -> list[str]:
-    """Sort file names as `natural_order` does; fast for names that are plain numbers.
     """
     names = list(names)
     stems = [name.rpartition(".")[0] or name for name in names]
@@ -107,20 +91,10 @@ class FrameFiles(collections.abc.Sequence):
 
 
 def check_file_name(name: str, what: str) -> None:
-    """Refuses a name that would lead out of the folder that files are named after it in.
-
-    Raises:
-        ValueError: it is empty, a relative step, or has a separator or a control character in it.
-
-    Example:
-        >>> check_file_name("../escaped", "sequence")
-        Traceback (most recent call last):
-        ...
-        ValueError: the sequence name '../escaped' cannot name a file: it may hold no separators or control characters
-    """
+    """Raises ValueError at a name that would lead out of the folder in which files are named after it."""
     if name in ("", ".", "..") or any(c in "/\\" or c < " " or c == "\x7f" for c in name):
         raise ValueError(f"the {what} name {name!r} cannot name a file: it may hold no separators or control "
-                         "characters")
+                         "characters")  # fmt: skip
 
 
 @dataclass(eq=False)

@@ -11,13 +11,8 @@ from .protocols import get_protocol
 from .results import EvaluationResult
 
 
-def figures_of(result: EvaluationResult) -> list[dict[str, Any]]:
-    """The scores as a card's figures, with data, protocol and settings named.
-
-    Example:
-        >>> figures_of(EvaluationResult("ours", "LasHeR", "lasher", {"SR": 0.5731}, "SR", split="test"))[0]["metric"]
-        'SR'
-    """
+def _figures_of(result: EvaluationResult) -> list[dict[str, Any]]:
+    """The scores as a card's figures, with data, protocol and settings named."""
     source = get_protocol(result.protocol).source
     about: dict[str, Any] = {"protocol": result.protocol, "rules": source, "sequences": len(result.sequences)}
     said = [f"protocol {result.protocol} (rules of {source})", f"{len(result.sequences)} sequences"]
@@ -58,7 +53,7 @@ def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
         why = f"{len(result.missing)} sequences are missing" if result.missing else "it is partial or has no scores"
         raise ValueError(f"the result of {result.tracker} on {result.dataset} is no figure for a card: {why}")
     facts = read_facts(folder) or TrainingFacts()
-    new = figures_of(result)
+    new = _figures_of(result)
     replaced = {_key(figure) for figure in new}
     facts = dataclasses.replace(facts, figures=[f for f in facts.figures if _key(f) not in replaced] + new)
     if is_own_text(folder):

@@ -1,6 +1,6 @@
 """The arithmetic that benchmarks share: overlaps, center errors, curves, long-term and multi-start scores.
 
-Everything is vectorised over the frames of a whole data set; which sequence a frame belongs to is one index per frame.
+Everything is vectorized over the frames of a whole data set; which sequence a frame belongs to is one index per frame.
 What differs between benchmarks stands in `mmtrackers.evaluation.protocols`. Boxes are x, y, width, height in pixels.
 """
 
@@ -8,10 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-SUCCESS_THRESHOLDS = np.linspace(0, 1, 21)
-PRECISION_THRESHOLDS = np.linspace(0, 50, 51)
-NORMALIZED_THRESHOLDS = np.linspace(0, 0.5, 51)
 
 
 def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) -> np.ndarray:
@@ -66,30 +62,21 @@ def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.nda
 
 
 def carry_forward(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Each row that is not kept becomes the last kept one before it.
+    """`rows` `[N, ...]` in which each that is not kept (`keep` `[N]`) is the last kept one before it.
 
-    Args:
-        rows (`np.ndarray`): `[N, ...]`, all sequences one behind the other.
-        keep (`np.ndarray`): `[N]` bool; the first frame of every sequence must be kept.
-
-    Example:
-        >>> carry_forward(np.array([1, 2, 3]), np.array([True, False, True])).tolist()
-        [1, 1, 3]
+    The first frame of every sequence must be kept.
     """
     return rows[np.maximum.accumulate(np.where(keep, np.arange(len(rows)), 0))]
 
 
 def count_above(values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int) -> np.ndarray:
-    """How many values of each sequence lie above each threshold (strictly); NaN lies above none.
+    """`[sequences, K]`: how many values of each sequence lie above each threshold (strictly); NaN lies above none.
 
     Args:
         values (`np.ndarray`): `[N]`.
         thresholds (`np.ndarray`): `[K]`, ascending.
         owner (`np.ndarray`): `[N]` int, index of the sequence.
         sequences (`int`): number of sequences.
-
-    Returns:
-        `np.ndarray`: `[sequences, K]` int.
 
     Example:
         >>> count_above(np.array([0.2, 0.5]), np.array([0.0, 0.2, 0.5]), np.array([0, 0]), 1).tolist()
@@ -103,14 +90,7 @@ def count_above(values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, s
 def count_within(
     values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int, strict: bool = False
 ) -> np.ndarray:
-    """How many values of each sequence are at most each threshold (below it if `strict`); NaN is within none.
-
-    Arguments and result as `count_above`.
-
-    Example:
-        >>> count_within(np.array([20.0, 3.0]), np.array([0.0, 20.0]), np.array([0, 0]), 1).tolist()
-        [[0, 2]]
-    """
+    """As `count_above`, how many are at most each threshold (below it if `strict`); NaN is within none."""
     first = np.searchsorted(thresholds, values, side="right" if strict else "left")
     return _histogram(first, owner, sequences, len(thresholds) + 1).cumsum(1)[:, :-1]
 
@@ -124,14 +104,7 @@ def raster_overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, image_size: tuple[in
 
     The four numbers are rounded (half to even); a box covers the pixels x to x + w - 1. NaN stands for "no region".
     No region against a box is 0, no region twice is 1. A window of one pixel's width or height counts as no region
-    before it is cut to the image, and as an overlap of 0 after it.
-
-    Args:
-        a_xywh, b_xywh (`np.ndarray`): `[N, 4]`, NaN rows where there is no region.
-        image_size (`tuple[int, int]`): width and height of the frames in pixels.
-
-    Returns:
-        `np.ndarray`: `[N]` float64.
+    before it is cut to the image (width, height), and as an overlap of 0 after it.
 
     Example:
         >>> raster_overlaps(np.array([[0.0, 0, 4, 4]]), np.array([[2.4, 0, 4, 4]]), (5, 5)).round(4).tolist()
@@ -157,9 +130,8 @@ def raster_overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, image_size: tuple[in
 def _pixels(boxes_xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First and last pixel `[N, 2]` of each box, and which rows are no region (they lie at pixel 0)."""
     none = np.isnan(boxes_xywh).any(1)
-    rounded = np.where(none[:, None], 0, np.round(boxes_xywh))
-    last = np.where(none[:, None], 0, rounded[:, :2] + rounded[:, 2:] - 1)
-    return rounded[:, :2], last, none
+    x_y, w_h = np.split(np.round(boxes_xywh), 2, axis=1)
+    return np.where(none[:, None], 0, x_y), np.where(none[:, None], 0, x_y + w_h - 1), none
 
 
 @dataclass(frozen=True)
@@ -169,11 +141,6 @@ class PrecisionRecall:
     Args:
         thresholds (`np.ndarray`): `[T]`, from +inf down to -inf.
         precision, recall (`np.ndarray`): `[S, T]`, per sequence.
-
-    Example:
-        >>> curves = long_term_curves([np.array([0, 0.8, 0.6])], [np.array([0, 0.9, 0.5])], [3], resolution=100)
-        >>> [round(value, 4) for value in curves.best()[1:]]
-        [0.7, 0.4667, 0.56]
     """
 
     thresholds: np.ndarray
@@ -189,12 +156,7 @@ class PrecisionRecall:
 
 
 def f_score(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Harmonic mean; 0 where both are 0.
-
-    Example:
-        >>> f_score(np.array([0.5, 0.0]), np.array([0.5, 0.0])).tolist()
-        [0.5, 0.0]
-    """
+    """Harmonic mean; 0 where both are 0."""
     total = precision + recall
     return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
 
@@ -211,8 +173,9 @@ def long_term_curves(
         resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
 
     Example:
-        >>> long_term_curves([np.array([0, 1.0])], [np.array([0, 0.7])], [2], None).recall.tolist()
-        [[0.0, 0.5, 0.5, 0.5]]
+        >>> curves = long_term_curves([np.array([0, 0.8, 0.6])], [np.array([0, 0.9, 0.5])], [3], resolution=100)
+        >>> [round(value, 4) for value in curves.best()[1:]]
+        [0.7, 0.4667, 0.56]
     """
     scores = np.concatenate(confidences)
     scores = np.sort(scores[~np.isnan(scores)])[::-1]
@@ -234,20 +197,13 @@ def long_term_curves(
 
 
 def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1, grace: int = 10) -> int:
-    """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row.
+    """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row, else all.
 
     Args:
         overlaps (`np.ndarray`): `[L]` of the run; frame 0, where it is initialized, has 0.
         seen (`np.ndarray`): `[L]` bool, the frame has a ground truth; others interrupt no failure and count as good.
         threshold (`float`): an overlap at or below it is bad.
         grace (`int`): so many in a row are a failure.
-
-    Returns:
-        `int`: the run's length if it does not fail.
-
-    Example:
-        >>> run_progress(np.array([0, 0.8, 0.05, 0.0, 0.7]), np.ones(5, dtype=bool), grace=2)
-        2
     """
     bad = (overlaps <= threshold) & seen
     since = np.arange(len(bad)) - np.maximum.accumulate(np.where(bad, -1, np.arange(len(bad))))
@@ -260,11 +216,6 @@ def expected_overlap(runs: Sequence[np.ndarray], progress: Sequence[int], high: 
 
     Runs that end before j count only where they failed (their overlaps from there on being 0): see
     votchallenge/toolkit, `multistart.py`.
-
-    Args:
-        runs (list of `np.ndarray`): overlaps of each run.
-        progress (list of `int`): as `run_progress` gives it.
-        high (`int`): frames of the curve.
 
     Returns:
         `(total, number)`: `[high]` each; their quotient is the expected average overlap curve.

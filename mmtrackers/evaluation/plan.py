@@ -56,13 +56,7 @@ def planned(truths: Sequence[Truth], sequences: Sequence[data.Sequence], protoco
 
 
 def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
-    """Groups of `batch` runs of about the same length, longest first; the same for the same jobs.
-
-    Example:
-        >>> jobs = [Job(i, name, np.arange(n), np.ones(4), n) for i, (name, n) in enumerate([("a", 3), ("b", 9)])]
-        >>> [[job.name for job in group] for group in grouped(jobs, 1)]
-        [['b'], ['a']]
-    """
+    """Groups of `batch` runs of about the same length, longest first; the same for the same jobs."""
     ordered = sorted(jobs, key=lambda job: (-len(job.frames), job.label))
     return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
 

@@ -29,7 +29,7 @@ from .results import EvaluationResult, Settings
 from .scoring import Protocol, RawResult, Truth
 from .settings import settings_of
 from .speed import WARMUP, speed_of
-from .truths import scorable, truth_of
+from .truths import truth_of
 
 RAW, FRAMES, SETTINGS, SCORES = "raw", "frames", "settings.json", "scores.json"
 
@@ -303,7 +303,7 @@ def _scored(
     times = {name: np.concatenate(tables) for name, tables in rates.items()}
     speed = speed_of(np.concatenate(list(times.values())), tracker.device, settings.batch, warmup=0)
     speed = None if speed is None else replace(speed, warmup=warmup)
-    if not scorable(sequences):
+    if not any(sequence.annotated[1:].any() for sequence in sequences):  # GOT-10k's and TrackingNet's test sets
         note = f"no ground truth beyond the first frames: upload {folder / RAW} to the set's server"
         return EvaluationResult(
             name, protocol.title, protocol.name, {}, protocol.headline, speed=speed, settings=settings, notes=(note,)

@@ -35,7 +35,7 @@ def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Setting
         tuner=None if adapter is None else str(getattr(adapter.peft_type, "value", adapter.peft_type)),
         modality=tracker.modality,
         streams=tracker.streams,
-        weights=weights_hash(model),
+        weights=_weights_hash(model),
         processor=json.loads(json.dumps(tracker.image_processor.to_dict())),
         dtype=str(tracker.dtype).removeprefix("torch."),
         device=tracker.device.type,
@@ -48,13 +48,8 @@ def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Setting
     )
 
 
-def weights_hash(model: Any) -> str:
-    """32 hexadecimal digits over every tensor with its name, and over the model's config.
-
-    Example:
-        >>> weights_hash(torch.nn.Linear(2, 2)) == weights_hash(torch.nn.Linear(2, 2))
-        False
-    """
+def _weights_hash(model: Any) -> str:
+    """32 hexadecimal digits over every tensor with its name, and over the model's config."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -47,13 +47,7 @@ def speed_of(
 
 
 def speed_table(speed: Speed) -> str:
-    """The speed as lines of text, for a terminal.
-
-    Example:
-        >>> speed = speed_of([[0.001, 0.002, 0.010, 0.001]] * 30, "cpu")
-        >>> print(speed_table(speed).splitlines()[1])
-        read       1.00   1.00 - 1.00
-    """
+    """The speed as lines of text, for a terminal."""
     lines = [f"{'ms/frame':8} {'median':>6}   middle half"]
     lines += [f"{name:8} {t.median:6.2f}   {t.low:.2f} - {t.high:.2f}" for name, t in speed.stages.items()]
     side = f", {speed.batch} sequences side by side" if speed.batch > 1 else ""

@@ -21,10 +21,6 @@ class Agreement:
         frames (`int`): compared, without the given one.
         mean_iou (`float`): overlap of the two boxes, averaged over the frames.
         first_different (`int`, *optional*): the first frame, from 0, whose boxes overlap less than asked for.
-
-    Example:
-        >>> str(Agreement("tree", 99, 0.9991, 40))
-        'tree: mean overlap 0.9991 over 99 frames, the first that differs is 40'
     """
 
     sequence: str

@@ -15,7 +15,7 @@ from mmtrackers.data.datasets import LAYOUTS, open_sequence
 from mmtrackers.data.events import EVENT_SUFFIXES
 from mmtrackers.data.images import is_deep, read_image, read_pages
 from mmtrackers.data.pairing import PAIRINGS, frame_times, nearest_in_time, paired
-from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_order
+from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_names
 from mmtrackers.processing.alignment import SCALE, Alignment, read_alignment
 from mmtrackers.processing.frames import MODALITIES
 from mmtrackers.processing.thermal import ThermalRange
@@ -231,7 +231,8 @@ def _sequence_of(folder: Path) -> str:
 
 
 def _images_of(folder: Path) -> list[Path]:
-    return natural_order(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    names = (p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    return [folder / name for name in natural_names(names)]
 
 
 def _of_files(files: Sequence[Path], modality: str, name: str) -> FrameSource:
