@@ -87,11 +87,11 @@ def test_progress_of_runs_equals_a_loop(rng):
 def test_long_term_curves_equal_a_loop(rng):
     overlaps, scores = [rng.random(n) for n in (30, 50)], [rng.random(n).round(1) for n in (30, 50)]
     scores[1][7] = np.nan
-    curves = metrics.long_term_curves(overlaps, scores, [20, 50], resolution=None)
+    thresholds, precisions, recalls = metrics.long_term_curves(overlaps, scores, [20, 50], resolution=None)
     for s, count in enumerate((20, 50)):
-        for k, threshold in enumerate(curves.thresholds):
+        for k, threshold in enumerate(thresholds):
             chosen = scores[s] >= threshold
             precision = overlaps[s][chosen].mean() if chosen.any() else 1.0
-            assert curves.precision[s, k] == pytest.approx(precision)
-            assert curves.recall[s, k] == pytest.approx(overlaps[s][chosen].sum() / count)
-    assert len(metrics.long_term_curves(overlaps, scores, [20, 50], resolution=20).thresholds) == 20
+            assert precisions[s, k] == pytest.approx(precision)
+            assert recalls[s, k] == pytest.approx(overlaps[s][chosen].sum() / count)
+    assert len(metrics.long_term_curves(overlaps, scores, [20, 50], resolution=20)[0]) == 20

@@ -121,10 +121,9 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
     wanted, there = tracker.modality, source.modality
     if source.alone:
         if tracker.streams == 2:
-            raise ValueError(
-                f"{repo} reads rgb and {wanted}, and {source.name} has {there} pictures alone: give the RGB stream as "
-                f"SOURCE and this one as --{there}, or choose an RGB tracker, which reads them in the place of RGB"
-            )
+            raise ValueError(f"{repo} reads rgb and {wanted}, and {source.name} has {there} pictures alone: give the "
+                             f"RGB stream as SOURCE and this one as --{there}, or choose an RGB tracker, which reads "
+                             "them in the place of RGB")  # fmt: skip
         typer.echo(f"{source.name} has {there} pictures alone: {repo} reads them in the place of RGB", err=True)
     elif tracker.streams == 1 and there != "rgb":
         typer.echo(f"{repo} reads RGB alone: the {there} frames are not used", err=True)
@@ -132,11 +131,9 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
         kinds = ["thermal", "depth", "event"] if wanted == "any" else [wanted]
         if not tracker.allow_missing:
             has = "only rgb" if there == "rgb" else f"rgb and {there}"
-            raise ValueError(
-                f"{repo} reads rgb and {' or '.join(kinds)}, and {source.name} has {has}: give "
-                f"--{' or --'.join(kinds)} FOLDER, choose another --model, or --allow-missing to feed the RGB stream "
-                "alone"
-            )
+            raise ValueError(f"{repo} reads rgb and {' or '.join(kinds)}, and {source.name} has {has}: give "
+                             f"--{' or --'.join(kinds)} FOLDER, choose another --model, or --allow-missing to feed "
+                             "the RGB stream alone")  # fmt: skip
         typer.echo(f"no {' or '.join(kinds)} stream: the RGB stream alone is fed (--allow-missing)", err=True)
 
 

@@ -113,10 +113,8 @@ def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
     picture = np.full((height, width, 3), 255, np.uint8)
     x, y = np.asarray(events.x, np.intp), np.asarray(events.y, np.intp)
     if len(x) and (x.max() >= width or y.max() >= height or x.min() < 0 or y.min() < 0):
-        raise ValueError(
-            f"an event at x {x.max()}, y {y.max()} lies outside the picture of {width} x {height}: is this the "
-            "recording of that camera?"
-        )
+        raise ValueError(f"an event at x {x.max()}, y {y.max()} lies outside the picture of {width} x {height}: is "
+                         "this the recording of that camera?")  # fmt: skip
     on = np.asarray(events.p, bool)
     picture[y[on], x[on]] = POSITIVE
     picture[y[~on], x[~on]] = NEGATIVE
@@ -142,9 +140,8 @@ def in_windows(chunks: Iterable[Events], windows: Iterable[tuple[int, int]]) -> 
             if more is None:
                 break
             if len(more.t) and len(held.t) and more.t[0] < held.t[0] - 1_000_000:
-                raise ValueError(
-                    f"the time stamps go back from {held.t[-1]} to {more.t[0]} microseconds: cut the recording there"
-                )
+                raise ValueError(f"the time stamps go back from {held.t[-1]} to {more.t[0]} microseconds: cut the "
+                                 "recording there")  # fmt: skip
             held = Events(*map(np.concatenate, zip(held, more, strict=True)))
             if (np.diff(held.t) < 0).any():
                 order = np.argsort(held.t, kind="stable")
@@ -251,10 +248,8 @@ def _text_events(block: list[str], columns: Mapping[str, int], path: Path) -> Ev
     except ValueError as error:
         raise ValueError(f"{path} is no table of events: {error}") from None
     if rows.shape[1] < 4:
-        raise ValueError(
-            f"{path} has {rows.shape[1]} numbers a line, expected four (t x y p): events without time stamps or "
-            "polarity cannot go with frames"
-        )
+        raise ValueError(f"{path} has {rows.shape[1]} numbers a line, expected four (t x y p): events without time "
+                         "stamps or polarity cannot go with frames")  # fmt: skip
     found = {name: rows[:, i] for name, i in columns.items()}
     if not set(block[0].split()[columns["t"]]) & set(".e"):
         found["t"] = found["t"].astype(np.int64)
@@ -288,10 +283,8 @@ def _open_evt2(path: Path) -> EventFile:
     version = facts.get("evt") or (re.match(r"EVT([0-9.]+)", facts.get("format", "")) or ["", ""])[1]
     if version not in ("2", "2.0"):
         what = f"EVT {version}" if version else "a raw file without a header"
-        raise ValueError(
-            f"{path} is {what}: EVT 2.0 is read; convert it with Prophesee's metavision_file_to_dat or _to_hdf5, or "
-            "write arrays t, x, y, p with numpy.savez"
-        )
+        raise ValueError(f"{path} is {what}: EVT 2.0 is read; convert it with Prophesee's metavision_file_to_dat or "
+                         "_to_hdf5, or write arrays t, x, y, p with numpy.savez")  # fmt: skip
 
     def chunks() -> Iterator[Events]:
         high: int | None = None

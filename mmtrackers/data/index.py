@@ -26,17 +26,13 @@ FRAMES_PER_BATCH = 100_000
 _FORMAT = "4"
 
 
-class FileStamps:
+class FileStamps(dict[str, int]):
     """The state of every folder and file that a listing has read: path -> stamp (-1: it is not there)."""
-
-    def __init__(self) -> None:
-        self.stamps: dict[str, int] = {}
 
     def add(self, path: str | Path) -> None:
         """To be called before the path is read, so that a change meanwhile is not missed."""
-        key = str(path)
-        if key not in self.stamps:
-            self.stamps[key] = _stamp(key)
+        if str(path) not in self:
+            self[str(path)] = _stamp(str(path))
 
 
 def _stamp(path: str | bytes) -> int:
@@ -100,7 +96,7 @@ def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -
                         writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
                         rows = []
                     rows.append(_row(sequence))
-                rows[-1] |= {"watched": [*map(os.fsencode, stamps.stamps)], "stamps": [*stamps.stamps.values()]}
+                rows[-1] |= {"watched": [*map(os.fsencode, stamps)], "stamps": [*stamps.values()]}
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
             file.close()
             final = path.with_name(f"{path.name}-{_checksum(Path(file.name))}.arrow")

@@ -5,7 +5,6 @@ What differs between benchmarks stands in `mmtrackers.evaluation.protocols`. Box
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -134,27 +133,6 @@ def _pixels(boxes_xywh: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return np.where(none[:, None], 0, x_y), np.where(none[:, None], 0, x_y + w_h - 1), none
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Tracking precision and recall over confidence thresholds (Lukezic et al., "Now you see me", arXiv 1804.07056).
-
-    Args:
-        thresholds (`np.ndarray`): `[T]`, from +inf down to -inf.
-        precision, recall (`np.ndarray`): `[S, T]`, per sequence.
-    """
-
-    thresholds: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-
-    def best(self, chosen: np.ndarray | slice = slice(None)) -> tuple[int, float, float, float]:
-        """Index of the threshold with the largest F over the chosen sequences, and precision, recall and F there."""
-        precision, recall = self.precision[chosen].mean(0), self.recall[chosen].mean(0)
-        f = f_score(precision, recall)
-        at = int(np.argmax(f))
-        return at, float(precision[at]), float(recall[at]), float(f[at])
-
-
 def f_score(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     """Harmonic mean; 0 where both are 0."""
     total = precision + recall
@@ -163,8 +141,10 @@ def f_score(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 def long_term_curves(
     overlaps: Sequence[np.ndarray], confidences: Sequence[np.ndarray], visible: Sequence[int], resolution: int | None
-) -> PrecisionRecall:
-    """Precision and recall of every sequence at the thresholds of the whole set (votchallenge/toolkit, `longterm.py`).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tracking precision and recall of every sequence over confidence thresholds of the whole set.
+
+    As in votchallenge/toolkit, `longterm.py` (Lukezic et al., "Now you see me", arXiv 1804.07056).
 
     Args:
         overlaps (list of `np.ndarray`): per sequence `[N]`.
@@ -172,10 +152,12 @@ def long_term_curves(
         visible (list of `int`): per sequence, frames with ground truth.
         resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
 
+    Returns:
+        `(thresholds, precision, recall)`: `[T]` from +inf down to -inf, and `[S, T]` each.
+
     Example:
-        >>> curves = long_term_curves([np.array([0, 0.8, 0.6])], [np.array([0, 0.9, 0.5])], [3], resolution=100)
-        >>> [round(value, 4) for value in curves.best()[1:]]
-        [0.7, 0.4667, 0.56]
+        >>> long_term_curves([np.array([0, 1.0])], [np.array([0, 0.7])], [2], None)[2].tolist()
+        [[0.0, 0.5, 0.5, 0.5]]
     """
     scores = np.concatenate(confidences)
     scores = np.sort(scores[~np.isnan(scores)])[::-1]
@@ -193,7 +175,7 @@ def long_term_curves(
         some = chosen > 0
         precision[row, some] = total[some] / chosen[some]
         recall[row] = np.divide(total, count, out=np.zeros(len(thresholds)), where=count > 0)
-    return PrecisionRecall(thresholds, precision, recall)
+    return thresholds, precision, recall
 
 
 def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1, grace: int = 10) -> int:

@@ -135,10 +135,9 @@ def _check_complete(
         raise ValueError(f"no result of a sequence of {protocol.title} in {folder}: expected {example}{there}")
     if missing and not partial:
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of {len(missing) + len(files)} sequences: {shown}. Scores of a part are "
-            "no scores of the set; --partial (partial=True) computes and marks them all the same"
-        )
+        raise ValueError(f"{folder} lacks {len(missing)} of {len(missing) + len(files)} sequences: {shown}. Scores of "
+                         "a part are no scores of the set; --partial (partial=True) computes and marks them all the "
+                         "same")  # fmt: skip
 
 
 def _other_files(folder: Path, protocol: Protocol, files: Mapping[str, Path]) -> list[str]:
@@ -199,10 +198,9 @@ def _fitted(result: RawResult, file: Path, rows: np.ndarray, truth: Truth, count
         )
     if len(rows) < count:
         if not partial:
-            raise ValueError(
-                f"{file} ends at line {len(rows)}, but {truth.name!r} has {count} frames: run it to its end, or score "
-                "what is there with --partial (partial=True), where the missing frames are misses"
-            )
+            raise ValueError(f"{file} ends at line {len(rows)}, but {truth.name!r} has {count} frames: run it to its "
+                             "end, or score what is there with --partial (partial=True), where the missing frames "
+                             "are misses")  # fmt: skip
         result.notes.append(f"{file}: ends at line {len(rows)} of {count}; the missing frames are misses")
         result.partial = True
         rows = np.concatenate([rows, np.tile(NOWHERE, (count - len(rows), 1))])

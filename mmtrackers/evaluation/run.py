@@ -131,10 +131,9 @@ def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
     if tracker.modality == ANY and sequence.modality != "rgb":
         return sequence
     if tracker.modality not in sequence.frames and not tracker.allow_missing:
-        raise ValueError(
-            f"sequence {sequence.name!r} has {' and '.join(sequence.frames)}, but the tracker reads "
-            f"{tracker.modality}: take another tracker, or allow_missing (--allow-missing) to feed RGB in its place"
-        )
+        raise ValueError(f"sequence {sequence.name!r} has {' and '.join(sequence.frames)}, but the tracker reads "
+                         f"{tracker.modality}: take another tracker, or allow_missing (--allow-missing) to feed RGB "
+                         "in its place")  # fmt: skip
     return sequence
 
 
@@ -220,10 +219,9 @@ def _claim(folder: Path, settings: Settings, overwrite: bool) -> None:
         if there.fingerprint == settings.fingerprint:
             return
         if not overwrite:
-            raise ValueError(
-                f"{folder} holds results of other settings ({'; '.join(settings.differences(there))}): they are not "
-                "reused. Take another folder (--output), or throw them away with --overwrite"
-            )
+            raise ValueError(f"{folder} holds results of other settings ({'; '.join(settings.differences(there))}): "
+                             "they are not reused. Take another folder (--output), or throw them away with "
+                             "--overwrite")  # fmt: skip
         for part in (RAW, FRAMES):
             shutil.rmtree(folder / part, ignore_errors=True)
         (folder / SCORES).unlink(missing_ok=True)

@@ -12,9 +12,8 @@ import configparser
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 
 from mmtrackers.data.sequence import read_image
@@ -56,10 +55,8 @@ def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
     """
     modalities = [tracker.modality] if tracker.streams == 1 else ["rgb", tracker.modality]
     if unknown := [modality for modality in modalities if modality not in CHANNELS]:
-        raise ValueError(
-            f"the VOT toolkit has channels for {', '.join(CHANNELS)}, none for {', '.join(unknown)}: evaluate such a "
-            "tracker with `mmtrackers evaluate`"
-        )
+        raise ValueError(f"the VOT toolkit has channels for {', '.join(CHANNELS)}, none for {', '.join(unknown)}: "
+                         "evaluate such a tracker with `mmtrackers evaluate`")  # fmt: skip
     channels = {modality: CHANNELS[modality] for modality in modalities}
     try:
         import trax.image
@@ -73,7 +70,10 @@ def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
         [trax.region.Region.RECTANGLE], [trax.image.Image.PATH], list(channels.values()), tracker_name=name
     ) as server:
         while (request := server.wait()).type != trax.TraxStatus.QUIT:
-            frame = {modality: _picture(request.image, modality, channel) for modality, channel in channels.items()}
+            if lacking := [channel for channel in channels.values() if channel not in request.image]:
+                sent = ", ".join(request.image) or "no image"
+                raise ValueError(f"the toolkit sent {sent}, but the tracker reads the channel {lacking[0]}")
+            frame = {name: read_image(request.image[channel].path(), name) for name, channel in channels.items()}
             if request.type == trax.TraxStatus.INITIALIZE:
                 if len(request.objects) != 1:
                     raise ValueError(f"{len(request.objects)} targets in one run; this integration follows one")
@@ -93,13 +93,6 @@ def _ascii_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="ascii", errors="backslashreplace")
-
-
-def _picture(images: dict[str, Any], modality: str, channel: str) -> np.ndarray:
-    if channel not in images:
-        sent = ", ".join(images) or "no image"
-        raise ValueError(f"the toolkit sent {sent}, but the tracker reads the channel {channel}")
-    return read_image(images[channel].path(), modality)
 
 
 @app.command("serve")

@@ -35,28 +35,34 @@ class LongTerm(Protocol):
             given = np.zeros(len(truth)) if result.confidence is None else result.confidence[: len(truth)]
             confidences.append(np.concatenate([[0.0], given[1:].astype(float)]))
             visible.append(int((~np.isnan(truth.boxes_xywh).any(1)).sum()))
-        return LongTermMeasured(metrics.long_term_curves(overlaps, confidences, visible, self.resolution))
+        _, precision, recall = metrics.long_term_curves(overlaps, confidences, visible, self.resolution)
+        return LongTermMeasured(precision, recall)
 
 
 @dataclass(eq=False)
 class LongTermMeasured(Measured):
-    """Precision and recall of every sequence at the thresholds of the set."""
+    """Precision and recall `[S, T]` of every sequence at the thresholds of the set."""
 
-    curve: metrics.PrecisionRecall
+    precision: np.ndarray
+    recall: np.ndarray
 
     def summary(self, chosen: np.ndarray) -> Scores:
-        _, precision, recall, f = self.curve.best(chosen)
-        return {"Pr": precision, "Re": recall, "F": f}
+        """At the threshold with the largest F over the chosen sequences."""
+        return self._at(chosen, self._best(chosen))
 
     def of_sequence(self, index: int) -> Scores:
         """At the threshold that is best for the whole set, as one tracker has one threshold."""
-        at = self.curve.best()[0]
-        precision, recall = self.curve.precision[index, at : at + 1], self.curve.recall[index, at : at + 1]
-        f = metrics.f_score(precision, recall)
-        return {"Pr": float(precision[0]), "Re": float(recall[0]), "F": float(f[0])}
+        return self._at(np.array([index]), self._best(slice(None)))
+
+    def _best(self, chosen: np.ndarray | slice) -> int:
+        return int(np.argmax(metrics.f_score(self.precision[chosen].mean(0), self.recall[chosen].mean(0))))
+
+    def _at(self, chosen: np.ndarray, threshold: int) -> Scores:
+        precision, recall = self.precision[chosen, threshold].mean(), self.recall[chosen, threshold].mean()
+        return {"Pr": float(precision), "Re": float(recall), "F": float(metrics.f_score(precision, recall))}
 
     def curves(self) -> dict[str, Curve]:
-        precision, recall = self.curve.precision.mean(0), self.curve.recall.mean(0)
+        precision, recall = self.precision.mean(0), self.recall.mean(0)
         return {"precision_recall": Curve(tuple(recall.tolist()), tuple(precision.tolist()), "recall", "precision")}
 
 
@@ -88,9 +94,8 @@ class MultiStart(Protocol):
             for anchor, frames in truth.runs.items():
                 if anchor not in result.runs or len(result.runs[anchor]) < len(frames):
                     has = len(result.runs.get(anchor, ()))
-                    raise ValueError(
-                        f"the run of {truth.name!r} from frame {anchor} has {has} boxes, not {len(frames)}"
-                    )
+                    raise ValueError(f"the run of {truth.name!r} from frame {anchor} has {has} boxes, not "
+                                     f"{len(frames)}")  # fmt: skip
                 runs.append(_overlaps(result.runs[anchor][: len(frames)], truth.boxes_xywh[frames], truth))
                 progress.append(metrics.run_progress(runs[-1], seen[frames], self.threshold, self.grace))
             inside = sum(values[:last].sum() for values, last in zip(runs, progress, strict=True))
