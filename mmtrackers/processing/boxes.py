@@ -133,22 +133,19 @@ def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
         raise ValueError(f"a box needs 4 numbers, but {box.tolist()} {what}: {form}")
     x, y, w, h = box.tolist()
     shown = f"the box x={x:g}, y={y:g}, width={w:g}, height={h:g}"
-    if not np.isfinite(box).all():
-        raise ValueError(f"{shown} holds a number that is not finite: {form}, of a frame where the target is visible")
-    if w <= 0 or h <= 0:
-        raise ValueError(f"{shown} has no area: width and height must be positive; {form}, not two corners")
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise ValueError(
-            f"{shown} lies outside the picture of {width} x {height} pixels (width x height): "
-            "give a box that overlaps the picture, in the pixels of this frame's size"
-        )
-    if w > _LARGEST * width or h > _LARGEST * height:
-        raise ValueError(
-            f"{shown} is more than {_LARGEST} times the picture of {width} x {height} pixels (width x height): "
-            f"{form}, of this frame's size"
-        )
-    if box.max() <= 1 and box.min() >= 0 and min(width, height) > 2:
-        raise ValueError(f"{shown} holds fractions: multiply x and width by {width}, y and height by {height}; {form}")
+    size = f"{width} x {height} pixels (width x height)"
+    outside = x >= width or y >= height or x + w <= 0 or y + h <= 0
+    huge = w > _LARGEST * width or h > _LARGEST * height
+    fractions = box.max() <= 1 and box.min() >= 0 and min(width, height) > 2
+    for wrong, why in (
+        (not np.isfinite(box).all(), f"holds a number that is not finite: {form}, of a frame that shows the target"),
+        (w <= 0 or h <= 0, f"has no area: width and height must be positive; {form}, not two corners"),
+        (outside, f"lies outside the picture of {size}: give a box that overlaps it, in pixels of this frame's size"),
+        (huge, f"is more than {_LARGEST} times the picture of {size}: {form}, of this frame's size"),
+        (fractions, f"holds fractions: multiply x and width by {width}, y and height by {height}; {form}"),
+    ):
+        if wrong:
+            raise ValueError(f"{shown} {why}")
     if min(w, h) < 2:
         warnings.warn(f"{shown} is less than two pixels wide or high: is it in pixels of this frame?", stacklevel=2)
     elif (x + w > width or y + h > height) and x < w <= width and y < h <= height:
