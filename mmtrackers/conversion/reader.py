@@ -220,55 +220,53 @@ def load_official(
         file.seek(0)
         try:
             if path.suffix == ".safetensors" or head[8:] == b"{":
-                return _without_prefix(load_file(path), facts)
-            if head[:2] == b"PK":
-                return _without_prefix(_load_archive(path, entries, facts), facts)
-            if head[:1] == b"\x80":
-                return _without_prefix(_load_legacy(path, file, entries, facts), facts)
+                net = load_file(path)
+            elif head[:2] == b"PK":
+                with zipfile.ZipFile(path) as archive:
+                    net = _weights(path, entries, facts, *_in_archive(path, archive))
+            elif head[:1] == b"\x80":
+                net = _weights(path, entries, facts, *_in_stream(path, file))
+            else:
+                raise CheckpointError(
+                    f"{path} is not a checkpoint: it begins with {head[:4]!r}, neither as an archive or stream of "
+                    "torch.save nor as safetensors. Was a page saved in its place?"
+                )
         except CheckpointError:
             raise
         except Exception as error:  # whatever readers raise on bytes that are not what they should be
             raise CheckpointError(
                 f"{path} is cut off or damaged ({type(error).__name__}: {error}): fetch it again"
             ) from error
-    raise CheckpointError(
-        f"{path} is not a checkpoint: it begins with {head[:4]!r}, neither as an archive or stream of torch.save "
-        "nor as safetensors. Was a page saved in its place?"
-    )
-
-
-def _without_prefix(net: dict[str, Tensor], facts: list[str]) -> dict[str, Tensor]:
-    for prefix in (p for _ in PREFIXES for p in PREFIXES):
+    for prefix in (*PREFIXES, *PREFIXES):
         if net and all(name.startswith(prefix) for name in net):
             facts.append(f"all names began with {prefix!r}, which was left out")
             net = {name.removeprefix(prefix): tensor for name, tensor in net.items()}
     return net
 
 
-def _load_archive(path: Path, entries: tuple[str, ...], facts: list[str]) -> dict[str, Tensor]:
-    with zipfile.ZipFile(path) as archive:
-        members = {name.partition("/")[2]: name for name in archive.namelist()}
-        if "data.pkl" not in members:
-            raise CheckpointError(f"{path} is an archive without data.pkl, so torch.save did not write it")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise CheckpointError(f"{path} is a compressed archive, which torch.save does not write: unpack it first")
-        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-            raise CheckpointError(f"{path} was written on a big-endian machine: save it again on another")
-        pickled = archive.read(members["data.pkl"])
-        content = _InertUnpickler(io.BytesIO(pickled), len(pickled)).load()
+def _in_archive(path: Path, archive: zipfile.ZipFile) -> tuple[Any, Callable[[_StorageRef], bytes]]:
+    """What a file describes, and what reads the numbers of a storage."""
+    members = {name.partition("/")[2]: name for name in archive.namelist()}
+    if "data.pkl" not in members:
+        raise CheckpointError(f"{path} is an archive without data.pkl, so torch.save did not write it")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise CheckpointError(f"{path} is a compressed archive, which torch.save does not write: unpack it first")
+    if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+        raise CheckpointError(f"{path} was written on a big-endian machine: save it again on another")
 
-        def storage(ref: _StorageRef) -> bytes:
-            member = members.get(f"data/{ref.key}")
-            if member is None or archive.getinfo(member).file_size != ref.length * ref.dtype.itemsize:
-                what = f"{ref.length} numbers of {ref.dtype} in data/{ref.key}"
-                raise CheckpointError(f"{path} is damaged: it should have {what}, and has not. Fetch it again")
-            return archive.read(member)
+    def storage(ref: _StorageRef) -> bytes:
+        member = members.get(f"data/{ref.key}")
+        if member is None or archive.getinfo(member).file_size != ref.length * ref.dtype.itemsize:
+            what = f"{ref.length} numbers of {ref.dtype} in data/{ref.key}"
+            raise CheckpointError(f"{path} is damaged: it should have {what}, and has not. Fetch it again")
+        return archive.read(member)
 
-        return _weights(path, content, entries, facts, storage)
+    pickled = archive.read(members["data.pkl"])
+    return _InertUnpickler(io.BytesIO(pickled), len(pickled)).load(), storage
 
 
-def _load_legacy(path: Path, file: IO[bytes], entries: tuple[str, ...], facts: list[str]) -> dict[str, Tensor]:
-    """The form of `torch.save` before 1.6: five pickles in a row, then the storages, each after its length."""
+def _in_stream(path: Path, file: IO[bytes]) -> tuple[Any, Callable[[_StorageRef], bytes]]:
+    """The same of `torch.save` before 1.6: five pickles in a row, then the storages, each after its length."""
     end = path.stat().st_size
     if _InertUnpickler(file, end).load() != _LEGACY_MAGIC:
         raise CheckpointError(f"{path} is a bare pickle, not a checkpoint that torch.save wrote")
@@ -288,11 +286,11 @@ def _load_legacy(path: Path, file: IO[bytes], entries: tuple[str, ...], facts: l
         file.seek(places[ref.key])
         return file.read(count)
 
-    return _weights(path, content, entries, facts, storage)
+    return content, storage
 
 
 def _weights(
-    path: Path, content: Any, entries: tuple[str, ...], facts: list[str], storage: Callable[[_StorageRef], bytes]
+    path: Path, entries: tuple[str, ...], facts: list[str], content: Any, storage: Callable[[_StorageRef], bytes]
 ) -> dict[str, Tensor]:
     """The tensors of the wanted entry; only here are numbers read."""
     expected = " or ".join(map(repr, entries))
@@ -325,7 +323,10 @@ def _weights(
         left -= math.prod(value.size) * value.storage.dtype.itemsize
         if left < 0:
             raise CheckpointError(f"{path}: its tensors claim more than {_LARGEST} times the numbers in the file")
-        weights[name] = _tensor(path, name, value, storage)
+        weights[name] = torch.empty(value.size, dtype=value.storage.dtype)
+        if all(value.size):
+            flat = torch.frombuffer(bytearray(storage(value.storage)), dtype=value.storage.dtype)
+            weights[name].copy_(flat.as_strided(value.size, value.stride, value.offset))
     return weights
 
 
@@ -344,16 +345,6 @@ def _check_form(path: Path, name: str, ref: _TensorRef) -> None:
         raise CheckpointError(
             f"{path}: the entry {name!r} of shape {_described(ref.size)} does not fit its {ref.storage.length} numbers"
         )
-
-
-def _tensor(path: Path, name: str, ref: _TensorRef, storage: Callable[[_StorageRef], bytes]) -> Tensor:
-    if not all(ref.size):
-        return torch.empty(ref.size, dtype=ref.storage.dtype)
-    try:
-        flat = torch.frombuffer(bytearray(storage(ref.storage)), dtype=ref.storage.dtype)
-        return flat.as_strided(ref.size, ref.stride, ref.offset).contiguous().clone()
-    except (RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: {name!r} does not fit its {ref.storage.length} numbers ({error})") from error
 
 
 def _listed(content: dict) -> str:
