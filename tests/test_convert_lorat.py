@@ -129,7 +129,7 @@ def test_scales(tmp_path: Path) -> None:
     base = base_of(case, net, tmp_path / "base")
     bare = file_of(net, tmp_path / "bare.bin")
     report = convert_checkpoint("lorat", bare, tmp_path / "one", base=base, **SIZES)
-    assert "no alpha, so the factor is 1" in str(report)
+    assert "which makes the factor 1, as the file has none" in str(report)
     assert AutoTracker.from_pretrained(tmp_path / "one").peft_config["default"].lora_alpha == 4
     report = convert_checkpoint("lorat", bare, tmp_path / "two", base=base, lora_alpha=8, **SIZES)
     check(AutoTracker.from_pretrained(tmp_path / "two"), case, golden, inputs_of(case, golden))

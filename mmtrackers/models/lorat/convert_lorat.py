@@ -104,15 +104,21 @@ def take_scale(net: dict[str, Tensor], file: Path, given: float | None) -> tuple
     rooted = bool(max(found["use_rslora"], default=0.0))
     if any(len(values) > 1 for values in found.values()):
         raise ValueError(f"{file} has several scales: alpha {sorted(found['lora_alpha'])}; one is expected.")
-    if found["lora_alpha"]:
-        alpha = found["lora_alpha"].pop()
-        if given is not None and given != alpha:
-            raise ValueError(f"lora_alpha is {given}, but {file} says {alpha:g}.")
-        return alpha, rooted, f"rank {rank}, alpha {alpha:g}, as the file says"
-    if given is not None:
-        return given, rooted, f"rank {rank}, alpha {given:g}, as given"
-    alpha = rank**0.5 if rooted else float(rank)
-    return alpha, rooted, f"rank {rank}; the file has no alpha, so the factor is 1 (give lora_alpha= for another)"
+    said, default = next(iter(found["lora_alpha"]), None), rank**0.5 if rooted else float(rank)
+    unsaid = "which makes the factor 1, as the file has none (give lora_alpha= for another)"
+    alpha, origin = settled("lora_alpha", file, said, given, default, unsaid)
+    return alpha, rooted, f"rank {rank}, alpha {alpha:g}, {origin}"
+
+
+def settled(
+    field: str, file: Path, said: float | None, given: float | None, default: float, unsaid: str
+) -> tuple[float, str]:
+    """A number that a file may leave out, and where it is from, in words; ValueError where file and caller differ."""
+    if said is None:
+        return (default, unsaid) if given is None else (given, "as given")
+    if given not in (None, said):
+        raise ValueError(f"{field} is {given}, but {file} says {said:g}.")
+    return said, "as the file says"
 
 
 def convert_lorat(job: ConversionJob) -> ConversionReport:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmtrackers.conversion.job import ConversionJob, ConversionReport, Names, number_of, rename, shape_of
-from mmtrackers.models.lorat.convert_lorat import LORAT_NAMES, MAPS, convert_on_dinov2
+from mmtrackers.models.lorat.convert_lorat import LORAT_NAMES, MAPS, convert_on_dinov2, settled
 from mmtrackers.tuners.tmoe.config import TMoEConfig, tmoe_config
 
 from .modeling_spmtrack import SPMTrackForTracking
@@ -53,27 +53,15 @@ def rename_spmtrack(net: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_adapter_config(net: dict[str, Tensor], file: Path, given: float | None) -> tuple[TMoEConfig, str]:
-    """Takes the scale's entries out of an official state dict; returns the adapter's config and where its scale came
-    from, in words.
-
-    Files say `expert_alpha` and `use_rsexpert` for the whole model; the official code leaves out both where alpha is
-    1.
-
-    Raises:
-        ValueError: no experts, or the file has another alpha than `given`.
-    """
+    """Takes the scale's entries out of an official state dict (which leaves them out where alpha is 1); returns the
+    adapter's config and its sizes in words."""
     entries = [name.partition(".attn.proj.tmoe.")[2] for name in net if ".attn.proj.tmoe." in name]
     compressions = [tensor for name, tensor in net.items() if ".tmoe.compress_expert" in name]
     if not entries or not compressions:
         raise ValueError(f"{file} has no experts (names with .tmoe.): is it an SPMTrack file?")
-    if "expert_alpha" in net:
-        alpha, origin = number_of(net.pop("expert_alpha"), "expert_alpha"), "as the file says"
-        if given is not None and given != alpha:
-            raise ValueError(f"alpha is {given}, but {file} says {alpha:g}.")
-    elif given is not None:
-        alpha, origin = given, "as given"
-    else:
-        alpha, origin = 1.0, "which the official code leaves out of its files for 1 (give alpha= for another)"
+    said = number_of(net.pop("expert_alpha"), "expert_alpha") if "expert_alpha" in net else None
+    unsaid = "which the official code leaves out of its files for 1 (give alpha= for another)"
+    alpha, origin = settled("alpha", file, said, given, 1.0, unsaid)
     config = tmoe_config(
         r=shape_of({"compression": compressions[0]}, "compression", 2, str(file))[0],
         alpha=alpha,
