@@ -167,8 +167,8 @@ def test_vot_long_term():
         measured = protocol.measure(truths, raw)
         expected, found = about["expected"][key], measured.summary(np.arange(len(truths)))
         same([found[name] for name in ("Pr", "Re", "F")], [expected[name] for name in ("Pr", "Re", "F")])
-        same(measured.curve.thresholds[measured.curve.best()[0]], expected["threshold"])
-    curve = PROTOCOLS["cdtb"].measure(truths, raw).curve
+        same(measured.thresholds[measured.best()], expected["threshold"])
+    curve = PROTOCOLS["cdtb"].measure(truths, raw)
     assert np.array_equal(curve.thresholds, tensors["curve.thresholds"])
     same(curve.precision.mean(0), tensors["curve.precision"])
     same(curve.recall.mean(0), tensors["curve.recall"])

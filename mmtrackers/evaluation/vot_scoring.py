@@ -35,26 +35,27 @@ class LongTerm(Protocol):
             given = np.zeros(len(truth)) if result.confidence is None else result.confidence[: len(truth)]
             confidences.append(np.concatenate([[0.0], given[1:].astype(float)]))
             visible.append(int((~np.isnan(truth.boxes_xywh).any(1)).sum()))
-        _, precision, recall = metrics.long_term_curves(overlaps, confidences, visible, self.resolution)
-        return LongTermMeasured(precision, recall)
+        return LongTermMeasured(*metrics.long_term_curves(overlaps, confidences, visible, self.resolution))
 
 
 @dataclass(eq=False)
 class LongTermMeasured(Measured):
-    """Precision and recall `[S, T]` of every sequence at the thresholds of the set."""
+    """Precision and recall `[S, T]` of every sequence at the thresholds `[T]` of the set."""
 
+    thresholds: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
 
     def summary(self, chosen: np.ndarray) -> Scores:
         """At the threshold with the largest F over the chosen sequences."""
-        return self._at(chosen, self._best(chosen))
+        return self._at(chosen, self.best(chosen))
 
     def of_sequence(self, index: int) -> Scores:
         """At the threshold that is best for the whole set, as one tracker has one threshold."""
-        return self._at(np.array([index]), self._best(slice(None)))
+        return self._at(np.array([index]), self.best())
 
-    def _best(self, chosen: np.ndarray | slice) -> int:
+    def best(self, chosen: np.ndarray | slice = slice(None)) -> int:
+        """Index of the threshold with the largest F over the chosen sequences."""
         return int(np.argmax(metrics.f_score(self.precision[chosen].mean(0), self.recall[chosen].mean(0))))
 
     def _at(self, chosen: np.ndarray, threshold: int) -> Scores:
