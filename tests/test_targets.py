@@ -89,6 +89,13 @@ def test_track_opens_paths_and_sources(tmp_path: Path) -> None:
         tracker.track(FRAMES)
 
 
+def test_a_second_source_must_show_what_it_is_given_as() -> None:
+    rgb, heat = (FrameSource(name, lambda: iter(()), name) for name in ("rgb", "thermal"))
+    assert as_source(rgb, {"thermal": heat}).modality == "thermal"
+    with pytest.raises(ValueError, match="rgb shows rgb: open it with modality='thermal'"):
+        as_source(rgb, {"thermal": rgb})
+
+
 def test_objects_say_what_they_are() -> None:
     tracker = make_tracker("ostrack")
     session = tracker.start(FRAMES[0], [BOX, OTHER])

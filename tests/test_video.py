@@ -78,6 +78,12 @@ def test_two_folders_are_paired(tmp_path):
     assert frames[2]["depth"].dtype == np.uint16 and int(frames[2]["depth"][0, 0]) == 1002
 
 
+def test_a_folder_with_a_number_for_a_name_is_no_camera(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "rgb", 2), write_images(tmp_path / "1", 2)
+    assert len(list(open_source("rgb", {"thermal": "1"}))) == 2
+
+
 def test_a_video_is_paired_with_a_folder_or_a_video(tmp_path):
     video = write_video(tmp_path / "clip.mp4", 3)
     assert len(list(open_source(video, {"thermal": write_images(tmp_path / "t", 3)}))) == 3

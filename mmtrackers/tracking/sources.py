@@ -125,11 +125,12 @@ def open_source(
     text, path, second = str(source), Path(source), second or {}
     from .live import is_address, is_live, open_live
 
-    live = is_live(text) and not path.is_file() and not path.is_dir()
-    if stray := next((str(where) for where in second.values() if is_live(str(where)) != live), None):
-        moving, still = (text, stray) if live else (stray, text)
+    places = [source, *second.values()]
+    cameras = [is_live(str(p)) and not Path(p).is_file() and not Path(p).is_dir() for p in places]
+    if len(set(cameras)) > 1:
+        moving, still = places[cameras.index(True)], places[cameras.index(False)]
         raise ValueError(f"{moving} is live and {still} is not: a camera goes with a camera, a recording with one")
-    if live:
+    if cameras[0]:
         return open_live(text, {stream: str(where) for stream, where in second.items()})
     if is_address(text):
         opened = _video(text, Path(urlsplit(text).path).stem, modality or "rgb")
@@ -199,6 +200,8 @@ def _named(frames: Any, modality: str) -> FrameSource:
     if isinstance(frames, (str, Path)):
         return _second_stream(Path(frames), modality)
     if isinstance(frames, FrameSource):
+        if frames.modality != modality and modality != "rgb":
+            raise ValueError(f"{frames.name} shows {frames.modality}: open it with modality={modality!r}")
         return frames
 
     def named() -> Iterator[Frame]:
