@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -70,13 +69,7 @@ class VisualObjectTrackingPipeline(Pipeline):
 
     @classmethod
     def from_pretrained(cls, repo: str, device: Any = None, **kwargs: Any) -> "VisualObjectTrackingPipeline":
-        """Loads any folder or Hub id that `Tracker.from_pretrained` takes, with its arguments.
-
-        Example:
-            ```python
-            track = VisualObjectTrackingPipeline.from_pretrained("checkpoints/seatrack-tiny-thermal", pack=True)
-            ```
-        """
+        """Loads any folder or Hub id that `Tracker.from_pretrained` takes, with its arguments."""
         tracker = Tracker.from_pretrained(repo, device=device, **kwargs)
         options = {name: getattr(tracker, name) for name in TRACKER_OPTIONS}
         return cls(tracker.model, tracker.image_processor, task=TASK, device=tracker.device, **options)
@@ -105,8 +98,7 @@ class VisualObjectTrackingPipeline(Pipeline):
         Raises:
             ValueError: as `Tracker.track`.
         """
-        asked = {name: value for name, value in (("box", box), ("max_frames", max_frames)) if value is not None}
-        asked = self._forward_params | asked
+        asked = self._forward_params | self._sanitize_parameters(box, max_frames)[1]
         found = self.tracker.track(video, asked.get("box"), max_frames=asked.get("max_frames"), **kwargs)
         return (self.postprocess(one, frame) for frame, one in enumerate(found))
 
@@ -116,12 +108,11 @@ class VisualObjectTrackingPipeline(Pipeline):
         given = {"box": box, "max_frames": max_frames}
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
-    def preprocess(self, frame: Any) -> np.ndarray:
-        """All streams of a frame as one array, as the tracker reads it."""
-        return self.tracker.stack(frame)
-
-    def _forward(self, inputs: Any) -> Any:
+    def preprocess(self, frame: Any) -> Any:
+        """Refused: see `__call__`."""
         raise NotImplementedError("each frame depends on the one before: call the pipeline with a whole video")
+
+    _forward = preprocess
 
     def postprocess(self, found: Prediction | Iterable[Prediction], frame: int = 0) -> Any:
         """A frame's prediction as plain numbers."""

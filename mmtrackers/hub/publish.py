@@ -57,14 +57,9 @@ WAY_OUT = 'base_model="org/name" (its Hub id) or base_model="../folder" (relativ
 UPLOADED = {".json", ".safetensors", ".md", ".png", ".jpg", ".gif", ".mp4", ".txt"}
 # What transformers' save_pretrained and push_to_hub hand on; none of it means anything for one small safetensors file
 TRANSFORMERS_OPTIONS = {
-    "max_shard_size",
-    "safe_serialization",
-    "save_embedding_layers",
-    "save_original_format",
-    "save_peft_format",
-    "token",
-    "variant",
-}
+    "max_shard_size", "safe_serialization", "save_embedding_layers", "save_original_format", "save_peft_format",
+    "token", "variant",
+}  # fmt: skip
 NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 ABSOLUTE = re.compile(r"^(/[^/\s]|~/|file:|[A-Za-z]:[\\/]|\\\\)")
 
