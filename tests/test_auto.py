@@ -221,7 +221,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, type[Exception], list[str
         ["names no base", "base_model="],
     ),
     "relative base that is gone": (
-        lambda r: (r / "base").rename(r / "gone"), "adapter", OSError, ["there is no folder", "base_model="]
+        lambda r: (r / "base").rename(r / "gone"), "adapter", OSError, ["there is no", "base_model="]
     ),
     "absolute base that is gone": (
         lambda r: edit(r / "adapter/adapter_config.json", base_model_name_or_path="/no/where"), "adapter", OSError,

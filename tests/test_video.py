@@ -301,7 +301,7 @@ def test_pictures_of_16_bits_alone_are_thermal_or_depth(tmp_path):
     folder = write_images(tmp_path / "heat", 3, sixteen=True)
     for modality in (None, "thermal", "depth"):
         source = open_source(folder, modality=modality)
-        assert (source.modality, source.alone) == (modality or "thermal", True)
+        assert (source.modality, source.without_rgb) == (modality or "thermal", True)
         assert [int(f[source.modality][0, 0]) for f in source] == [1000, 1001, 1002]
     with pytest.raises(ValueError, match=r"1\.png has one channel of uint16, so it is no RGB picture"):
         next(iter(open_source(folder, {"thermal": folder})))
@@ -313,7 +313,7 @@ def test_a_tiff_of_many_pages_is_a_sequence(tmp_path):
     pages = [Image.fromarray(np.full((20, 30), 7000 + k, np.uint16)) for k in range(4)]
     pages[0].save(tmp_path / "heat.tiff", save_all=True, append_images=pages[1:])
     source = open_source(tmp_path / "heat.tiff", fps=10)
-    assert (source.modality, source.alone, source.fps) == ("thermal", True, 10)
+    assert (source.modality, source.without_rgb, source.fps) == ("thermal", True, 10)
     assert [int(f["thermal"][0, 0]) for f in source] == [7000, 7001, 7002, 7003]
     folder = write_images(tmp_path / "rgb", 4)
     paired = list(open_source(folder, {"thermal": tmp_path / "heat.tiff"}))

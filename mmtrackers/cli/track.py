@@ -89,7 +89,7 @@ def track(
     opened = with_rig(opened, align, "frame" if thermal_per_frame else thermal_range)
     for note in opened.notes:
         typer.echo(note, err=True)
-    repo = located(model) if model else str(default_checkpoint("rgb" if opened.alone else opened.modality))
+    repo = located(model) if model else str(default_checkpoint("rgb" if opened.without_rgb else opened.modality))
     quiet_loading()
     packed = exact if pack is None else pack
     loading = {"base_model": base_model, "device": device, "dtype": dtype, "pack": packed, "recover": recover,
@@ -99,7 +99,7 @@ def track(
     boxes = boxes or drawn_boxes(opened)
     if pack is None and exact and not quiet:
         typer.echo("the model is packed for inference, which changes no box (--no-pack leaves it as it is)", err=True)
-    shown = opened.modality if opened.alone else tracker.modality
+    shown = opened.modality if opened.without_rgb else tracker.modality
     settings = {"model": repo, **loading, "modality": shown, "streams": tracker.streams, "align": align,
                 "pair_by": pair_by, "thermal_range": opened.thermal_range, "absent_below": tracker.absent_below,
                 "size_momentum": tracker.size_momentum}  # fmt: skip
@@ -119,7 +119,7 @@ def _print_frame(index: int, found: "list[Prediction]") -> None:
 def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None:
     """Says before the first frame what does not fit between the model's streams and the source's."""
     wanted, there = tracker.modality, source.modality
-    if source.alone:
+    if source.without_rgb:
         if tracker.streams == 2:
             raise ValueError(f"{repo} reads rgb and {wanted}, and {source.name} has {there} pictures alone: give the "
                              f"RGB stream as SOURCE and this one as --{there}, or choose an RGB tracker, which reads "

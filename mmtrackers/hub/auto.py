@@ -176,7 +176,7 @@ class AutoTracker:
             base = os.path.normpath(adapter.files.folder.absolute() / base)
         try:
             if os.path.isabs(base) and not os.path.isdir(base):
-                raise OSError(f"there is no folder {base}.")
+                raise OSError(f"there is no {base}.")
             files = TrackerFiles.find(base, options)
         except OSError as error:
             raise OSError(

@@ -44,28 +44,28 @@ def with_events(
         raise ValueError(f"{path} has {what} and {rgb.name} {rgb.length} frames: use --event-window interval")
     if fits and window is None and start is None:
         window = "exposure"
-    if window != "exposure" and rgb.stamped is None:
+    if window != "exposure" and rgb.timed_frames is None:
         raise ValueError(f"{rgb.name} does not say when its frames were taken: give --fps to lay events beside them")
 
     def frames() -> Iterator[Frame]:
         if window == "exposure":
             return _beside(rgb, rgb.frames(), file, iter(exposures.tolist()))
-        origin, stamped = file.start() if start is None else start, rgb.stamped()
+        origin, timed_frames = file.start() if start is None else start, rgb.timed_frames()
         if fits and start is None:  # when each frame was taken, on the events' clock
             origin, taken = int(exposures[0, 0]), exposures[:, 0] - exposures[0, 0]
-            stamped = zip(taken / 1e6, rgb.frames(), strict=False)
-        first, second = tee(stamped)
+            timed_frames = zip(taken / 1e6, rgb.frames(), strict=False)
+        first, second = tee(timed_frames)
         return _beside(rgb, (frame for _, frame in first), file, _until_the_next(second, origin, rgb.fps))
 
     seen = "within the exposure of each frame" if window == "exposure" else "from each frame to the next"
     note = f"{Path(path).name}: the events {seen}, red brighter, blue darker, on white"
-    return replace(rgb, frames=frames, modality="event", stamped=None, files=None, notes=(*rgb.notes, note))
+    return replace(rgb, frames=frames, modality="event", timed_frames=None, files=None, notes=(*rgb.notes, note))
 
 
-def _until_the_next(stamped: Iterator[tuple[float, Frame]], origin: int, fps: float) -> Iterator[tuple[int, int]]:
+def _until_the_next(timed_frames: Iterator[tuple[float, Frame]], origin: int, fps: float) -> Iterator[tuple[int, int]]:
     """From when to when each frame is the newest, in microseconds of the events' clock."""
     begin = None
-    for seconds, _ in stamped:
+    for seconds, _ in timed_frames:
         begin, last = origin + round(seconds * 1e6), begin
         if last is not None:
             yield last, begin
@@ -99,9 +99,7 @@ def davis_frames(path: Path) -> FrameSource:
     times = (exposures[:, 0] - exposures[0, 0]) / 1e6
     fps = 1 / float(np.median(np.diff(times))) if len(times) > 1 else 30.0
 
-    def stamped() -> Iterator[tuple[float, Frame]]:
+    def timed() -> Iterator[tuple[float, Frame]]:
         return ((time, {"rgb": picture}) for time, picture in zip(times.tolist(), aedat4_frames(path), strict=True))
 
-    return FrameSource(
-        path.stem, lambda: (frame for _, frame in stamped()), length=len(times), fps=fps, stamped=stamped
-    )
+    return FrameSource(path.stem, lambda: (frame for _, frame in timed()), "rgb", len(times), fps, timed_frames=timed)

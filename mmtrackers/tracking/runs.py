@@ -252,7 +252,7 @@ def _followed(
     session, clock = None, result.clock
     for frame in frames:
         if session is None:
-            session = tracker.start(frame, given, **result.source.rig(tracker.streams))
+            session = tracker.start(frame, given, **result.source.start_options(tracker.streams))
             result.size = next(iter(frame.values())).shape[:2]
             yield session, frame, session.initial_prediction()
         else:

@@ -39,10 +39,10 @@ class FrameSource:
         fps (`float`): frames per second of the recording; 30 where nothing says.
         boxes_xywh (`np.ndarray`, *optional*): `[N, 4]` ground truth in pixels, NaN where there is none.
         present (`np.ndarray`, *optional*): `[N]` bool, the frames whose ground truth counts.
-        stamped (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
+        timed_frames (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
         files (list of `Path`, *optional*): where each frame is a file of one stream.
         live (`bool`): a camera: frames that come while one is looked at are left out.
-        alone (`bool`): the pictures of `modality` come without RGB.
+        without_rgb (`bool`): the pictures of `modality` come without RGB.
         notes (`tuple[str, ...]`): what a person should know of how the frames were made.
         alignment, thermal_range (*optional*): of this recording, for `Tracker.start`.
 
@@ -59,10 +59,10 @@ class FrameSource:
     fps: float = 30.0
     boxes_xywh: np.ndarray | None = None
     present: np.ndarray | None = None
-    stamped: Callable[[], Iterator[tuple[float, Frame]]] | None = field(default=None, repr=False)
+    timed_frames: Callable[[], Iterator[tuple[float, Frame]]] | None = field(default=None, repr=False)
     files: Sequence[Path] | None = field(default=None, repr=False)
     live: bool = False
-    alone: bool = False
+    without_rgb: bool = False
     notes: tuple[str, ...] = ()
     alignment: Mapping[str, Alignment] | None = None
     thermal_range: Sequence[float] | str | None = None
@@ -70,10 +70,10 @@ class FrameSource:
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()
 
-    def rig(self, streams: int) -> dict[str, Any]:
+    def start_options(self, streams: int) -> dict[str, Any]:
         """What `Tracker.start` has to know of this recording, for a tracker of so many streams."""
         known = {"alignment": self.alignment if streams == 2 else None, "thermal_range": self.thermal_range}
-        return known | ({"modality": self.modality} if self.alone else {})
+        return known | ({"modality": self.modality} if self.without_rgb else {})
 
     @property
     def first(self) -> int:
@@ -140,7 +140,7 @@ def open_source(
         opened = _file(path, modality)
     else:
         raise ValueError(f"there is no {source}: give a video, a folder of images or a sequence, a camera or address")
-    timed = opened.stamped is not None
+    timed = opened.timed_frames is not None
     opened = _with_rate(opened, fps)
     for stream, where in second.items():
         if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
@@ -149,7 +149,7 @@ def open_source(
             opened = with_events(opened, where, event_window, event_start)
         else:
             other = _second_stream(Path(where), stream)
-            timed = timed and other.stamped is not None
+            timed = timed and other.timed_frames is not None
             opened = pair(opened, _with_rate(other, fps), stream, pair_by)
     if fps is not None and timed:
         raise ValueError(f"--fps {fps:g} is for folders of images and pages: {source} has times of its own")
@@ -172,7 +172,7 @@ def with_rig(
     ThermalRange(thermal_range)
     if align is None:
         return replace(source, thermal_range=thermal_range)
-    if source.modality == "rgb" or source.alone:
+    if source.modality == "rgb" or source.without_rgb:
         raise ValueError(f"--align {align}: {source.name} has no second stream beside RGB to be aligned")
     found = SCALE if str(align) == SCALE else read_alignment(align)
     return replace(source, alignment={source.modality: found}, thermal_range=thermal_range)
@@ -262,7 +262,7 @@ def _folder(folder: Path, modality: str | None, has_second: bool, pair_by: str |
         if modality in (None, "rgb"):
             return opened
         known = _sequence(folder, "rgb", None)
-        return replace(opened, alone=True, boxes_xywh=known.boxes_xywh, present=known.present)
+        return replace(opened, without_rgb=True, boxes_xywh=known.boxes_xywh, present=known.present)
     return _sequence(folder, "rgb" if has_second else modality, pair_by)
 
 
@@ -291,7 +291,7 @@ def _file(path: Path, modality: str | None) -> FrameSource:
         if modality is None and is_deep(path):
             shown = "thermal"
         return FrameSource(
-            path.stem, lambda: ({shown: page} for page in read_pages(path, shown)), shown, alone=shown != "rgb"
+            path.stem, lambda: ({shown: page} for page in read_pages(path, shown)), shown, without_rgb=shown != "rgb"
         )
     if shown == "depth":
         raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimeters), not as a video")
@@ -302,18 +302,12 @@ def _video(place: str, name: str, shown: str) -> FrameSource:
     """A video file, here or at an address."""
     facts = video_facts(place)
 
-    def stamped() -> Iterator[tuple[float, Frame]]:
+    def timed() -> Iterator[tuple[float, Frame]]:
         return ((time, {shown: image}) for time, image in decoded(place, facts))
 
-    return FrameSource(
-        name,
-        lambda: (frame for _, frame in stamped()),
-        shown,
-        facts.frames or (round(facts.seconds * facts.fps) if facts.seconds else None),
-        facts.fps,
-        stamped=stamped,
-        alone=shown != "rgb",
-    )
+    length = facts.frames or (round(facts.seconds * facts.fps) if facts.seconds else None)
+    frames = FrameSource(name, lambda: (frame for _, frame in timed()), shown, length, facts.fps, timed_frames=timed)
+    return replace(frames, without_rgb=shown != "rgb")
 
 
 def _second_stream(path: Path, modality: str) -> FrameSource:
@@ -326,9 +320,9 @@ def _second_stream(path: Path, modality: str) -> FrameSource:
 
 def _with_rate(source: FrameSource, fps: float | None) -> FrameSource:
     """Gives a source times that has none, where somebody knows its rate."""
-    if fps is None or source.stamped is not None:
+    if fps is None or source.timed_frames is not None:
         return source
-    return replace(source, fps=fps, stamped=lambda: ((k / fps, frame) for k, frame in enumerate(source.frames())))
+    return replace(source, fps=fps, timed_frames=lambda: ((k / fps, frame) for k, frame in enumerate(source.frames())))
 
 
 def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = None) -> FrameSource:
@@ -344,12 +338,12 @@ def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = N
         raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
     if chosen is not None:
         rgb, other = (_taken(side, rows) for side, rows in zip((rgb, other), chosen, strict=True))
-    elif by != "rank" and rgb.stamped is not None and other.stamped is not None:
-        return replace(rgb, frames=_joined_by_time(rgb, other), modality=modality, stamped=None, files=None)
+    elif by != "rank" and rgb.timed_frames is not None and other.timed_frames is not None:
+        return replace(rgb, frames=_joined_by_time(rgb, other), modality=modality, timed_frames=None, files=None)
     elif by == "time":
-        lacking = rgb.name if rgb.stamped is None else other.name
+        lacking = rgb.name if rgb.timed_frames is None else other.name
         raise ValueError(f"{lacking} does not say when its frames were taken: give --fps to pair it by time")
-    return replace(rgb, frames=_joined_by_rank(rgb, other, modality), modality=modality, stamped=None, files=None)
+    return replace(rgb, frames=_joined_by_rank(rgb, other, modality), modality=modality, timed_frames=None, files=None)
 
 
 def _taken(source: FrameSource, rows: np.ndarray) -> FrameSource:
@@ -388,9 +382,9 @@ def _joined_by_time(rgb: FrameSource, other: FrameSource) -> Callable[[], Iterat
     tolerance = 0.5 / min(rgb.fps, other.fps) + 1e-3
 
     def frames() -> Iterator[Frame]:
-        following = other.stamped()
+        following = other.timed_frames()
         with _about(rgb, other):
-            for a, b in nearest_in_time(rgb.stamped(), following, tolerance):
+            for a, b in nearest_in_time(rgb.timed_frames(), following, tolerance):
                 yield a | b
         if next(itertools.islice(following, round(1 + other.fps), None), None) is not None:
             warnings.warn(

@@ -262,7 +262,7 @@ class Tracker:
         from .sources import as_source
 
         source = as_source(frames, {"thermal": thermal, "depth": depth, "event": event})
-        kwargs = source.rig(self.streams) | ({} if modality is None else {"modality": modality}) | kwargs
+        kwargs = source.start_options(self.streams) | ({} if modality is None else {"modality": modality}) | kwargs
         shown: Iterator[Frame] = iter(source)
         if box_xywh is None and source.boxes_xywh is not None:
             box_xywh, shown = source.boxes_xywh[source.first], islice(shown, source.first, None)
