@@ -1,7 +1,7 @@
 """How many threads a loop on a CPU runs with: a number, or what the loop itself finds to be faster."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from statistics import median
 
@@ -31,45 +31,42 @@ class ThreadChoice:
 
     def __init__(self, threads: int | str = "auto") -> None:
         self._most = torch.get_num_threads()
-        self._fixed = threads != "auto"
         try:
-            self.threads = int(threads) if self._fixed else self._most
+            self.threads = self._most if threads == "auto" else int(threads)
         except ValueError:
             self.threads = 0
         if self.threads < 1:
             raise ValueError(f"threads is {threads!r}, expected a positive whole number or auto")
-        self._recent: deque[float] = deque(maxlen=2 * _COMPARED)
-        self._tried: list[float] | None = None  # steps of the other setting, while it is tried
-        self._until = 2 * _COMPARED  # steps until it is; the first ones are slow for other reasons
         self._set(self.threads)
+        self._comparison = self._compare() if threads == "auto" and self._most > 1 else None
+        if self._comparison is not None:
+            next(self._comparison)
 
     def _set(self, threads: int) -> None:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
 
-    @property
-    def _other(self) -> int:
-        return 1 if self.threads > 1 else self._most
-
     def step(self, seconds: float) -> None:
         """A step has ended that took so long."""
-        if self._fixed or self._most == 1:
-            return
-        if self._tried is None:
-            self._recent.append(seconds)
-            self._until -= 1
-            if self._until == 0:
-                self._tried = []
-                self._set(self._other)
-            return
-        self._tried.append(seconds)
-        usual = median(list(self._recent)[-_COMPARED:])
-        if seconds > _HOPELESS * usual or len(self._tried) == _COMPARED:
-            if median(self._tried) < usual:
-                self.threads = self._other
-                self._recent.clear()
-            self._tried, self._until = None, LOOK_AGAIN
+        if self._comparison is not None:
+            self._comparison.send(seconds)
+
+    def _compare(self) -> Generator[None, float, None]:
+        """Is sent the seconds of each step; sets the threads of the next ones."""
+        recent: deque[float] = deque(maxlen=_COMPARED)
+        wait = 2 * _COMPARED  # the first steps are slow for other reasons
+        while True:
+            for _ in range(wait):
+                recent.append((yield))
+            usual, other = median(recent), 1 if self.threads > 1 else self._most
+            self._set(other)
+            tried = [(yield)]
+            while len(tried) < _COMPARED and tried[-1] <= _HOPELESS * usual:
+                tried.append((yield))
+            if median(tried) < usual:
+                self.threads = other
             self._set(self.threads)
+            wait = LOOK_AGAIN
 
 
 @contextmanager
