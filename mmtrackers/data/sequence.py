@@ -3,12 +3,12 @@
 import collections.abc
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -43,7 +43,34 @@ def natural_names(names: Iterable[str]) -> list[str]:
     return sorted(names, key=pieces)
 
 
-class FrameFiles(collections.abc.Sequence):
+T = TypeVar("T")
+
+
+class LazySequence(collections.abc.Sequence[T]):
+    """A sequence whose items are made when they are asked for, by `_item`."""
+
+    _kind = "item"
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._item(i) for i in range(*index.indices(len(self)))]
+        i = int(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self._kind} {i} of {len(self)}")
+        return self._item(i % len(self))
+
+    def __iter__(self) -> Iterator[T]:
+        return (self._item(i) for i in range(len(self)))
+
+    def _item(self, i: int) -> T:
+        raise NotImplementedError
+
+
+class FrameFiles(LazySequence[Path]):
     """The image files of one stream, kept as one block of bytes: a `Path` is made where one is asked for.
 
     A list of 14 million `Path`s (TrackingNet) would take several gigabytes; the names alone are a tenth of one, and
@@ -59,6 +86,8 @@ class FrameFiles(collections.abc.Sequence):
         (2, '2.jpg', [PosixPath('cat/1.jpg')])
     """
 
+    _kind = "frame"
+
     def __init__(self, folder: str | bytes | Path, blob: bytes | np.ndarray) -> None:
         self.folder, self.blob = os.fsdecode(folder), blob
 
@@ -73,16 +102,7 @@ class FrameFiles(collections.abc.Sequence):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"frame {index} of {len(self)}")
-        i = index % len(self)
+    def _item(self, i: int) -> Path:
         name = bytes(self.blob[self._ends[i - 1] + 1 if i else 0 : self._ends[i]])
         return Path(self.folder, os.fsdecode(name))
 

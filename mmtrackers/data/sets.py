@@ -1,14 +1,14 @@
 """Sets of sequences, and the rows of Arrow tables that large ones lie in."""
 
 import collections.abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .sequence import EncodedImage, FrameFiles, Sequence
+from .sequence import EncodedImage, FrameFiles, LazySequence, Sequence
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,7 +21,7 @@ _FACTS: dict[str, Callable[[Sequence], Any]] = {
 }
 
 
-class SequenceSet(collections.abc.Sequence):
+class SequenceSet(LazySequence[Sequence]):
     """Sequences of a set, as a list would hold them.
 
     `lengths` [N], `usable` [N] (frames whose box may be trained on), `names` and the `modalities` that occur are known
@@ -30,6 +30,8 @@ class SequenceSet(collections.abc.Sequence):
     Args:
         items (iterable of [`Sequence`]): in order.
     """
+
+    _kind = "sequence"
 
     def __init__(self, items: Iterable[Sequence]) -> None:
         self._items = list(items)
@@ -57,21 +59,6 @@ class SequenceSet(collections.abc.Sequence):
 
     def __len__(self) -> int:
         return len(self._items)
-
-    @overload
-    def __getitem__(self, index: int) -> Sequence: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sequence]: ...
-    def __getitem__(self, index: int | slice) -> Sequence | list[Sequence]:
-        if isinstance(index, slice):
-            return [self._item(i) for i in range(*index.indices(len(self)))]
-        i = int(index)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sequence {i} of {len(self)}")
-        return self._item(i % len(self))
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return (self._item(i) for i in range(len(self)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} sequences, {int(self.lengths.sum())} frames)"
@@ -166,7 +153,7 @@ def sequence_of(row: "pyarrow.Table | pyarrow.RecordBatch") -> Sequence:
     )  # fmt: skip
 
 
-class _RowFrames(collections.abc.Sequence):
+class _RowFrames(LazySequence[Path | EncodedImage]):
     """The encoded images of one row; each is taken out of the table's memory when it is asked for."""
 
     def __init__(self, images: "pyarrow.StructArray", name: str) -> None:
@@ -175,10 +162,7 @@ class _RowFrames(collections.abc.Sequence):
     def __len__(self) -> int:
         return len(self._bytes)
 
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
+    def _item(self, i: int) -> Path | EncodedImage:
         path, data = self._paths[i].as_py(), self._bytes[i].as_buffer()
         if data is None:
             return Path(path)

@@ -59,12 +59,7 @@ class SequenceScore:
 
 @dataclass(frozen=True)
 class AttributeScore:
-    """The set's scores over the sequences that have one attribute.
-
-    Args:
-        sequences (`tuple[str, ...]`): their names.
-        scores (`dict[str, float]`): metric -> fraction.
-    """
+    """The names of the sequences that have one attribute, and the set's scores over them: metric -> fraction."""
 
     sequences: tuple[str, ...]
     scores: dict[str, float]
@@ -72,11 +67,7 @@ class AttributeScore:
 
 @dataclass(frozen=True)
 class StageTime:
-    """Time of one stage per frame, in milliseconds: median and the middle half.
-
-    Args:
-        median, low, high (`float`): 50th, 25th and 75th percentile over the frames.
-    """
+    """Time of one stage in milliseconds per frame: 50th, 25th and 75th percentile."""
 
     median: float
     low: float
@@ -96,11 +87,6 @@ class Speed:
         batch (`int`): sequences tracked side by side, at most.
         device (`str`): such as "cpu" or "NVIDIA H100".
         threads (`int`): of torch on the CPU.
-
-    Example:
-        >>> speed = Speed({"track": StageTime(20.0, 19.0, 22.5)}, 90, 10, 1, "cpu", 2)
-        >>> speed.frames_per_second
-        50.0
     """
 
     stages: dict[str, StageTime]
@@ -122,27 +108,13 @@ class Settings:
     """With what the boxes of a run were made. Equal fingerprints mean: the same boxes are to be expected.
 
     Args:
-        tracker (`str`): folder or Hub id, as it was given; not part of the fingerprint.
-        system (`str`): the model's class.
-        base (`str`, *optional*): the base that an adapter names.
-        tuner (`str`, *optional*): the adapter's kind.
-        modality (`str`), streams (`int`): what the tracker reads.
+        tracker (`str`), base (`str`, *optional*): folder or Hub id, as it was given, and the base that an adapter
+            names; not part of the fingerprint.
+        system (`str`), tuner (`str`, *optional*): the model's class and the adapter's kind.
         weights (`str`): hash over all tensors, their names and the model's config.
         processor (`dict`): the image processor's settings.
-        dtype, device (`str`): precision of the weights, and where it ran.
-        pack (`bool`): prepared for inference.
         batch (`int`): sequences that shared a forward pass.
-        absent_below (`float`, *optional*), size_momentum (`float`), recover (`bool`), allow_missing (`bool`): as in
-            `Tracker`.
-        version (`str`): of this package.
-
-    Example:
-        >>> from dataclasses import replace
-        >>> settings = Settings("here", "OSTrackForTracking", weights="12ab")
-        >>> settings.fingerprint == replace(settings, tracker="there").fingerprint
-        True
-        >>> settings.fingerprint == replace(settings, dtype="bfloat16").fingerprint
-        False
+        version (`str`): of this package. Other fields as in `Tracker.from_pretrained`.
     """
 
     tracker: str
@@ -196,12 +168,6 @@ class EvaluationResult:
         missing (`tuple[str, ...]`): the sequences without a result.
         notes (`tuple[str, ...]`): warnings about the whole.
         split (`str`): the part of the set, such as "test"; empty where it was not said.
-
-    Example:
-        >>> result = EvaluationResult("ours", "LasHeR", "lasher", {"SR": 0.57}, "SR",
-        ...                           sequences=(SequenceScore("tree", 120, {"SR": 0.57}),))
-        >>> EvaluationResult.from_json(result.to_json()) == result
-        True
     """
 
     tracker: str

@@ -134,13 +134,6 @@ class Protocol:
         Raises:
             ValueError: a result shorter than its sequence, a bad row where the protocol rejects it, or a sequence
                 that lacks what the protocol needs (image size, second boxes, anchors). Names sequence and frame.
-
-        Example:
-            >>> from mmtrackers.evaluation import get_protocol
-            >>> truth = Truth("a", np.tile([10.0, 10, 20, 20], (4, 1)))
-            >>> measured = get_protocol("otb100").measure([truth], [RawResult(truth.boxes_xywh + 1.0)])
-            >>> round(measured.of_sequence(0)["AUC"], 4)
-            0.8095
         """
         raise NotImplementedError
 
