@@ -31,13 +31,8 @@ class LiveRun:
         first (`int`): index of the frame that the first boxes belong to.
         most (`int`): frames to track at most.
 
-    Attributes:
-        index (`int`): of the last frame.
-        frame: the last frame itself.
-        found (`dict[int, Prediction]`): its targets by number.
-        pausing, stopping (`bool`): set by another thread to leave the loop; a run that pauses can be gone on with.
-        paused (`bool`): for whoever watches: it has left the loop and waits.
-        ended (`str`): why no frame is left, empty before.
+    `found` are the targets of the last `frame` by their numbers. Another thread sets `pausing` or `stopping` to leave
+    the loop; a run that has left it and waits is `paused`. `ended` says why no frame is left, and is empty before.
 
     Raises:
         ValueError: the source has no such frame.

@@ -137,7 +137,6 @@ def _named(places: Sequence[str]) -> dict[str, str]:
 def _lines(results: "Sequence[EvaluationResult]", metrics: Sequence[str]) -> Iterator[str]:
     """A table of the scores in percent, what was noticed, and the speed."""
     from mmtrackers.evaluation.run import SCORES
-    from mmtrackers.evaluation.speed import speed_table
 
     width = max(len(result.tracker) for result in results) + 2
     yield "".join([" " * width, *(f"{name:>8}" for name in metrics)])
@@ -151,4 +150,4 @@ def _lines(results: "Sequence[EvaluationResult]", metrics: Sequence[str]) -> Ite
         notes[10:] = [f"{len(notes) - 10} more in {SCORES}"] if len(notes) > 10 else []
         yield from (f"note ({result.tracker}): {note}" for note in notes)
         if result.speed is not None:
-            yield f"{result.tracker}: {speed_table(result.speed)}"
+            yield f"{result.tracker}: {result.speed}"

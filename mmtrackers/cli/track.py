@@ -156,10 +156,10 @@ def _lines(result: "RunResult", done: str) -> Iterator[str]:
         rate = f", {result.whole_frames_per_second:.1f} per second ({result.frames_per_second:.1f} in the tracker)"
     yield f"{result.source.name}: {done}{rate}"
     if result.clock is not None:
-        from mmtrackers.evaluation.speed import speed_of, speed_table
+        from mmtrackers.evaluation.speed import speed_of
 
         speed = speed_of(result.clock.rows, result.clock.device)
-        yield speed_table(speed) if speed is not None else "no frame was timed: there is only the given one"
+        yield str(speed or "no frame was timed: there is only the given one")
         spent = {what: 1000 * seconds / len(result.predictions) for what, seconds in result.recording.items()}
         yield "beside it, in a thread of its own (ms/frame): " + ", ".join(f"{v:.2f} {k}" for k, v in spent.items())
         yield f"{result.threads} thread{'s' if result.threads > 1 else ''} at the end"

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-EVENT_SUFFIXES = (".aedat4", ".npz", ".h5", ".hdf5", ".txt", ".csv", ".raw", ".dat")
 POSITIVE, NEGATIVE = (220, 30, 30), (30, 30, 200)
 
 _CHUNK = 1_000_000  # events, or words of a file, that are read at a time
@@ -92,14 +91,9 @@ def open_events(path: str | Path) -> EventFile:
 
 
 def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
-    """Events as a picture: white ground, positive ones red, negative ones blue and on top.
+    """Events of a frame as a picture of `size` (height, width): uint8 `[height, width, 3]` RGB.
 
-    Args:
-        events ([`Events`]): of one frame.
-        size (2 `int`): height and width.
-
-    Returns:
-        `np.ndarray` uint8 `[height, width, 3]` RGB.
+    White ground, positive events red, negative ones blue and on top.
 
     Raises:
         ValueError: an event lies outside.
@@ -355,13 +349,7 @@ def _open_aedat4(path: Path) -> EventFile:
 
 
 def aedat4_frames(path: Path) -> Iterator[np.ndarray]:
-    """The frames that a DAVIS camera took beside its events, `[H, W, 3]` RGB uint8.
-
-    Example:
-        ```python
-        pictures = list(aedat4_frames(Path("recording.aedat4")))
-        ```
-    """
+    """The frames that a DAVIS camera took beside its events, `[H, W, 3]` RGB uint8."""
     for packet in _needed("aedat", "aedat").Decoder(str(path)):
         if "frame" in packet:
             pixels = packet["frame"]["pixels"]
@@ -379,3 +367,4 @@ _OPENERS: dict[str, Callable[[Path], EventFile]] = {
     ".raw": _open_evt2,
     ".dat": _open_dat,
 }
+EVENT_SUFFIXES = tuple(_OPENERS)

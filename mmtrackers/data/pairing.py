@@ -104,14 +104,12 @@ def _mismatch(rgb: Sequence[str], other: Sequence[str], a: np.ndarray, b: np.nda
 def nearest_in_time(
     rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float, B]], tolerance: float
 ) -> Iterator[tuple[A, B]]:
-    """Goes with each item of the first stream the item of the second that is nearest in time.
+    """With each item of the first stream the item of the second that is nearest in time.
 
-    Args:
-        rgb, other: `(seconds, item)` in order of time; each is read once, one item ahead.
-        tolerance (`float`): largest distance in seconds.
+    Both are `(seconds, item)` in order of time, and read once, one item ahead.
 
     Raises:
-        ValueError: an item of the first stream has nothing within the tolerance; says when.
+        ValueError: an item of the first stream has nothing within the tolerance (seconds); says when.
 
     Example:
         >>> fast, slow = [(0.0, "a"), (0.04, "b"), (0.08, "c")], [(0.0, 1), (0.08, 2)]

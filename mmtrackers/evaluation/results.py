@@ -102,6 +102,15 @@ class Speed:
         track = self.stages.get("track")
         return 1000 / track.median if track is not None and track.median > 0 else 0.0
 
+    def __str__(self) -> str:
+        """Lines for a terminal."""
+        lines = [f"{'ms/frame':8} {'median':>6}   middle half"]
+        lines += [f"{name:8} {t.median:6.2f}   {t.low:.2f} - {t.high:.2f}" for name, t in self.stages.items()]
+        side = f", {self.batch} sequences side by side" if self.batch > 1 else ""
+        lines.append(f"{self.frames_per_second:.1f} frames per second without reading ({self.device}, {self.threads} "
+                     f"threads{side}; {self.frames} frames after {self.warmup} of warm-up)")  # fmt: skip
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -291,14 +291,13 @@ def _scored(
     settings: Settings,
     tracker: Tracker,
 ) -> EvaluationResult:
-    rates: dict[str, list[np.ndarray]] = {}
+    times: dict[str, np.ndarray] = {truth.name: np.empty((0, len(STAGES))) for truth in truths}
     warmup = 0
     for job in planned(truths, sequences, protocol):
         table = _frame_table(folder, job)
         timed = table[:, -1] == 1
-        rates.setdefault(job.name, []).append(table[timed, 1:-1] / 1000)
+        times[job.name] = np.concatenate([times[job.name], table[timed, 1:-1] / 1000])
         warmup += int((~timed[1:]).sum())  # the given frame is none that was tracked
-    times = {name: np.concatenate(tables) for name, tables in rates.items()}
     speed = speed_of(np.concatenate(list(times.values())), tracker.device, settings.batch, warmup=0)
     speed = None if speed is None else replace(speed, warmup=warmup)
     if not any(sequence.annotated[1:].any() for sequence in sequences):  # GOT-10k's and TrackingNet's test sets

@@ -44,15 +44,3 @@ def speed_of(
     device = torch.device(device)
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Speed(stages, len(table), warmup, batch, shown, torch.get_num_threads())
-
-
-def speed_table(speed: Speed) -> str:
-    """The speed as lines of text, for a terminal."""
-    lines = [f"{'ms/frame':8} {'median':>6}   middle half"]
-    lines += [f"{name:8} {t.median:6.2f}   {t.low:.2f} - {t.high:.2f}" for name, t in speed.stages.items()]
-    side = f", {speed.batch} sequences side by side" if speed.batch > 1 else ""
-    lines.append(
-        f"{speed.frames_per_second:.1f} frames per second without reading ({speed.device}, {speed.threads} threads"
-        f"{side}; {speed.frames} frames after {speed.warmup} of warm-up)"
-    )
-    return "\n".join(lines)

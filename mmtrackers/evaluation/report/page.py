@@ -61,12 +61,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 270, 40, 12, 10, 40
 
 
 def line_chart(curves: Mapping[str, Curve], styles: Mapping[str, int], label: str) -> Markup:
-    """Curves of trackers as an SVG; y runs from 0 to 1, x over what the curves have.
-
-    Args:
-        curves (`dict[str, Curve]`): tracker -> curve.
-        styles (`dict[str, int]`): tracker -> number of its style.
-        label (`str`): read out in the place of the picture.
+    """The curve of each tracker as an SVG; y runs from 0 to 1, x over what the curves have.
 
     Example:
         >>> svg = line_chart({"a": Curve((0.0, 1.0), (1.0, 0.0), "overlap", "success")}, {"a": 0}, "Success")

@@ -118,14 +118,9 @@ def _pictures(
 def window_round(boxes: list[np.ndarray], width: int, height: int) -> tuple[int, int, int, int]:
     """The part of a picture, in its own shape, that shows all boxes with some room; small targets are enlarged.
 
-    Returns:
-        left, top, width, height in whole pixels, inside the picture.
-
     Example:
-        >>> window_round([np.array([400.0, 300, 40, 30])], 1920, 1080)
+        >>> window_round([np.array([400.0, 300, 40, 30])], 1920, 1080)  # left, top, width, height
         (180, 180, 480, 270)
-        >>> window_round([], 640, 480)
-        (0, 0, 640, 480)
     """
     if not boxes:
         return 0, 0, width, height
