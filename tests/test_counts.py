@@ -12,7 +12,6 @@ from example_scripts import load
 
 from mmtrackers import OSTrackForTracking, SEATrackForTracking
 from mmtrackers.tuners.amg_lora.hmoe import HMoE
-from mmtrackers.tuners.amg_lora.layer import LowRankLinear
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark.py"
 
@@ -60,9 +59,9 @@ def test_seatrack_bytes_saved_for_backward(seatrack):
         if isinstance(module, HMoE):
             rates.append(module.dropout)
             module.dropout = 0.0
-        elif isinstance(module, LowRankLinear):
-            rates.append(module.amg_lora_dropout["default"])
-            module.amg_lora_dropout["default"] = 0.0
+    config = seatrack.peft_config["default"]
+    rates.append(config.lora_dropout)
+    config.lora_dropout = 0.0
     without = benchmark.training_bytes(seatrack)
     assert set(rates) == {0.1}
     assert seatrack.config.drop_path_rate == 0.1

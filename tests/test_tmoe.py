@@ -47,7 +47,7 @@ def by_loop(layer: TMoELinear, x: Tensor, scale: float) -> Tensor:
     up = layer.tmoe_up["default"]
     gates = (x @ router.T).softmax(-1)
     y = layer.base_layer(x)
-    r = layer.tmoe_r["default"]
+    r = layer.configs["default"].r
     for e, part in enumerate(up.split(r, 1)):
         gate = gates[..., e : e + 1] if e < gates.shape[-1] else 1.0
         compress = down if down.shape[0] == r else down[e * r : (e + 1) * r]

@@ -103,14 +103,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         """None: pictures are projected, not looked up. Whoever shards a model or ties its weights asks for it."""
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """As in transformers, but for kernels of Hub repositories, which are code.
-
-        Args:
-            attn_implementation (`str` or `dict`): such as "sdpa", "eager" or "flash_attention_2".
-
-        Raises:
-            ValueError: a kernel, or an implementation that there is not.
-        """
+        """As in transformers, but for kernels of Hub repositories, which are code: they raise ValueError."""
         refuse_kernel(attn_implementation)
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
@@ -178,11 +171,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         return TemplatePolicy()
 
     def pack(self) -> None:
-        """Prepares the model for inference, in place: see `mmtrackers.modeling.packing.pack_model`.
-
-        Example:
-            >>> model.eval().pack()  # doctest: +SKIP
-        """
+        """Prepares the model for inference, in place: see `mmtrackers.modeling.packing.pack_model`."""
         from .packing import pack_model
 
         pack_model(self)
@@ -228,15 +217,9 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
                 module.eval()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Saves the model, or only its adapter when one is injected.
-
-        Args:
-            save_directory (`str` or `Path`): folder, made if need be.
-            kwargs: passed to `mmtrackers.hub.publish.save_adapter` or to transformers.
-
-        Raises:
-            RuntimeError: the model is packed.
-        """
+        """Saves the model, or only its adapter when one is injected, to a folder that is made if need be. Further
+        arguments go to `mmtrackers.hub.publish.save_adapter` or to transformers. Raises RuntimeError where the model
+        is packed."""
         if self.is_packed:
             raise RuntimeError("A packed model cannot be saved: its weights are merged. Save it before pack().")
         if self.has_adapter:
@@ -247,17 +230,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, private: bool = False, base_model: str | None = None, **kwargs) -> str:
-        """Publishes the model, or its adapter, with a model card: `mmtrackers.hub.publish.push` on what is saved.
-
-        Args:
-            repo_id (`str`): "org/name".
-            private (`bool`): make it private (new repositories only).
-            base_model (`str`): Hub id of an adapter's base, where it was loaded from a folder.
-            kwargs: passed to `mmtrackers.hub.publish.push`.
-
-        Returns:
-            `str`: the repository's address.
-        """
+        """Publishes the model, or its adapter, with a model card; see `mmtrackers.hub.publish.push`. Returns the
+        address."""
         from mmtrackers.hub.publish import push
 
         with tempfile.TemporaryDirectory() as folder:
@@ -346,12 +320,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
 
 def read_config(files: TrackerFiles, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
-    """The config of a full model, of its own class; of `config_class` where its `model_type` is that one's.
-
-    Raises:
-        OSError: there is none, or no JSON.
-        ValueError: its `model_type` is unknown, or a field of it cannot be meant.
-    """
+    """The config of a full model, of its own class; of `config_class` where its `model_type` is that one's."""
     content = files.json(MODEL_CONFIG)
     check_fields(content, f"{files.name}/{MODEL_CONFIG}", model_type=str)
     try:

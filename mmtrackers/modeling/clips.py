@@ -49,16 +49,9 @@ def backward_clip(
 
     Args:
         model (`nn.Module`): a tracker, wrapped for several processes or not.
-        search, template, labels, state: as in `forward_clip`.
+        search, template, labels, state: as in `forward_clip`, whose output is returned, without a graph.
         backward (`Callable`): what to do with each frame's part of the loss, such as `accelerator.backward`.
         kwargs: further arguments of `forward`.
-
-    Returns:
-        `TrackingOutput`: as `forward_clip`, without a graph.
-
-    Example:
-        >>> backward_clip(model, **batch, backward=accelerator.backward).loss  # doctest: +SKIP
-        tensor(8.7523)
     """
     _check_clip_labels(labels, search)
     frames: list[TrackingOutput] = []

@@ -58,10 +58,6 @@ def trunk_from_dinov2(files: TrackerFiles, side: int) -> dict[str, Tensor]:
     Args:
         files (`TrackerFiles`): both name forms in use, of transformers 4 and 5.
         side (`int`): cells along a side of the search grid.
-
-    Raises:
-        OSError: there are no weights in safetensors format.
-        ValueError: tensors are missing or unknown; they are named.
     """
     with quiet_loading():
         model, info = Dinov2Model.from_pretrained(

@@ -277,13 +277,7 @@ def body_plan(draw: Draw, size: int) -> list[tuple[tuple[float, float], tuple[fl
 
 
 def patch_sprite(library: PictureLibrary, draw: Draw, size: int = 96) -> Sprite:
-    """A target cut from photographs by random outlines: things that no stamp shows.
-
-    Args:
-        library: source of the photographs.
-        draw: random numbers.
-        size: side of the sprite in pixels.
-    """
+    """A target of `size` pixels cut from photographs by random outlines: things that no stamp shows."""
     texture = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
     alpha = np.zeros((size, size), np.uint8)
     for index, (center, radius) in enumerate(body_plan(draw, size)):

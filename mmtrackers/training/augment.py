@@ -26,7 +26,7 @@ LOST_SCALE = (1.5, 2.5)
 def as_sample(
     processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], labels: Sequence[np.ndarray], templates: int
 ) -> Sample:
-    """Crops (templates first) and the labels of the others as the tensors of a training item.
+    """Crops, templates first, and the labels of the others as the tensors of a training item.
 
     Args:
         crops (list of `np.ndarray` uint8 `[s, s, 3 S]`): `templates` of one size, then search crops of another.
@@ -35,7 +35,7 @@ def as_sample(
 
     Returns:
         `dict`: `template` uint8 `[T, S, 3, h, w]`; `search` uint8 `[S, 3, H, W]` and `labels` float32 `[4]`, both with
-        an axis of frames before them where there is more than one search crop.
+            an axis of frames before them where there is more than one search crop.
     """
     search = processor.to_tensor(crops[templates:])
     boxes = torch.as_tensor(np.asarray(labels, dtype=np.float32))
@@ -306,11 +306,7 @@ def _per_stream(crop: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def fitting(augment: TrainingAugmentation | None, processor: "TrackerImageProcessor") -> TrainingAugmentation:
-    """The augmentation, by default the OSTrack family's, if it can make crops of the processor's style.
-
-    Raises:
-        ValueError: it belongs to the other style.
-    """
+    """The augmentation, by default the OSTrack family's; ValueError where it is for crops of another style."""
     augment = Augmentation() if augment is None else augment
     kind, option = (DeiTAugmentation, "deit") if processor.crop_style == "lorat" else (Augmentation, "ostrack")
     if not isinstance(augment, kind):

@@ -36,14 +36,12 @@ class CausalSampler:
         return 5 if self.templates + self.searches == 2 else 2 * (self.templates + self.searches) + 1
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
-        """
+        """Template and search frames.
+
         Args:
             visible (`np.ndarray`): indices of visible frames, ascending.
             length (`int`): frames of the sequence.
             rng (`np.random.Generator`): the only source of chance.
-
-        Returns:
-            `tuple[list[int], list[int]]`: template and search frames.
 
         Raises:
             ValueError: no visible frame can be the newest template.
@@ -116,11 +114,7 @@ class OrderedSampler:
         return self.templates + self.searches
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
-        """As `CausalSampler`.
-
-        Raises:
-            ValueError: no side with enough frames was found.
-        """
+        """As `CausalSampler`; ValueError where no side with enough frames was found."""
         for attempt in range(self.attempts):
             gap = self.max_gap + WIDEN * attempt
             middle = int(rng.choice(visible))

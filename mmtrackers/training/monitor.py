@@ -26,8 +26,8 @@ class LossMeter:
 
     Example:
         >>> meter = LossMeter()
-        >>> meter.add({"loss": torch.tensor(1.0)})
-        >>> meter.add({"loss": torch.tensor(2.0)})
+        >>> for value in (1.0, 2.0):
+        ...     meter.add({"loss": torch.tensor(value)})
         >>> meter.mean()
         {'loss': 1.5}
     """
@@ -78,18 +78,13 @@ class LossMeter:
 
 @torch.no_grad()
 def validation_overlap(tracker: "Tracker", sequences: Iterable[Sequence]) -> float:
-    """Mean overlap of tracking through sequences, each begun once with the box of its first frame with the target.
+    """Mean overlap, 0 to 1, of tracking through sequences, each begun once with the box of its first frame with the
+    target.
 
     Args:
         tracker (`Tracker`): its model is back in its mode afterwards.
         sequences (iterable of [`Sequence`]): the mean is over those with a later frame that shows the target, of the
             mean over such frames.
-
-    Returns:
-        `float`: 0 to 1.
-
-    Raises:
-        ValueError: no sequence has such a frame.
     """
     was_training, means, left_out = tracker.model.training, [], []
     tracker.model.eval()

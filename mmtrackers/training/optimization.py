@@ -13,20 +13,15 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """
-    The learning rate of one optimizer step, from the step's number alone.
+    """The learning rate of one optimizer step, from the step's number alone: a resumed run follows its own options.
 
     Args:
-        recipe (`Recipe`): its schedule, one of
-            "constant"; "step" (x 0.1 from `lr_drop_epoch` on, 80 % of the epochs if that is None); "linear" or
-            "cosine" (down to 0 at the end of the last epoch), all of them after `warmup_steps` of linear growth;
-            "warm-cosine" (LoRAT's: from `warmup_lr` up to `lr`, and only then a cosine as long as the run, to
-            `final_lr`, which therefore is not reached; the rate lags one step behind).
+        recipe (`Recipe`): its schedule, one of "constant"; "step" (x 0.1 from `lr_drop_epoch` on, 80 % of the epochs
+            if that is None); "linear" or "cosine" (down to 0 at the end of the last epoch), all of them after
+            `warmup_steps` of linear growth; "warm-cosine" (LoRAT's: from `warmup_lr` up to `lr`, and only then a
+            cosine as long as the run, to `final_lr`, which therefore is not reached; the rate lags one step behind).
         step (`int`): optimizer steps done before this one.
         steps_per_epoch (`int`): their number in an epoch.
-
-    Returns:
-        `float`. There is no state, hence nothing to save, and a resumed run follows the options it was started with.
 
     Example:
         >>> learning_rate(Recipe(lr=4e-4, epochs=10), step=80, steps_per_epoch=10)
@@ -90,15 +85,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """
-    Casts what is not trained to another precision: half the memory, and no copies of it for the backward pass.
+    """Casts what is not trained to another precision: half the memory, and no copies of it for the backward pass.
 
     Args:
-        model (`nn.Module`): the tracker; its trained parameters stay as they are.
+        model (`nn.Module`): the tracker; its trained parameters stay as they are. Raises ValueError if all are
+            trained.
         dtype (`torch.dtype`): such as `torch.bfloat16`.
-
-    Raises:
-        ValueError: everything is trained.
 
     Example:
         >>> model = nn.ModuleList([nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)])
@@ -122,9 +114,7 @@ def elimination_keep_rate(epoch: int, start: int = 20, warmup: int = 80, base: f
     """Share of search tokens kept in an epoch of base training: 1, then a half cosine down to `base`.
 
     Args:
-        epoch (`int`): current epoch.
-        start (`int`): last epoch with every token.
-        warmup (`int`): epochs of the descent.
+        epoch, start, warmup (`int`): the epoch, the last one with every token, and epochs of the descent.
         base (`float`): final share.
 
     Example:

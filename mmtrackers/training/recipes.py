@@ -89,11 +89,6 @@ class Recipe:
             )
         return IntervalSampler(self.max_gap)
 
-    def changed(self) -> dict[str, Any]:
-        """The fields that are not the defaults, for cards and the first lines of a run."""
-        own, default = self.values(), Recipe().values()
-        return {name: value for name, value in own.items() if value != default[name]}
-
     def values(self) -> dict[str, Any]:
         """All fields of a recipe."""
         return {f.name: getattr(self, f.name) for f in fields(Recipe)}

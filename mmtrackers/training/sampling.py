@@ -187,21 +187,17 @@ class PairDataset(EpochDataset):
 class StreamSamples(IterableDataset):
     """Samples of sequences that are streamed: some of each sequence while it is at hand.
 
-    A sample is a function of (seed, epoch, sequence, its number) alone; their order follows the stream's.
+    A sample is a function of (seed, epoch, sequence, its number) alone; their order follows the stream's. Sequences
+    that are too short, and frames that cannot be read, are named in a warning and counted in `unreadable`.
 
     Args:
         stream ([`SequenceStream`]): as `from_hf_dataset` gives it for a streamed dataset.
-        processor, modality, streams, seed, augment, frame_sampler: as for [`PairDataset`].
         samples_per_sequence (`int`): how many samples are drawn of each.
-
-    Sequences that are too short, and frames that cannot be read, are named in a warning and counted in `unreadable`.
+        processor, modality, streams, seed, augment, frame_sampler: as for [`PairDataset`].
 
     Example:
-        ```python
-        rows = datasets.load_dataset("org/set", split="train", streaming=True).shuffle(seed=0, buffer_size=50)
-        samples = StreamSamples(from_hf_dataset(rows), processor, "thermal", streams=2, samples_per_sequence=16)
-        loader = torch.utils.data.DataLoader(samples, batch_size=32, num_workers=4)
-        ```
+        >>> samples = StreamSamples(from_hf_dataset(rows), processor, "thermal", streams=2)  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(samples, batch_size=32, num_workers=4)  # doctest: +SKIP
     """
 
     def __init__(self, stream: "SequenceStream", processor: "TrackerImageProcessor", modality: str = "rgb",
@@ -318,7 +314,8 @@ class SampleMaker:
 
 
 def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Which sequence each sample of an epoch is made of, every sequence as evenly often as possible.
+    """Which sequence each sample of an epoch is made of, int64 `[count]`: sequence `i` stands in it `count *
+    chances[i]` times, rounded up or down.
 
     After LitingLin/LoRAT (trackit/data/sampling/per_sequence): of every set the same sequences as often as they fit
     in, the rest of its share drawn without repetition, and all sets shuffled together.
@@ -327,9 +324,6 @@ def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> 
         chances (`np.ndarray` `[N]`): of the sequences; their sum is 1.
         count (`int`): samples.
         rng (`np.random.Generator`): the only source of chance.
-
-    Returns:
-        `np.ndarray` int64 `[count]`: sequence `i` stands in it `count * chances[i]` times, rounded up or down.
 
     Example:
         >>> np.bincount(balanced_plan(np.array([0.25, 0.25, 0.5]), 8, np.random.default_rng(0))).tolist()
@@ -344,17 +338,11 @@ def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> 
 
 
 def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tuple[SequenceSet, np.ndarray]:
-    """Several sets as one, and the chance of each sequence: a set's weight, shared by its sequences.
+    """Several sets as one, and the chance `[N]` of each sequence: a set's weight, shared by its sequences.
 
     Args:
         sets (iterable of [`SequenceSet`] or of lists of [`Sequence`]): at least one.
-        weights (iterable of `float`): how often a set is drawn, relative to the others.
-
-    Returns:
-        `tuple`: all sequences, and `np.ndarray` `[N]`: `chances` of [`PairDataset`].
-
-    Raises:
-        ValueError: other numbers of sets and weights, an empty set, or a weight that is not positive.
+        weights (iterable of `float`): how often a set is drawn, relative to the others; positive.
 
     Example:
         >>> one = Sequence("a", {"rgb": ["1.jpg"]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))

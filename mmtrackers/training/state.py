@@ -25,15 +25,8 @@ from mmtrackers.processing.files import write_json
 
 
 def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """
-    What training changes in a model: trained parameters, and the statistics of BatchNorms that are trained.
-
-    Args:
-        model (`nn.Module`): the tracker, without wrappers.
-
-    Returns:
-        `dict[str, torch.Tensor]`: name to the live tensor (detached, same memory). Of a tracker with an adapter this
-        is the adapter alone.
+    """What training changes in a model, by name and as live tensors: trained parameters, and the statistics of
+    BatchNorms that are trained. Of a tracker with an adapter this is the adapter alone.
 
     Example:
         >>> sorted(changing_tensors(nn.BatchNorm2d(4)))
@@ -64,11 +57,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 @dataclass
 class TrainingProgress:
-    """
-    Where a run stands. Written as JSON beside the tensors of a checkpoint.
+    """Where a run stands. Written as JSON beside the tensors of a checkpoint.
 
     Args:
-        epoch (`int`), batch (`int`): the epoch under way (from 0) and the batches of it that are done, per process.
+        epoch, batch (`int`): the epoch under way (from 0) and the batches of it that are done, per process.
         step (`int`): optimizer steps done.
         seconds (`float`): time in the training loop, over all parts of the run.
         history (`list[dict]`): one entry per `log_every` steps: step, epoch, rate, losses.
@@ -86,17 +78,11 @@ class TrainingProgress:
 
 
 class WeightAverage:
-    """
-    Exponential moving average of what training changes; `swap` lends the averaged weights to the model.
+    """Exponential moving average of what training changes; `swap` lends the averaged weights to the model.
 
     Args:
         model (`nn.Module`): the tracker, without wrappers.
         decay (`float`): share of the old average kept per step; lower in the first steps: min(decay, (1+n)/(10+n)).
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> average = WeightAverage(layer, decay=0.9)
-        >>> average.update(layer)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -196,17 +182,8 @@ class CheckpointStore:
             tensor.copy_(whole)
 
     def save(self, progress: TrainingProgress, export: Callable[[Path], None] | None = None) -> Path:
-        """
-        Writes a checkpoint (all processes call) and removes the oldest ones.
-
-        Args:
-            progress (`TrainingProgress`): where the run stands.
-            export (`Callable`, *optional*): writes the model for use into the folder it gets (`model`); every process
-                calls it.
-
-        Returns:
-            `Path`: the checkpoint.
-        """
+        """Writes a checkpoint (all processes call) and removes the oldest ones; `export` writes the model for use into
+        the folder it gets."""
         final = self.folder / f"checkpoint-{progress.step:08d}"
         staging = self.folder / f".writing-{final.name}"
         if self.accelerator.is_main_process:

@@ -39,15 +39,8 @@ def starts_as_lorat(config: PeftConfig) -> bool:
 
 @torch.no_grad()
 def start_lora(model: nn.Module, adapter_name: str = "default", std: float = 0.02) -> None:
-    """Draws both matrices of every low-rank pair from a truncated normal distribution, as LoRAT starts.
-
-    Neither is zero, so that the start is not the frozen model; peft's own initial values set B to zero.
-
-    Args:
-        model (`nn.Module`): with a LoRA adapter.
-        adapter_name (`str`): which.
-        std (`float`): of A and B.
-    """
+    """Draws both matrices of an adapter's low-rank pairs from a truncated normal distribution, as LoRAT starts:
+    neither is zero, so that the start is not the frozen model."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for pairs in (module.lora_A, module.lora_B):

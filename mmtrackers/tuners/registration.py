@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
@@ -55,8 +55,8 @@ class TrackerTunerConfig(PeftConfig):
 class TrackerTunerLayer(nn.Module, BaseTunerLayer):
     """What the layers of this package's tuners share: one active adapter at a time, adapters in float32.
 
-    A subclass names its parameters in `adapter_layer_names` (containers keyed by adapter name) and makes them in
-    `make_parameters`.
+    A subclass names its parameters in `adapter_layer_names` (containers keyed by adapter name), makes them in
+    `make_parameters`, and does in `adapted` what the base layer's `forward` does without an adapter.
 
     Args:
         base_layer (`nn.Module`): the target.
@@ -67,6 +67,7 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
     """
 
     container: type[nn.Module] = nn.ParameterDict
+    other_param_names = ("configs",)
     needs_all_rows = False  # as of a junction, see `ResidualJunction`
 
     def __init__(
@@ -79,18 +80,26 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         for name in self.adapter_layer_names:
             setattr(self, name, self.container())
-        for name in self.other_param_names:
-            setattr(self, name, {})
+        self.configs: dict[str, PeftConfig] = {}
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
         """Creates an adapter's parameters at their initial values."""
+        self.configs[adapter_name] = config
         self.make_parameters(adapter_name, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def make_parameters(self, adapter_name: str, config: PeftConfig) -> None:
+        raise NotImplementedError
+
+    def forward(self, *args, **kwargs) -> Any:
+        name = self.active_name
+        return self.base_layer(*args, **kwargs) if name is None else self.adapted(name, *args, **kwargs)
+
+    def adapted(self, name: str, *args, **kwargs) -> Any:
+        """The forward pass under an adapter."""
         raise NotImplementedError
 
     def packed(self, dtype: torch.dtype) -> nn.Module:

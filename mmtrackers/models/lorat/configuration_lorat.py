@@ -56,16 +56,8 @@ class LoRATConfig(CropConfigMixin, PreTrainedConfig):
 
     @classmethod
     def published(cls, size: str, search_size: int = 224, **fields: Any) -> "LoRATConfig":
-        """The configuration of a published tracker.
-
-        Args:
-            size (`str`): "small", "base", "large" or "giant".
-            search_size (`int`): 224 or 378 pixels.
-            fields: what shall be otherwise.
-
-        Raises:
-            ValueError: another size.
-        """
+        """The configuration of a published tracker: "small", "base", "large" or "giant", at 224 or 378 pixels;
+        `fields` say what shall be otherwise."""
         if size not in SIZES or search_size not in TEMPLATE_SIZES:
             raise ValueError(
                 f"no LoRAT of size {size!r} at {search_size} pixels; published: {', '.join(SIZES)} at "

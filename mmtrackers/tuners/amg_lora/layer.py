@@ -22,8 +22,6 @@ class LowRankLinear(AMGLoraLayer):
     """`W x + b + B A x` with dropout on the low-rank output and scale 1 (SEATrack, section 3.2)."""
 
     adapter_layer_names = ("amg_lora_A", "amg_lora_B")
-    other_param_names = ("amg_lora_dropout",)
-
     def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
         inner, outer = self.base_layer.in_features, self.base_layer.out_features
         down = torch.empty(config.r, inner)
@@ -31,21 +29,16 @@ class LowRankLinear(AMGLoraLayer):
         nn.init.normal_(down, std=math.sqrt(2.0) * math.sqrt(2.0 / (2 * config.r + inner)))
         self.amg_lora_A[adapter_name] = nn.Parameter(down)
         self.amg_lora_B[adapter_name] = nn.Parameter(torch.zeros(outer, config.r))
-        self.amg_lora_dropout[adapter_name] = config.lora_dropout
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """`B A` of an adapter, which packing adds to the base's weight."""
         return self.amg_lora_B[adapter] @ self.amg_lora_A[adapter]
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base_layer(x)
-        name = self.active_name
-        if name is None:
-            return y
-        down, up = self.amg_lora_A[name], self.amg_lora_B[name]
+    def adapted(self, name: str, x: Tensor) -> Tensor:
+        y, down, up = self.base_layer(x), self.amg_lora_A[name], self.amg_lora_B[name]
         delta = F.linear(F.linear(x.to(down.dtype), down), up)
-        if self.training and self.amg_lora_dropout[name]:
-            delta = F.dropout(delta, self.amg_lora_dropout[name])
+        if self.training and self.configs[name].lora_dropout:
+            delta = F.dropout(delta, self.configs[name].lora_dropout)
         return y + delta.to(y.dtype)
 
 
@@ -63,12 +56,9 @@ class GuidedAttentionCore(AMGLoraLayer):
         for name in self.adapter_layer_names:
             getattr(self, name)[adapter_name] = nn.Parameter(torch.full((1,), float(config.amg_init)))
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
+    def adapted(
+        self, name: str, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
-        name = self.active_name
-        if name is None:
-            return self.base_layer(query, key, value, scaling, layout, **kwargs)
         query = query if scaling == 1.0 else query * scaling
         factors = self.amg_lora_x_to_rgb[name], self.amg_lora_rgb_to_x[name]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value, *factors)):
@@ -154,13 +144,10 @@ class MixtureJunction(AMGLoraLayer):
         mixture = HMoE(self.dim, experts, config.hmoe_heads, config.hmoe_rank, config.hmoe_dropout)
         self.amg_lora_hmoe[adapter_name] = mixture.train(self.training)
 
-    def forward(
-        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
+    def adapted(
+        self, name: str, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
     ) -> tuple[Tensor, Tensor | None]:
         x, loss = self.base_layer(x, h, y, norm, layout)
-        name = self.active_name
-        if name is None:
-            return x, loss
         mixture = self.amg_lora_hmoe[name]
         tokens = x.view(layout.streams, -1, *x.shape[1:]).to(mixture.gate.dtype)
         weights, answers = mixture(tokens, token_groups(layout, x.device))

@@ -41,13 +41,10 @@ class ParallelJunction(ProgressiveLayer):
             return ModalityEntangledAdapter(self.dim, config.cea_width, config.cea_train_norm, config.cea_swap_outputs)
         return ModalityDependentAdapter(self.dim, config.mda_width, config.mda_source)
 
-    def forward(
-        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
+    def adapted(
+        self, name: str, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
     ) -> tuple[Tensor, Tensor | None]:
         result, loss = self.base_layer(x, h, y, norm, layout)
-        name = self.active_name
-        if name is None:
-            return result, loss
         start, stop = layout.template.start, layout.search.stop
         term = self.progressive_adapter[name](x[:, start:stop], h[:, start:stop], norm, layout).to(result.dtype)
         if (start, stop) != (0, x.shape[1]):
@@ -67,10 +64,8 @@ class AdaptedNeck(ProgressiveLayer):
     def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
         return HeadAdapter(self.dim, config.head_width, config.head_dropout, config.head_residual)
 
-    def forward(self, features: Tensor, layout: TokenLayout) -> Tensor:
-        features = self.base_layer(features, layout)
-        name = self.active_name
-        return features if name is None else self.progressive_adapter[name](features)
+    def adapted(self, name: str, features: Tensor, layout: TokenLayout) -> Tensor:
+        return self.progressive_adapter[name](self.base_layer(features, layout))
 
     def packed(self, dtype: torch.dtype) -> nn.Module:
         name = self.active_name

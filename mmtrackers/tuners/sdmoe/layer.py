@@ -25,7 +25,6 @@ class MixtureJunction(SDMoELayer):
     """
 
     adapter_layer_names = ("sdmoe_mixture",)
-    other_param_names = ("sdmoe_scale", "sdmoe_balance")
     base_layer: ResidualJunction
 
     @property
@@ -35,33 +34,27 @@ class MixtureJunction(SDMoELayer):
 
     def make_parameters(self, adapter_name: str, config: SDMoEConfig) -> None:
         self.sdmoe_mixture[adapter_name] = SDMoE(self.dim, config).train(self.training)
-        self.sdmoe_scale[adapter_name] = config.adapter_scale
-        self.sdmoe_balance[adapter_name] = config.balance_loss_coef
 
-    def forward(
-        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
+    def adapted(
+        self, name: str, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
     ) -> tuple[Tensor, Tensor | None]:
         x, loss = self.base_layer(x, h, y, norm, layout)
-        name = self.active_name
-        if name is None:
-            return x, loss
-        mixture = self.sdmoe_mixture[name]
+        mixture, config = self.sdmoe_mixture[name], self.configs[name]
         added, balance = mixture(x.to(mixture.router.weight.dtype))
-        x = x.add(added.to(x.dtype), alpha=self.sdmoe_scale[name])
-        return x, loss if balance is None else add_losses(loss, self.sdmoe_balance[name] * balance)
+        x = x.add(added.to(x.dtype), alpha=config.adapter_scale)
+        return x, loss if balance is None else add_losses(loss, config.balance_loss_coef * balance)
 
     def packed(self, dtype: torch.dtype) -> nn.Module:
         name = self.active_name
         if name is None or self.sdmoe_mixture[name].gather or type(self.base_layer) is not ResidualJunction:
             return self
-        return PackedMixtureJunction(self.sdmoe_mixture[name], self.sdmoe_scale[name], dtype)
+        return PackedMixtureJunction(self.sdmoe_mixture[name], self.configs[name].adapter_scale, dtype)
 
 
 class HypergraphFusion(SDMoELayer):
     """The base's fusion of the streams, plus the hypergraph's fusion of both streams' blocks."""
 
     adapter_layer_names = ("sdmoe_fusion",)
-    other_param_names = ("sdmoe_levels",)
     base_layer: StreamFusion
 
     @property
@@ -71,15 +64,11 @@ class HypergraphFusion(SDMoELayer):
 
     def make_parameters(self, adapter_name: str, config: SDMoEConfig) -> None:
         self.sdmoe_fusion[adapter_name] = GSAHF(self.dim, len(config.hyper_levels), config).train(self.training)
-        self.sdmoe_levels[adapter_name] = list(config.hyper_levels)
 
-    def forward(
-        self, features: Tensor, levels: tuple[Tensor, ...] | None, token: Tensor | None, layout: TokenLayout
+    def adapted(
+        self, name: str, features: Tensor, levels: tuple[Tensor, ...], token: Tensor | None, layout: TokenLayout
     ) -> tuple[Tensor, Tensor | None]:
-        name = self.active_name
         fused, token = self.base_layer(features, levels, token, layout)
-        if name is None:
-            return fused, token
         fusion = self.sdmoe_fusion[name]
-        chosen = tuple(levels[index].to(fusion.level_weight.dtype) for index in self.sdmoe_levels[name])
+        chosen = tuple(levels[index].to(fusion.level_weight.dtype) for index in self.configs[name].hyper_levels)
         return fused + fusion(chosen).to(fused.dtype), token

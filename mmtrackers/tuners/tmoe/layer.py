@@ -26,8 +26,6 @@ class TMoELinear(TrackerTunerLayer):
     """
 
     adapter_layer_names = ("tmoe_down", "tmoe_up")
-    other_param_names = ("tmoe_r", "tmoe_experts", "tmoe_scaling", "tmoe_dropout")
-
     def make_parameters(self, adapter_name: str, config: TMoEConfig) -> None:
         inner, outer = self.base_layer.in_features, self.base_layer.out_features
         r, experts = config.r, config.num_experts
@@ -43,29 +41,23 @@ class TMoELinear(TrackerTunerLayer):
         router = torch.empty(experts, inner).uniform_(-1 / math.sqrt(inner), 1 / math.sqrt(inner))
         self.tmoe_down[adapter_name] = nn.Parameter(torch.cat([down, router]))
         self.tmoe_up[adapter_name] = nn.Parameter(up)
-        self.tmoe_r[adapter_name] = r
-        self.tmoe_experts[adapter_name] = experts
-        self.tmoe_scaling[adapter_name] = config.scaling
-        self.tmoe_dropout[adapter_name] = config.dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted(self, name: str, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
         y = self.base_layer(x)
-        name = self.active_name
-        if name is None:
-            return y
-        down, up, experts = self.tmoe_down[name], self.tmoe_up[name], self.tmoe_experts[name]
+        down, up, config = self.tmoe_down[name], self.tmoe_up[name], self.configs[name]
+        experts = config.num_experts
         # two-dimensional: torch takes another kernel for a 3-D product when the parameter requires a gradient
         rows = x.reshape(-1, x.shape[-1])
         if not torch.is_autocast_enabled(x.device.type):
             rows = rows.to(down.dtype)
-        if self.training and self.tmoe_dropout[name]:
-            hidden = F.linear(F.dropout(rows, self.tmoe_dropout[name]), down[:-experts])
+        if self.training and config.dropout:
+            hidden = F.linear(F.dropout(rows, config.dropout), down[:-experts])
             logits = F.linear(rows, down[-experts:])
         else:
             hidden, logits = F.linear(rows, down).tensor_split((-experts,), 1)
-        wide = gated(logits.softmax(-1), hidden, self.tmoe_r[name], up.shape[1])
-        mixed = torch.addmm(y.reshape(-1, y.shape[-1]).to(wide.dtype), wide, up.T, alpha=self.tmoe_scaling[name])
+        wide = gated(logits.softmax(-1), hidden, config.r, up.shape[1])
+        mixed = torch.addmm(y.reshape(-1, y.shape[-1]).to(wide.dtype), wide, up.T, alpha=config.scaling)
         return mixed.view(y.shape).to(y.dtype)
 
     def linear_map(self) -> LinearMap:
@@ -73,6 +65,7 @@ class TMoELinear(TrackerTunerLayer):
         name, base = self.active_name, LinearMap.of(self.base_layer)
         if name is None:
             return base
-        down, router = self.tmoe_down[name].detach().tensor_split((-self.tmoe_experts[name],))
-        up, dtype = self.tmoe_up[name].detach() * self.tmoe_scaling[name], base.weight.dtype
-        return replace(base, down=down.to(dtype), router=router.float(), up=up.to(dtype), r=self.tmoe_r[name])
+        config, dtype = self.configs[name], base.weight.dtype
+        down, router = self.tmoe_down[name].detach().tensor_split((-config.num_experts,))
+        up = self.tmoe_up[name].detach() * config.scaling
+        return replace(base, down=down.to(dtype), router=router.float(), up=up.to(dtype), r=config.r)
