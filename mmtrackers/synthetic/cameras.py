@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .layers import Layer, View, blend, warp
-from .pictures import Draw, Picture
+from .layers import Layer, View, warp
+from .pictures import Draw, Picture, blend
 
 if TYPE_CHECKING:
     from .scenes import SyntheticScene

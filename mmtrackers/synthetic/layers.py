@@ -151,15 +151,6 @@ def warp(picture: Picture, matrix: np.ndarray, size: tuple[int, int], border: in
     return cv2.warpAffine(pixels, flat, size, flags=cv2.INTER_LINEAR, borderMode=border)
 
 
-def blend(canvas: np.ndarray, patch: np.ndarray, alpha: np.ndarray, left: int, top: int) -> None:
-    """Lay a premultiplied patch over a region of the canvas, in place; all uint8."""
-    region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
-    keep = cv2.bitwise_not(alpha)
-    if region.ndim == 3:
-        keep = cv2.cvtColor(keep, cv2.COLOR_GRAY2RGB)
-    cv2.add(cv2.multiply(region, keep, scale=1 / 255), patch, dst=region)
-
-
 @dataclass(frozen=True)
 class View:
     """A window of the frame and the size it is rendered at."""

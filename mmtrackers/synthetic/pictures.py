@@ -25,10 +25,8 @@ _CORNERS = np.array(((0, 0), (0, 1), (1, 0), (1, 1)), np.int32)
 
 
 class Draw:
-    """Fast scalar random numbers from one numpy Generator (numpy's own scalar calls cost microseconds each).
-
-    Args:
-        rng: source of all numbers; the sequence of calls decides the result.
+    """Fast scalar random numbers from one numpy Generator (numpy's own scalar calls cost microseconds each); the
+    sequence of calls decides the result.
 
     Example:
         >>> draw = Draw(np.random.default_rng(0))
@@ -69,18 +67,14 @@ class Draw:
 
 
 class Picture:
-    """A picture with its half-size copies, so that shrinking warps do not alias.
-
-    Args:
-        pixels: uint8 [h, w, channels].
-    """
+    """A picture, uint8 `[h, w, channels]`, with its half-size copies, so that shrinking warps do not alias."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.levels = [np.ascontiguousarray(pixels)]
         self.height, self.width = pixels.shape[:2]
 
     def level(self, scale: float) -> tuple[np.ndarray, float, float]:
-        """The copy to sample at ``scale`` output pixels per picture pixel, and its size relative to the picture."""
+        """The copy to sample at `scale` output pixels per picture pixel, and its size relative to the picture."""
         wanted = max(0, math.floor(math.log2(1.4 / max(scale, 1e-4)))) if scale < 0.7 else 0
         while len(self.levels) <= wanted and min(self.levels[-1].shape[:2]) >= 8:
             last = self.levels[-1]
@@ -94,11 +88,8 @@ class Sprite:
     """A layer with an outline.
 
     Args:
-        rgba: uint8 [h, w, 4], RGB not premultiplied.
-        hull: float32 [n, 2] outline corners (x, y), from ``outline_hull`` (computed when None).
-
-    Raises:
-        ValueError: nothing in the picture is visible.
+        rgba (`np.ndarray` uint8 `[h, w, 4]`): RGB not premultiplied; some of it must be visible.
+        hull (`np.ndarray` float32 `[n, 2]`, *optional*): corners (x, y) of its [`outline_hull`], if they are known.
     """
 
     def __init__(self, rgba: np.ndarray, hull: np.ndarray | None = None) -> None:
@@ -172,16 +163,15 @@ def is_held_out(name: str) -> bool:
 
 
 class PictureLibrary:
-    """Cut-outs and backgrounds of a folder made by ``examples/collect_pictures.py``, in memory.
+    """Cut-outs and backgrounds of a folder made by `examples/collect_pictures.py`, in memory.
 
     Args:
-        folder: holds ``cutouts/*.png`` (RGBA) and ``backgrounds/*.jpg``.
-        split: "train", "heldout" (about a tenth of the files, chosen by the hash of their names) or "all".
-        clutter: how many further backgrounds are composed from photos strewn with cut-outs and patches.
+        folder (`str` or `Path`): holds `cutouts/*.png` (RGBA) and `backgrounds/*.jpg`.
+        split (`str`): "train", "heldout" (about a tenth of the files, chosen by the hash of their names) or "all".
+        clutter (`int`): how many further backgrounds are composed from photos strewn with cut-outs and patches.
 
     Raises:
         FileNotFoundError: the folder lacks cut-outs or backgrounds of this split.
-        ValueError: unknown split.
 
     Example:
         >>> library = PictureLibrary("pictures", split="train")  # doctest: +SKIP
@@ -319,26 +309,32 @@ def cluttered(library: PictureLibrary, draw: Draw) -> Picture:
     height = canvas.shape[0]
     for _ in range(draw.below(4)):
         piece = random_patch(photos[draw.below(len(photos))], draw, int(draw.uniform(60, 0.8 * height)))
-        canvas = paste(canvas, np.dstack((piece, np.full(piece.shape[:2], 255, np.uint8))), draw)
+        paste(canvas, np.dstack((piece, np.full(piece.shape[:2], 255, np.uint8))), draw)
     for _ in range(int(draw.uniform(6, 45))):
         own = draw.chance(0.5)
         sprite = cutouts[draw.below(len(cutouts))] if own else patch_sprite(library, draw, int(draw.uniform(24, 160)))
         picture = sprite.picture.levels[0]
         scale = draw.log_uniform(0.2, 1.3) if own else 1.0
         size = (max(8, int(picture.shape[1] * scale)), max(8, int(picture.shape[0] * scale)))
-        canvas = paste(canvas, cv2.resize(picture, size, interpolation=cv2.INTER_AREA), draw)
+        paste(canvas, cv2.resize(picture, size, interpolation=cv2.INTER_AREA), draw)
     return Picture(canvas)
 
 
-def paste(canvas: np.ndarray, picture: np.ndarray, draw: Draw) -> np.ndarray:
-    """Lay a premultiplied RGBA picture at a random place over the canvas, in part outside it; returns the canvas."""
+def paste(canvas: np.ndarray, picture: np.ndarray, draw: Draw) -> None:
+    """Lay a premultiplied RGBA picture at a random place over the canvas, in part outside it."""
     rows, columns = picture.shape[:2]
     top = int(draw.uniform(-0.4 * rows, canvas.shape[0] - 0.6 * rows))
     left = int(draw.uniform(-0.4 * columns, canvas.shape[1] - 0.6 * columns))
     picture = picture[max(0, -top) : canvas.shape[0] - top, max(0, -left) : canvas.shape[1] - left]
     top, left = max(0, top), max(0, left)
-    region = canvas[top : top + picture.shape[0], left : left + picture.shape[1]]
     gain = draw.uniform(0.5, 1.0)
-    keep = cv2.cvtColor(255 - picture[..., 3], cv2.COLOR_GRAY2RGB)
-    region[:] = cv2.add(cv2.multiply(region, keep, scale=1 / 255), cv2.convertScaleAbs(picture[..., :3], alpha=gain))
-    return canvas
+    blend(canvas, cv2.convertScaleAbs(picture[..., :3], alpha=gain), picture[..., 3], left, top)
+
+
+def blend(canvas: np.ndarray, patch: np.ndarray, alpha: np.ndarray, left: int, top: int) -> None:
+    """Lay a premultiplied patch over a region of the canvas, in place; all uint8."""
+    region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]
+    keep = cv2.bitwise_not(alpha)
+    if region.ndim == 3:
+        keep = cv2.cvtColor(keep, cv2.COLOR_GRAY2RGB)
+    cv2.add(cv2.multiply(region, keep, scale=1 / 255), patch, dst=region)

@@ -208,9 +208,6 @@ class TrackerTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         self.refuse_merge()
 
-    def merge_and_unload(self, *args, **kwargs) -> nn.Module:
-        self._check_merge_allowed()
-
     def add_weighted_adapter(self, *args, **kwargs) -> None:
         """Not defined for these tuners."""
         raise NotImplementedError(f"{type(self).__name__} adapters cannot be combined by weights.")
