@@ -21,19 +21,11 @@ from mmtrackers.hub.adapters import PeftConfig
 from mmtrackers.hub.folders import MODEL_CONFIG, TrackerFiles
 from mmtrackers.pretrained import located
 from mmtrackers.processing.files import FolderLock
+from mmtrackers.register import SYSTEMS
 from mmtrackers.training import Augmentation, DeiTAugmentation, TrainingAugmentation
 from mmtrackers.training.loop import Trainer
 from mmtrackers.training.options import TrainingOptions
 from mmtrackers.training.recipes import RECIPES
-
-# systems with an adapter of their own
-TRACKERS = {
-    "lorat": mmtrackers.LoRATForTracking,
-    "patrack": mmtrackers.PATrackForTracking,
-    "sdmoea": mmtrackers.SDMoEAForTracking,
-    "seatrack": mmtrackers.SEATrackForTracking,
-    "spmtrack": mmtrackers.SPMTrackForTracking,
-}
 
 
 def parse(arguments: list[str] | None = None) -> TrainingOptions:
@@ -74,7 +66,8 @@ def build_model(options: TrainingOptions) -> nn.Module:
         return mmtrackers.AutoTracker.from_pretrained(options.model, dtype=torch.float32).requires_grad_(True)
     if options.adapter or options.system != "none":
         adapter = PeftConfig.from_pretrained(options.adapter) if options.adapter else None
-        kind = TRACKERS.get(options.system, mmtrackers.AutoTracker)
+        own = options.system != "none"
+        kind = getattr(mmtrackers, f"{SYSTEMS[options.system]}ForTracking" if own else "AutoTracker")
         sizes = {"search_size": options.search_size} if options.search_size else {}
         return kind.from_base(options.model, modality=options.modality, adapter_config=adapter, **sizes)
     if TrackerFiles.find(options.model, {}).has(MODEL_CONFIG):

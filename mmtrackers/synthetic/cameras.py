@@ -5,6 +5,7 @@ changes are rendered from the same layers without it.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -71,14 +72,18 @@ def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.
     return warp(picture, matrix, (right - left, bottom - top), cv2.BORDER_CONSTANT), left, top
 
 
-def heat_raster(scene: "SyntheticScene", layer: Layer, time: float, view: View) -> tuple[np.ndarray, int, int]:
-    """A layer's shade and cover; out of its colors, where those are warped already."""
-    if layer.unseen is not None or (layer, time, view) not in scene.seen:
-        return raster(layer, time, view, layer.sprite_at(time).heat_picture())
-    patch, left, top = scene.seen[layer, time, view]
-    if not patch.size:
-        return patch[..., :2], left, top
-    return cv2.merge((cv2.cvtColor(patch, cv2.COLOR_RGBA2GRAY), cv2.extractChannel(patch, 3))), left, top
+def heat_patches(scene: "SyntheticScene", time: float, view: View) -> Iterator[tuple[Layer, np.ndarray, int, int]]:
+    """The layers in a view, from back to front, with shade and cover as `raster` gives them; out of their colors,
+    where those are warped already."""
+    for layer in scene.layers:
+        if layer.unseen is None and (layer, time, view) in scene.seen:
+            patch, left, top = scene.seen[layer, time, view]
+            if patch.size:
+                patch = cv2.merge((cv2.cvtColor(patch, cv2.COLOR_RGBA2GRAY), cv2.extractChannel(patch, 3)))
+        else:
+            patch, left, top = raster(layer, time, view, layer.sprite_at(time).heat_picture())
+        if patch.size:
+            yield layer, patch, left, top
 
 
 def background(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
@@ -261,10 +266,7 @@ def render_thermal(scene: "SyntheticScene", time: float, view: View) -> np.ndarr
     slope = scene.heat_contrast * scene.heat_sign
     table = np.clip(scene.heat_floor + slope * (np.arange(256) - 110), 0, 255).astype(np.uint8)
     canvas = cv2.GaussianBlur(cv2.LUT(gray, table), (0, 0), 1.0)
-    for layer in scene.layers:
-        patch, left, top = heat_raster(scene, layer, time, own)
-        if not patch.size:
-            continue
+    for layer, patch, left, top in heat_patches(scene, time, own):
         alpha = cv2.extractChannel(patch, 1)
         warmth = (layer.warmth - 110 * layer.heat_gain) / 255
         heat = cv2.transform(patch, np.array([[layer.heat_gain, warmth]], np.float32))
@@ -288,10 +290,7 @@ def render_depth(scene: "SyntheticScene", time: float, view: View, holes: bool =
     # a floor is linear in the inverse of the distance; the wall behind it is at `far`
     floor = 1.0 + scene.slope * (y - 0.35) * 2 + scene.tilt * (x - 0.5)
     canvas = np.float32(scene.far) / np.maximum(floor, 1.0, dtype=np.float32)
-    for layer in scene.layers:
-        patch, left, top = heat_raster(scene, layer, time, view)
-        if not patch.size:
-            continue
+    for layer, patch, left, top in heat_patches(scene, time, view):
         # what comes nearer grows, and its surface is not flat
         distance = layer.depth * math.exp(layer.log_size.base - layer.log_size(time))
         region = canvas[top : top + patch.shape[0], left : left + patch.shape[1]]

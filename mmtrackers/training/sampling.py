@@ -299,15 +299,13 @@ class SampleMaker:
         """Height and width of a sequence's frames; its first one is read once."""
         key = f"{sequence.name} {len(sequence)} {sequence.boxes_xywh[0]}"
         if key not in self._shapes:
-            alone = sequence.rgb_only() if isinstance(sequence, Sequence) else sequence
-            self._shapes[key] = alone.read(0)["rgb"].shape[:2]
+            self._shapes[key] = sequence.rgb_only().read(0)["rgb"].shape[:2]
         return self._shapes[key]
 
     def _views(self, sequence: Sequence, frame: int) -> list[View]:
-        if self.streams == 1 and isinstance(sequence, Sequence):
-            sequence = sequence.rgb_only()
         try:
             modality = sequence.modality if self.modality == ANY else self.modality
+            sequence = sequence.rgb_only() if self.streams == 1 else sequence
             return self.processor.views(sequence.read(frame), modality, self.streams)
         except ValueError as error:
             raise ValueError(f"sequence {sequence.name!r}, frame {frame}: {error}") from error
