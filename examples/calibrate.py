@@ -22,7 +22,7 @@ from mmtrackers import Tracker
 from mmtrackers.cli.ending import run_script
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
-from mmtrackers.tracking.confidence import Trail, probability
+from mmtrackers.tracking.confidence import evidence, log_size, probability, usual_size_after
 
 RIGHT = 0.3  # overlap from which on a box is right
 FLAGGED = 0.04  # share of right boxes that the limit may call absent
@@ -91,11 +91,11 @@ class Trace:
         return self.visible & (self.overlaps >= RIGHT)
 
 
-def fit(evidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+def fit(found: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Weights for `probability`, by Newton's method on the likelihood with a weak ridge.
 
     Args:
-        evidence (`np.ndarray` of shape `(frames, 4)`): what `Trail.evidence` gave.
+        found (`np.ndarray` of shape `(frames, 3)`): the evidence of answers.
         right (`np.ndarray` of shape `(frames,)`, bool): whether the box was right.
 
     Raises:
@@ -103,11 +103,11 @@ def fit(evidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     """
     if right.all() or not right.any():
         raise ValueError("a calibration needs right and wrong answers: take harder or longer clips")
-    weights = np.zeros(evidence.shape[1])
+    weights = np.zeros(found.shape[1])
     for _ in range(30):
-        found = probability(evidence, weights)
-        slope = evidence.T @ (right - found) - 1e-3 * weights
-        curve = (evidence * (found * (1 - found))[:, None]).T @ evidence + 1e-3 * np.eye(len(weights))
+        sure = probability(found, weights)
+        slope = found.T @ (right - sure) - 1e-3 * weights
+        curve = (found * (sure * (1 - sure))[:, None]).T @ found + 1e-3 * np.eye(len(weights))
         weights = weights + np.linalg.solve(curve, slope)
     return weights
 
@@ -121,15 +121,14 @@ def calibration_error(found: np.ndarray, right: np.ndarray) -> float:
 def trace(tracker: Tracker, clip) -> Trace:
     """Tracks a clip from its first box."""
     session = tracker.start(clip.read(0), clip.boxes_xywh[0])
-    trail, rows = Trail.of(clip.boxes_xywh[:1]), []
+    usual_size, rows = log_size(clip.boxes_xywh[:1]), []
     for index in range(1, len(clip)):
         found = session.update(clip.read(index))
         score, box = np.array([found.score]), found.box[None]
         overlap = float(iou_xywh(found.box, clip.boxes_xywh[index])) if clip.present[index] else 0.0
-        rows.append((trail.evidence(score, box)[0], overlap, clip.present[index], found.present))
-        trail = trail.moved(score, box)
-    evidence, overlaps, visible, present = zip(*rows, strict=True)
-    return Trace(np.array(evidence), np.array(overlaps), np.array(visible), np.array(present))
+        rows.append((evidence(score, box, usual_size)[0], overlap, clip.present[index], found.present))
+        usual_size = usual_size_after(usual_size, box)
+    return Trace(*map(np.array, zip(*rows, strict=True)))
 
 
 def clips_of(pictures: Path, modality: str, count: int) -> list:

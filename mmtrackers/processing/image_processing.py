@@ -79,7 +79,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         size_momentum (`float`): share of the last size that a new box keeps; 0 in all published trackers.
         absent_below (`float`, *optional*): confidence below which a target counts as absent, where the tracker is
             not told otherwise.
-        calibration (4 `float`, *optional*): weights that make a probability of a score, see
+        calibration (3 `float`, *optional*): weights that make a probability of a score, see
             `mmtrackers.tracking.confidence`; without them the confidence is the model's score.
 
     Raises:
@@ -146,8 +146,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         momentum, absent, weights = self.size_momentum, self.absent_below, self.calibration
         check("size_momentum", number(momentum) and 0 <= momentum < 1, "a number from 0 to below 1")
         check("absent_below", absent is None or (number(absent) and 0 <= absent <= 1), "a number from 0 to 1, or null")
-        right = weights is None or (len(weights) == 4 and all(map(number, weights)))
-        check("calibration", right, "4 finite numbers, or null")
+        right = weights is None or (len(weights) == 3 and all(map(number, weights)))
+        check("calibration", right, "3 finite numbers, or null")
 
     def to_dict(self) -> dict[str, Any]:
         """The saved settings and the class name."""

@@ -17,7 +17,7 @@ from mmtrackers.processing.boxes import check_box_xywh
 from mmtrackers.processing.frames import ANY, Frame, second_stream
 from mmtrackers.processing.thermal import ThermalRange
 
-from .confidence import Trail, log_odds, probability
+from .confidence import evidence, log_size, probability, usual_size_after
 from .memory import Crops, TemplateMemory
 from .recovery import Lost
 
@@ -113,7 +113,7 @@ class TrackingSession:
         self._size, self._boxes = views[0].size, boxes
         self._tokens, self._template_frames, self._template = {0: first}, (0,), first
         self._state: Any = None
-        self._trail, self._lost = Trail.of(boxes), [None] * len(boxes)
+        self._usual_size, self._lost = log_size(boxes), [None] * len(boxes)
         self.frame_index = 0
 
     @property
@@ -134,7 +134,7 @@ class TrackingSession:
         if len(boxes) != len(self._boxes):
             raise ValueError(f"{len(boxes)} boxes for {len(self._boxes)} target(s): reset(frame, boxes) takes others")
         same = (boxes == self._boxes).all(axis=1)
-        self._trail = Trail.of(boxes).kept(self._trail, same)
+        self._usual_size = np.where(same, self._usual_size, log_size(boxes))
         self._lost = [lost if kept else None for lost, kept in zip(self._lost, same, strict=True)]
         self._boxes = boxes
 
@@ -234,15 +234,15 @@ class TrackingSession:
         tracker, raw = self.tracker, rows[:, 4]
         found = [self._box_of(target, *answer) for target, answer in enumerate(zip(rows, crops, strict=True))]
         answers = np.stack([last if box is None else box for last, box in zip(self._boxes, found, strict=True)])
-        scores, trail = self._confidence(raw, answers, self._trail), self._trail.moved(raw, answers)
+        scores, usual_size = self._confidence(raw, answers), usual_size_after(self._usual_size, answers)
         if tracker.recover:
-            trail = trail.kept(self._trail, [lost is not None for lost in self._lost])
-            self._lost = self._look_for_lost(views, raw, found, scores, trail)
+            usual_size = np.where([lost is None for lost in self._lost], usual_size, self._usual_size)
+            self._lost = self._look_for_lost(views, raw, found, scores)
         present = [lost is None and bool(score >= (tracker.absent_below or 0.0))
                    for lost, score in zip(self._lost, scores, strict=True)]  # fmt: skip
         moved = [here and box is not None for here, box in zip(present, found, strict=True)]
         self._boxes = np.stack([found[k] if moved[k] else last for k, last in enumerate(self._boxes)])
-        self._trail, self._state, self.frame_index = trail, state, self.frame_index + 1
+        self._usual_size, self._state, self.frame_index = usual_size, state, self.frame_index + 1
         predictions = [Prediction(box.copy(), float(score), here)
                        for box, score, here in zip(self._boxes, scores, present, strict=True)]  # fmt: skip
         if not self._memory.wants(self.frame_index):
@@ -265,15 +265,17 @@ class TrackingSession:
         smoothed = processor.clip_box(np.concatenate((box[:2] + (box[2:] - size) / 2, size)), *self._size)
         return box if smoothed is None else smoothed
 
-    def _confidence(self, scores: np.ndarray, boxes: np.ndarray, trail: Trail) -> np.ndarray:
+    def _confidence(self, scores: np.ndarray, boxes_xywh: np.ndarray, which: Any = slice(None)) -> np.ndarray:
+        """How sure answers for some targets are (all by default)."""
         weights = self.tracker.image_processor.calibration
-        return scores.copy() if weights is None else probability(trail.evidence(scores, boxes), weights)
+        if weights is None:
+            return scores.copy()
+        return probability(evidence(scores, boxes_xywh, self._usual_size[which]), weights)
 
     def _look_for_lost(
-        self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray, trail: Trail
+        self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray
     ) -> list[Lost | None]:
-        """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer, and
-        `trail` begins anew for one that is found again."""
+        """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer."""
         processor, limit, lost = self.tracker.image_processor, self.tracker.absent_below, list(self._lost)
         for target in np.flatnonzero([was is None for was in lost]):
             if scores[target] < limit:
@@ -289,17 +291,14 @@ class TrackingSession:
         rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody)
         for target, row, (_, crop) in zip(targets, rows, cut, strict=True):
             tried = [(raw[target], found[target]), (row[4], self._box_of(target, row, crop))]
-            tried = [(self._trust_anew(target, *answer), *answer) for answer in tried if answer[1] is not None]
-            scores[target], score, box = max(tried, key=lambda answer: answer[0], default=(0.0, 0.0, None))
+            tried = [answer for answer in tried if answer[1] is not None]
+            sure = [self._confidence(np.array([score]), box[None], [target])[0] for score, box in tried]
+            scores[target], (_, box) = max(zip(sure, tried, strict=True), key=lambda answer: answer[0],
+                                           default=(0.0, (0.0, None)))  # fmt: skip
             lost[target] = self._lost[target].seen(box, float(scores[target]), limit)
             if lost[target].found:
-                lost[target], found[target], trail.score[target] = None, box, log_odds(score)
+                lost[target], found[target] = None, box
         return lost
-
-    def _trust_anew(self, target: int, score: float, box: np.ndarray) -> float:
-        """Confidence in an answer for a lost target: its size counts, as it was, and its past scores do not."""
-        one = np.array([score])
-        return float(self._confidence(one, box[None], Trail(log_odds(one), self._trail.size[[target]]))[0])
 
 
 @torch.inference_mode()
