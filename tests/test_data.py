@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mmtrackers.data import open_dataset, open_sequence
-from mmtrackers.data.datasets import LAYOUTS, read_boxes
+from mmtrackers.data.annotations import read_boxes
 from mmtrackers.data.images import read_image, read_pages
+from mmtrackers.data.layouts import LAYOUTS
 from mmtrackers.data.sequence import Sequence, natural_names
 
 REAL = Path(__file__).parents[2] / "shared" / "data"

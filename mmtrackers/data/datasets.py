@@ -12,7 +12,7 @@ import numpy as np
 
 from mmtrackers.processing.frames import MODALITIES
 
-from .annotations import read_boxes, read_flags, read_names
+from .annotations import read_flags, read_names
 from .index import FileStamps, index_path, listed
 from .layouts import DATASETS, LAYOUTS, DatasetRow, Layout, Split
 from .pairing import paired
@@ -21,8 +21,6 @@ from .sets import SequenceSet
 from .special import Entry, packaged_list
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["DATASETS", "LAYOUTS", "open_dataset", "open_sequence", "read_boxes"]
 
 
 def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str | None = None) -> Sequence:

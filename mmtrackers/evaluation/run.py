@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from mmtrackers import data
 from mmtrackers.data.annotations import read_boxes
@@ -110,7 +111,10 @@ def evaluate_tracker(
             print(f"{name}: {kept} of {sum(map(len, groups))} runs are there already, made with the same settings")
         mine = dealt(left, processes.count)[processes.index]
         clock = StageClock(tracker.device)
-        with _bar(mine, name, progress and processes.main, processes.count) as bar:
+        frames = sum(len(job.frames) for group in mine for job in group)
+        about = name if processes.count == 1 else f"{name} (process 1 of {processes.count})"
+        hidden = not (progress and processes.main)
+        with tqdm(total=frames, unit="frame", desc=about, disable=hidden, smoothing=0.02, dynamic_ncols=True) as bar:
             for group in mine:
                 for job, rows in _track(tracker, group, sequences, clock, bar):
                     _keep(folder, job, protocol, rows)
@@ -195,14 +199,6 @@ def _track(
             for i, prediction in zip(active, found, strict=True):
                 rows[i].append((*prediction.box, prediction.score, *times, len(clock.rows) > WARMUP))
             bar.update(len(active))
-
-
-def _bar(groups: Sequence[Sequence[Job]], name: str, shown: bool, processes: int) -> Any:
-    from tqdm import tqdm
-
-    frames = sum(len(job.frames) for group in groups for job in group)
-    title = name if processes == 1 else f"{name} (process 1 of {processes})"
-    return tqdm(total=frames, unit="frame", desc=title, disable=not shown, smoothing=0.02, dynamic_ncols=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
