@@ -1,18 +1,22 @@
 """Tracker and session: state, several targets, resets, absence, memory, messages."""
 
+import itertools
 import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from peft_rows import ROWS, tiny_ostrack, with_adapter
 from safetensors.torch import load_file, save_file
 from tracking_stub import RedPatchModel, frame, moving, processor
 
 from mmtrackers import Prediction, Tracker, TrackerImageProcessor, update_together
+from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.tracking.memory import SpreadTemplates, TemplatePolicy
+from mmtrackers.tracking.sources import open_source
 from mmtrackers.tracking.tracker import as_dtype
 
 
@@ -201,6 +205,28 @@ def test_boxes_that_cannot_be_used(box, message):
         make().start(frame(), box)
 
 
+@pytest.mark.filterwarnings("ignore:the box .* is less than two pixels")
+@pytest.mark.parametrize("style", ["ostrack", "lorat"])
+@pytest.mark.parametrize("given", [(100, 2), (2, 100), (2, 120), (160, 2), (50, 1), (1, 50), (2, 2), (160, 120),
+                                   (320, 2), (0.5, 120)], ids=str)  # fmt: skip
+def test_extreme_aspect_ratios(style, given):
+    """Drawn and predicted ones, in the middle, in the corners and half outside: boxes stay on the frame."""
+    images = TrackerImageProcessor(template_size=32, search_size=64, crop_style=style)
+    tracker = Tracker(RedPatchModel(streams=2, modality="thermal"), images)
+    predicted = [(1, 1e-4), (1e-4, 1), (1, 1), (1e-6, 1e-6), (0, 0), (1, 0.02), (0.02, 1), (5, 0.1)]
+    size, video = np.array(given), [frame(modality="thermal") for _ in range(3)]
+    aligned = {"thermal": np.array([[1.02, 0.01, -3], [0.0, 0.98, 2], [0, 0, 1]])}
+    corners = (((160, 120) - size) / 2, (160, 120) - size, -size / 2)
+    for number, (corner, sides) in enumerate(itertools.product(corners, predicted)):
+        answer = torch.tensor([[0.5, 0.5, *sides]]), torch.tensor([0.8])
+        tracker.model.decode = lambda *_, answer=answer: answer
+        session = tracker.start(video[0], (*corner, *given), alignment=aligned if number % 2 else None)
+        for picture in video[1:]:
+            box = session.update(picture).box
+            assert np.isfinite(box).all() and (box[2:] > 0).all() and tracker.model.search.isfinite().all()
+            assert (box[:2] < (160, 120)).all() and (box[:2] + box[2:] > 0).all()
+
+
 def test_frames_of_changing_size():
     session = make().start(frame((20, 30, 20, 16)), (20, 30, 20, 16))
     session.update(frame((20, 30, 20, 16)))
@@ -317,6 +343,42 @@ def test_names_of_types(name, dtype):
 def test_names_of_no_types(name):
     with pytest.raises(ValueError, match=f"dtype '{name}' is not a floating type"):
         as_dtype(name)
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """The first frames of the sample, and what the embedded tracker finds in them."""
+    video = [picture["rgb"] for picture in itertools.islice(open_source(SAMPLE_CLIP), 8)]
+    return video, followed(Tracker.from_pretrained(default_checkpoint()), video)
+
+
+def followed(tracker, video):
+    return np.array([prediction.box for prediction in tracker.track(video, [353, 396, 53, 148])])
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto", None], ids=str)
+def test_the_same_boxes_each_time_and_with_a_device_map(walk, device_map):
+    video, known = walk
+    assert np.array_equal(followed(Tracker.from_pretrained(default_checkpoint(), device_map=device_map), video), known)
+
+
+@pytest.mark.slow
+def test_half_precision_on_the_cpu_is_within_two_pixels(walk):
+    video, _ = walk
+    plain, half = (Tracker.from_pretrained(default_checkpoint(), dtype=dtype) for dtype in ("float32", "float16"))
+    plain, half = (tracker.start(video[0], [353, 396, 53, 148]) for tracker in (plain, half))
+    for picture in video[1:]:
+        half.boxes_xywh = plain.boxes_xywh
+        assert np.abs(plain.update(picture).box - half.update(picture).box).max() < 2
+
+
+def test_a_peft_model_tracks_as_its_folder_does(saved):
+    video = [frame((22 + i, 31, 20, 16), modality="thermal") for i in range(4)]
+    folder = Tracker.from_pretrained(saved / "adapter")
+    base = type(folder.model).from_pretrained(saved / "base", config=folder.model.config)
+    wrapped = Tracker(PeftModel.from_pretrained(base, saved / "adapter").eval(), folder.image_processor)
+    one, other = (list(tracker.track(video, (20, 30, 20, 16))) for tracker in (folder, wrapped))
+    assert all(np.array_equal(a.box, b.box) and a.score == b.score for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -161,4 +161,5 @@ def _quantize(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = folder / SEARCH_GRAPH
-    quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    kinds = ["MatMul", "Gemm"]
+    quantize_dynamic(path, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
