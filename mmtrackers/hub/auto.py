@@ -203,7 +203,7 @@ class AutoTracker:
         if not files.has(MODEL_CONFIG):
             raise OSError(f"{files.name} is no tracker: it holds neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}.")
         if files.has(ADAPTER_WEIGHTS) and files.has(ADAPTER_CONFIG):
-            raise ValueError(f"{files.name} holds an adapter and a {MODEL_CONFIG} (of a full model): remove that.")
+            raise ValueError(f"{files.name} holds an adapter and a model's {MODEL_CONFIG}. Remove {MODEL_CONFIG}.")
         return cls.classes_of(files.json(MODEL_CONFIG).get("model_type"), f"{files.name}/{MODEL_CONFIG}")
 
     @classmethod
