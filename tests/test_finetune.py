@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -475,6 +476,22 @@ def test_tensorboard(place, tmp_path):
     pytest.importorskip("tensorboard")
     train(place, tmp_path / "out", "--track-with", "tensorboard", "--max-steps", "3")
     assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_trackio(place, tmp_path):
+    """It asks for an older Pillow, as the app does, so both live in the environment that `MMTRACKERS_APP` names."""
+    python = os.environ.get("MMTRACKERS_APP") or sys.executable
+    if subprocess.run([python, "-c", "import trackio"], capture_output=True).returncode:
+        pytest.skip("there is no trackio in the environment of MMTRACKERS_APP, nor in this one")
+    command = [python, SCRIPT, *short_run(place, tmp_path / "out"), "--track-with", "trackio", "--max-steps", "3"]
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(tmp_path / "trackio" / "training.db") as database:
+        logged = [json.loads(text) for (text,) in database.execute("select metrics from metrics order by step")]
+    assert [entry["loss"] for entry in logged] == [entry["loss"] for entry in history(tmp_path / "out")]
 
 
 def test_push_sends_the_result(place, tmp_path, monkeypatch):
