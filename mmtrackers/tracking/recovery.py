@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 
 VOTES = 3  # frames for which a candidate must stay plausible
-PLAUSIBLE = 0.5  # its least confidence, where the tracker's own limit is not higher
+PLAUSIBLE = 0.6  # its least confidence, as a share of what the target's has been, above the tracker's own limit
+USUAL = 0.9  # share of the past that a target's usual confidence keeps in each frame
 SCALES = (1.0, 1.5, 2.0, 2.5)  # of the crop, the smallest with which a round takes at most
 PLACES = 12
 
@@ -48,9 +49,9 @@ class Lost:
         places = round_trip(tuple(self.box_xywh), self.size, self.factor)
         return np.array(places[self.step % len(places)])
 
-    def seen(self, box_xywh: np.ndarray | None, confidence: float, limit: float) -> "Lost":
-        """After a frame whose best answer is a box with some confidence; `limit` is the tracker's own."""
-        if box_xywh is None or confidence < max(limit, PLAUSIBLE):
+    def seen(self, box_xywh: np.ndarray | None) -> "Lost":
+        """After a frame with a plausible box, or none."""
+        if box_xywh is None:
             return replace(self, step=self.step + 1, candidate=None, votes=0)
         return replace(self, candidate=box_xywh, votes=self.votes + 1)
 

@@ -19,7 +19,7 @@ from mmtrackers.processing.thermal import ThermalRange
 
 from .confidence import evidence, log_size, probability, usual_size_after
 from .memory import Crops, TemplateMemory
-from .recovery import Lost
+from .recovery import PLAUSIBLE, USUAL, Lost
 
 if TYPE_CHECKING:
     from .tracker import Tracker
@@ -114,6 +114,7 @@ class TrackingSession:
         self._tokens, self._template_frames, self._template = {0: first}, (0,), first
         self._state: Any = None
         self._usual_size, self._lost = log_size(boxes), [None] * len(boxes)
+        self._usual_trust = np.ones(len(boxes))
         self.frame_index = 0
 
     @property
@@ -135,6 +136,7 @@ class TrackingSession:
             raise ValueError(f"{len(boxes)} boxes for {len(self._boxes)} target(s): reset(frame, boxes) takes others")
         same = (boxes == self._boxes).all(axis=1)
         self._usual_size = np.where(same, self._usual_size, log_size(boxes))
+        self._usual_trust = np.where(same, self._usual_trust, 1.0)
         self._lost = [lost if kept else None for lost, kept in zip(self._lost, same, strict=True)]
         self._boxes = boxes
 
@@ -240,6 +242,7 @@ class TrackingSession:
             self._lost = self._look_for_lost(views, raw, found, scores)
         present = [lost is None and bool(score >= (tracker.absent_below or 0.0))
                    for lost, score in zip(self._lost, scores, strict=True)]  # fmt: skip
+        self._usual_trust = np.where(present, USUAL * self._usual_trust + (1 - USUAL) * scores, self._usual_trust)
         moved = [here and box is not None for here, box in zip(present, found, strict=True)]
         self._boxes = np.stack([found[k] if moved[k] else last for k, last in enumerate(self._boxes)])
         self._usual_size, self._state, self.frame_index = usual_size, state, self.frame_index + 1
@@ -295,7 +298,8 @@ class TrackingSession:
             sure = [self._confidence(np.array([score]), box[None], [target])[0] for score, box in tried]
             scores[target], (_, box) = max(zip(sure, tried, strict=True), key=lambda answer: answer[0],
                                            default=(0.0, (0.0, None)))  # fmt: skip
-            lost[target] = self._lost[target].seen(box, float(scores[target]), limit)
+            least = max(limit, PLAUSIBLE * self._usual_trust[target])
+            lost[target] = self._lost[target].seen(box if scores[target] >= least else None)
             if lost[target].found:
                 lost[target], found[target] = None, box
         return lost
