@@ -1,4 +1,4 @@
-"""Losses of the center head against the official values, and their behaviour on degenerate input."""
+"""Losses of the center head against the official values, and their behavior on degenerate input."""
 
 import re
 
