@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from peft_rows import ROWS, TINY, inputs, maps, plain_tracker, tiny_ostrack, with_adapter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mmtrackers import AutoTracker, OSTrackConfig, OSTrackForTracking, TrackerImageProcessor
 from mmtrackers.hub.card import write_results
@@ -236,6 +238,18 @@ def test_what_save_adapter_refuses(copies: Path) -> None:
         save_adapter(model, copies / "out")
     assert save_adapter(model, copies / "out", is_main_process=False) is None
     assert not (copies / "out").exists()
+
+
+def test_shards_are_not_saved_as_if_they_were_whole(copies: Path, tmp_path: Path) -> None:
+    model = AutoTracker.from_pretrained(copies / "adapter", is_trainable=True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"in shards \(FSDP2\).*nothing is saved"):
+            model.save_pretrained(tmp_path / "out")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_adapter_of_a_model_saves_alone(copies: Path) -> None:

@@ -33,6 +33,7 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from .fingerprints import check_fingerprint, fingerprint_difference
@@ -423,6 +424,11 @@ def active_adapter(model: nn.Module) -> str:
     if len(names) == 1:
         return names[0]
     raise ValueError(f"{len(active)} of the adapters {sorted(names)} are active: choose one with set_adapter(name).")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the parameters only (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def copy_of_modules(model: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ from .adapters import (
     check_adapter_name,
     check_loaded,
     inner_model,
+    is_sharded,
 )
 from .card import CARD, TrainingFacts, is_own_text, read_facts, write_card, write_results
 from .fingerprints import fingerprint
@@ -91,7 +92,8 @@ def save_adapter(
         `Path`, or None where nothing was written.
 
     Raises:
-        ValueError: no adapter; the base has no name that others could use; the adapter holds NaN or infinity.
+        ValueError: no adapter; the base has no name that others could use; the adapter holds NaN or infinity, or is
+            in shards.
 
     Example:
         >>> save_adapter(model, "out", base_model="org/ostrack-256")  # doctest: +SKIP
@@ -101,6 +103,12 @@ def save_adapter(
     if not is_main_process:
         return None
     tracker = inner_model(model)
+    if is_sharded(tracker):
+        raise ValueError(
+            "The tracker is in shards (FSDP2), and each process holds a part of every tensor: nothing is saved. "
+            "`mmtrackers finetune` gathers them; in a loop of your own, copy `parameter.full_tensor()`, called on all "
+            "processes, into a whole tracker on one of them, and save that."
+        )
     name = adapter_name or active_adapter(model)
     check_loaded(model, name)
     check_adapter_name(tracker, name)

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmtrackers.hub.adapters import is_sharded
 from mmtrackers.processing.files import write_json
 
 
@@ -48,11 +49,6 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
 def gathered_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As [`gathered`], by name, and on the CPU for files."""
     return {name: gathered(tensor).cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the parameters only (FSDP2)."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 @dataclass
