@@ -210,7 +210,7 @@ def test_sequences_are_followed_in_both_formats(tmp_path, capsys):
     overlap, *stages, whole = followed["bfloat16"]
     assert 0 < overlap == pytest.approx(followed["float32"][0], abs=0.05)
     assert all(stages) and sum(stages) <= whole + 0.02
-    assert rows[-1][:4] == ["overlap,", "bfloat16", "-", "float32:"]
+    assert rows[-2][:4] == ["overlap,", "bfloat16", "-", "float32:"]
 
 
 def test_reference_runs_a_checkout_in_turn(tmp_path, monkeypatch, capsys):
