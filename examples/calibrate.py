@@ -25,7 +25,6 @@ from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthe
 from mmtrackers.tracking.confidence import evidence, log_size, probability, usual_size_after
 
 RIGHT = 0.3  # overlap from which on a box is right
-FLAGGED = 0.04  # share of right boxes that the limit may call absent
 SOON = 30  # frames within which a return should be found
 VIEW = (240, 320)  # height and width of what the camera of a clip with an exit sees
 SMALLEST_PART = 0.1  # of the target inside the view, where it counts as present
@@ -163,6 +162,7 @@ def main(
     tracker: Annotated[str, typer.Argument(help="Folder of a tracker or an adapter.")],
     synthetic: Annotated[Path, typer.Option(help="Pictures to compose held-out clips from.")] = ...,
     count: Annotated[int, typer.Option(help="Number of clips.", min=8)] = 80,
+    flagged: Annotated[float, typer.Option(help="Share of right boxes that the limit may call absent.")] = 0.03,
     write: Annotated[bool, typer.Option("--write", help="Save weights and limit with the tracker.")] = False,
 ) -> None:
     """Prints what weights and limit are worth on clips that they were not fitted on, and what `recover` is."""
@@ -174,7 +174,7 @@ def main(
     traces = [trace(loaded, clip) for clip in tqdm(clips, desc="clips")]
     fitted, judged = (joined([t for i, t in enumerate(traces) if i // 2 % 2 == half]) for half in (0, 1))
     weights = np.round(fit(*fitted), 4)
-    limit = round(float(np.quantile(probability(fitted[0], weights)[fitted[1]], FLAGGED)), 3)
+    limit = round(float(np.quantile(probability(fitted[0], weights)[fitted[1]], flagged)), 3)
     sure, right = probability(judged[0], weights), judged[1]
     print(f"weights {weights.tolist()}, absent_below {limit}")
     print(f"calibration error {calibration_error(sure, right):.3f}; of {(~right).sum()} bad frames "
