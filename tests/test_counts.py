@@ -84,6 +84,7 @@ def test_launches_per_frame_seatrack(seatrack):
     frame = benchmark.frame_of(seatrack)
     assert benchmark.count_launches(frame) <= 650
     seatrack.pack()  # on a CPU guided attention goes by halves of the heads: more operations, less traffic
+    frame()  # the first one lays the convolutions' weights out for its size
     assert benchmark.count_launches(frame) <= 590
 
 
@@ -175,7 +176,7 @@ def test_benchmark_prints_every_row(capsys):
 def test_benchmark_of_the_training_step(capsys):
     benchmark.main(["--tiny", "--rounds", "1", "--training"])
     lines = [re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()[1:]]
-    saved = {(line[0], line[1]): float(line[4]) for line in lines}
+    saved = {(line[0], line[1]): float(line[5]) for line in lines}
     for system in benchmark.TRACKERS:
         variants = ["plain", "checkpointing"] + ["frame by frame"] * (system == "spmtrack")
         variants += ["frozen bf16", "bf16"] * (benchmark.TRACKERS[system].default_adapter is not None)

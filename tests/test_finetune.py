@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -598,19 +597,3 @@ def seatrack_without_dropout(place: Path) -> Path:
 def test_base_without_adapter_says_what_to_add(place, tmp_path):
     with pytest.raises(ValueError, match="is a full model: to train an adapter on it add --system seatrack"):
         train(place, tmp_path / "out", model="base")
-
-
-def test_too_few_samples(place, tmp_path):
-    with pytest.raises(ValueError, match=r"--samples-per-epoch 3 is less than one step \(4 pairs\)"):
-        train(place, tmp_path / "out", "--samples-per-epoch", "3")
-
-
-def test_a_run_ends_with_the_list_of_what_could_not_be_used(place, tmp_path, capsys):
-    shutil.copytree(place / "sequences", tmp_path / "sequences")
-    for file in sorted((tmp_path / "sequences" / "s0" / "visible").iterdir())[2:12]:
-        file.write_bytes(b"")
-    common = ["--new-base", str(place / "base"), "--data", str(tmp_path / "sequences")]
-    common += ["--output", str(tmp_path / "out"), "--samples-per-epoch", "32", "--batch-size", "4"]
-    finetune.main([*common, "--epochs", "1", "--workers", "0"])
-    said = capsys.readouterr().out
-    assert "drawn anew, since something could not be used:" in said and "is empty (0 bytes)" in said

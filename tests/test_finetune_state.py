@@ -1,6 +1,7 @@
 """The training script's files: what a run goes on with, what it keeps, and what it ends with."""
 
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from test_finetune import fresh_accelerate_state, place, train, weights  # noqa: F401 (fixtures)
 
+from mmtrackers import finetune
 from mmtrackers.processing.files import FolderLock
 from mmtrackers.training.state import CheckpointStore, TrainingProgress
 
@@ -69,3 +71,19 @@ def test_the_end_of_a_run(place,tmp_path, capsys):  # noqa: F811
     assert f"warning: {data} is trained on and validated on" in said
     assert f"mmtrackers track VIDEO --box x,y,width,height --model {tmp_path / 'out'}" in said
     assert cv2.imread(str(tmp_path / "out" / "losses.png")).shape[1] == 640
+
+
+def test_a_run_ends_with_the_list_of_what_could_not_be_used(place, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(place / "sequences", tmp_path / "sequences")
+    for file in sorted((tmp_path / "sequences" / "s0" / "visible").iterdir())[2:12]:
+        file.write_bytes(b"")
+    common = ["--new-base", str(place / "base"), "--data", str(tmp_path / "sequences")]
+    common += ["--output", str(tmp_path / "out"), "--samples-per-epoch", "32", "--batch-size", "4"]
+    finetune.main([*common, "--epochs", "1", "--workers", "0"])
+    said = capsys.readouterr().out
+    assert "drawn anew, since something could not be used:" in said and "is empty (0 bytes)" in said
+
+
+def test_too_few_samples(place, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match=r"--samples-per-epoch 3 is less than one step \(4 pairs\)"):
+        train(place, tmp_path / "out", "--samples-per-epoch", "3")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mmtrackers import cli, finetune
 from mmtrackers.cli.ending import run_script
 
-SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text())
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
 
 
