@@ -241,13 +241,15 @@ def test_layouts_of_the_toolkits(tmp_path, dataset):
     assert len(backward) == 5 and result.scores["R"] == 1.0
 
 
-def test_a_set_whose_ground_truth_is_on_a_server(tmp_path, dataset):
+@pytest.mark.parametrize(("protocol", "file"), [("got10k", "car/car_001.txt"), ("trackingnet", "car.txt")])
+def test_a_set_whose_ground_truth_is_on_a_server(tmp_path, dataset, protocol, file):
     sequences = [replace(s, annotated=np.arange(len(s)) == 0) for s in open_dataset(dataset)]
     for sequence in sequences:
         sequence.boxes_xywh[1:] = np.nan
-    result = evaluate_tracker(stub(), sequences, "got10k", output=tmp_path)
+    result = evaluate_tracker(stub(), sequences, protocol, output=tmp_path)
     assert result.scores == {} and "upload" in result.notes[0] and result.speed is not None
-    assert len(raw_files(tmp_path)) == 8
+    lines = (tmp_path / "raw" / file).read_text().splitlines()
+    assert len(lines) == len(sequences[0]) and all(len(line.split(",")) == 4 for line in lines)
 
 
 def test_streams_that_are_missing(dataset):
