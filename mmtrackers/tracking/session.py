@@ -294,10 +294,9 @@ class TrackingSession:
         rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody)
         for target, row, (_, crop) in zip(targets, rows, cut, strict=True):
             tried = [(raw[target], found[target]), (row[4], self._box_of(target, row, crop))]
-            tried = [answer for answer in tried if answer[1] is not None]
-            sure = [self._confidence(np.array([score]), box[None], [target])[0] for score, box in tried]
-            scores[target], (_, box) = max(zip(sure, tried, strict=True), key=lambda answer: answer[0],
-                                           default=(0.0, (0.0, None)))  # fmt: skip
+            tried = [(self._confidence(np.array([score]), box[None], [target])[0], box)
+                     for score, box in tried if box is not None]  # fmt: skip
+            scores[target], box = max(tried, key=lambda answer: answer[0], default=(0.0, None))
             least = max(limit, PLAUSIBLE * self._usual_trust[target])
             lost[target] = self._lost[target].seen(box if scores[target] >= least else None)
             if lost[target].found:
