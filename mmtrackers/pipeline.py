@@ -17,13 +17,21 @@ class TrackerLoader:
     """What `transformers.pipeline` loads a model with: as `Tracker.from_pretrained`, which finds the processor too."""
 
     @classmethod
-    def from_pretrained(cls, repo: str, revision: str | None = None, dtype: Any = None, **kwargs: Any) -> Any:
-        """The model of a folder or Hub id, of a full tracker or an adapter."""
+    def from_pretrained(
+        cls,
+        repo: str,
+        revision: str | None = None,
+        dtype: Any = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model of a folder or Hub id; `adapter_kwargs` are the arguments that an adapter alone gets."""
         # Of an adapter, `pipeline` passes the commit of its base; what the caller asked for is kept beside it.
         revision = getattr(revision, "initial", revision)
+        kwargs |= {"revision": revision} | (adapter_kwargs or {})
         not_ours = ("_from_pipeline", "code_revision", "trust_remote_code")
         kwargs = {k: v for k, v in kwargs.items() if k not in not_ours and v is not None}
-        tracker = Tracker.from_pretrained(repo, dtype=None if dtype == "auto" else dtype, revision=revision, **kwargs)
+        tracker = Tracker.from_pretrained(repo, dtype=None if dtype == "auto" else dtype, **kwargs)
         tracker.model.loaded_image_processor = tracker.image_processor
         return tracker.model
 
@@ -32,8 +40,9 @@ class VisualObjectTrackingPipeline(Pipeline):
     """Follows one or several boxes through a video and yields the result of each frame as it is found.
 
     Made by `pipeline("visual-object-tracking", model=...)` after `import mmtrackers`, or by `from_pretrained`, which
-    also takes an adapter whose base is named relative to its folder, or that is pinned to a commit. As all pipelines
-    it takes the first GPU where there is one; weights are float32 unless `dtype=` says otherwise.
+    also takes an adapter whose base is named relative to its folder. An adapter's commit is
+    `model_kwargs={"adapter_kwargs": {"revision": commit}}`: transformers looks for `revision=` in its base too. As all
+    pipelines it takes the first GPU where there is one; weights are float32 unless `dtype=` says otherwise.
 
     Args:
         model (`TrackerPreTrainedModel`): with or without an adapter.
