@@ -349,6 +349,19 @@ def test_degrees_and_pages(tmp_path):
             read_image(tmp_path / "pages.tiff", "thermal")
 
 
+def test_radiometric_jpeg_is_said_to_show_a_palette(tmp_path, recwarn):
+    picture = np.full((12, 16, 3), 90, np.uint8)
+    jpeg, file = cv2.imencode(".jpg", picture)[1].tobytes(), tmp_path / "rig" / "a.jpg"
+    file.parent.mkdir()
+    exif, counts = (name + bytes(300) for name in (b"Exif\0\0", b"FLIR\0\1\0\0"))
+    segments = [b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in (exif, counts)]
+    for kept in (segments[:1], segments):
+        file.write_bytes(jpeg[:2] + b"".join(kept) + jpeg[2:])
+        np.testing.assert_array_equal(read_image(file, "thermal"), picture)
+        assert len(recwarn) == len(kept) - 1
+    assert str(file.parent) in str(recwarn[0].message) and "radiometric" in str(recwarn[0].message)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
 @pytest.mark.parametrize("kept", [0.5, 0.98])
 def test_truncated_images(tmp_path, suffix, kept):

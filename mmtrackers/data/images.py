@@ -1,6 +1,8 @@
 """Reading of image files: what each modality may be, whole files only, turned as the camera was held."""
 
 import io
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from mmtrackers.processing.frames import MODALITIES
 
 _AS_STORED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
 _TIFF = (b"II*\0", b"MM\0*")
+_FLIR = re.compile(rb"\xff\xe1..FLIR\0", re.DOTALL)  # the segment of a JPEG that holds a FLIR camera's raw counts
 
 
 def _is_truncated(data: bytes) -> bool:
@@ -88,6 +91,13 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
         raise ValueError(f"the image {path} is truncated ({len(data)} bytes, its end is missing): copy it again")
     if data[:4] in _TIFF and (pages := page_count(data)) > 1:
         raise ValueError(f"{path} has {pages} pages, which are a sequence: give the file itself in the folder's place")
+    if data[:2] == b"\xff\xd8" and _FLIR.search(data, 0, 1 << 18):
+        folder = path.place if isinstance(path, EncodedImage) else Path(path).parent
+        warnings.warn(
+            f"the pictures of {folder} are radiometric JPEG (FLIR): read is the 8-bit picture that they show, in its "
+            "palette's colors, not their temperatures; to have these, export them as 16-bit or float TIFF",
+            stacklevel=2,
+        )
     # not IMREAD_UNCHANGED, which leaves pictures as the camera was held
     flags = cv2.IMREAD_COLOR if modality == "rgb" and not _may_be_deep(data) else _AS_STORED
     image = _decoded(data, flags)

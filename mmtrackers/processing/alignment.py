@@ -187,15 +187,29 @@ def cut_warped(view: View, where: Crop | AlignedCrop, fill: np.ndarray | None = 
     )
     warped = warp(view.picture, to_crop @ view.matrix, where.size, view.modality)
     if isinstance(where, Crop):
-        across, down = (_inside(where, axis, view.size[1 - axis]) for axis in (0, 1))
-        if across.all() and down.all():
-            return warped
-        return (warped * (down[:, None] * across)[..., None] + 0.5).astype(np.uint8)
+        return _faded(warped, *(_inside(where, axis, view.size[1 - axis]) for axis in (1, 0)))
     left, top, right, bottom = where.target
     cut = np.empty(warped.shape, np.float32)
     cut[:] = 0 if fill is None else fill
     cut[top:bottom, left:right] = warped[top:bottom, left:right]
     return cut
+
+
+def _faded(picture: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """A uint8 picture `[H, W, 3]` with its rows and columns weighed, changed in place."""
+    if down.all() and across.all():
+        return picture
+    rows, columns = np.flatnonzero(down), np.flatnonzero(across)
+    if not (rows.size and columns.size):
+        return np.zeros_like(picture)
+    # all but a few weigh 1, or nothing at the borders: a product of the whole would take as long as the warp
+    edges = (np.flatnonzero(down % 1), slice(None)), (slice(None), np.flatnonzero(across % 1))
+    weighed = [picture[y, x] * (down[y, None] * across[x])[..., None] + 0.5 for y, x in edges]
+    for (y, x), values in zip(edges, weighed, strict=True):
+        picture[y, x] = values.astype(np.uint8)
+    picture[: rows[0]] = picture[rows[-1] + 1 :] = 0
+    picture[:, : columns[0]] = picture[:, columns[-1] + 1 :] = 0
+    return picture
 
 
 def _inside(where: Crop, axis: int, length: int) -> np.ndarray:

@@ -183,11 +183,11 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
 
 
 def join_streams(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 `[H, W, 3]` of one size side by side on the channel axis, `[H, W, 3 * S]`."""
+    """Pictures `[H, W, 3]` of one size and type side by side on the channel axis, `[H, W, 3 * S]`."""
     if len(pictures) == 1:
         return pictures[0]
     channels = 3 * len(pictures)
-    joined = np.empty((*pictures[0].shape[:2], channels), np.uint8)
+    joined = np.empty((*pictures[0].shape[:2], channels), pictures[0].dtype)
     # NumPy's own concatenation on a last axis of three is several times slower.
     cv2.mixChannels(list(pictures), [joined], [k for channel in range(channels) for k in (channel, channel)])
     return joined

@@ -274,7 +274,7 @@ class TrackerImageProcessor(BaseImageProcessor):
             else:
                 cut.append(cut_aligned(view.picture, where, own))
             first = last
-        return cut[0] if len(cut) == 1 else np.concatenate(cut, axis=2)
+        return join_streams(cut)
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
         """The color `[C]` that crops of this picture, and later ones of its video, are padded with; None for black."""
