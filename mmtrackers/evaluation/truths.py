@@ -1,16 +1,19 @@
 """From sequences on disk to what protocols know of them."""
 
+from pathlib import Path
+
 import numpy as np
 
+from mmtrackers.data.layouts import LAYOUTS
 from mmtrackers.data.sequence import Sequence, read_image
 
 from .one_pass import OnePass
 from .protocols import get_protocol
 from .scoring import Protocol, Truth
 
-# A set's file of flags -> the value that means: the target is there. GOT-10k's `absence.label` is not among them: its
-# toolkit counts by `cover.label`.
-_THERE = {"absent_label": 1, "absent": 1, "full_occlusion": 0, "out_of_view": 0}
+# GOT-10k's `absence.label` is not among them: its toolkit counts by `cover.label`
+_THERE = {Path(file).stem: there for layout in LAYOUTS for file, there in layout.flags.items()
+          if file != "absence.label"}  # fmt: skip
 
 
 def truth_of(sequence: Sequence, protocol: Protocol | str) -> Truth:
@@ -36,8 +39,7 @@ def truth_of(sequence: Sequence, protocol: Protocol | str) -> Truth:
         height, width = read_image(sequence.frames["rgb"][0]).shape[:2]
         size = (width, height)
     # from the set's own flags alone, whatever the boxes say
-    flags = [values == _THERE[name] for name, values in sequence.extras.items() if name in _THERE]
-    flags += [sequence.extras["cover"] > 0] if "cover" in sequence.extras else []
+    flags = [np.isin(values, _THERE[name]) for name, values in sequence.extras.items() if name in _THERE]
     return Truth(
         sequence.name, sequence.boxes_xywh, np.logical_and.reduce(flags) if flags else None, sequence.annotated,
         sequence.second_boxes_xywh, size, sequence.extras.get("anchor"), sequence.attributes,

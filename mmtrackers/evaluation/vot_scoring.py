@@ -23,10 +23,7 @@ class LongTerm(Protocol):
     """
 
     resolution: int | None = 100
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return ("Pr", "Re", "F")
+    metric_names = ("Pr", "Re", "F")
 
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "LongTermMeasured":
         overlaps, confidences, visible = [], [], []
@@ -82,10 +79,7 @@ class MultiStart(Protocol):
     grace: int = 10
     low: int = 115
     high: int = 755
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return ("EAO", "A", "R")
+    metric_names = ("EAO", "A", "R")
 
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "MultiStartMeasured":
         rows = []

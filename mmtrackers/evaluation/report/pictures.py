@@ -1,13 +1,12 @@
 """The worst sequences of a set in pictures: frames with every tracker's box and the ground truth, and the overlaps."""
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from markupsafe import Markup, escape
 
 from mmtrackers.data.annotations import read_boxes
 from mmtrackers.data.sequence import Sequence as VideoSequence
@@ -22,9 +21,7 @@ PICTURE_WIDTH = 380
 JPEG_QUALITY = 78
 
 
-def worst_sequences(
-    part: SetReport, styles: Mapping[str, int], sequences: Iterable[VideoSequence], count: int
-) -> list[dict[str, Any]]:
+def worst_sequences(part: SetReport, sequences: Iterable[VideoSequence], count: int) -> list[dict[str, Any]]:
     """The sequences with the lowest headline score, as the mean over the trackers, in pictures.
 
     Sequences without images or without raw results are passed over, and multi-start sets, which have many runs of
@@ -41,7 +38,7 @@ def worst_sequences(
         boxes = boxes_of(part, by_name[name])
         if boxes and len(strips) < count:
             shown = {result.tracker: scores[name].get(result.tracker) for result in part.results}
-            strips.append({"scores": shown} | _strip(by_name[name], boxes, styles))
+            strips.append({"scores": shown} | _strip(by_name[name], boxes))
     return strips
 
 
@@ -73,7 +70,7 @@ def _as_xywh(rows: np.ndarray, sequence: VideoSequence) -> np.ndarray:
     return rows
 
 
-def _strip(sequence: VideoSequence, boxes: dict[str, np.ndarray], styles: Mapping[str, int]) -> dict[str, Any]:
+def _strip(sequence: VideoSequence, boxes: dict[str, np.ndarray]) -> dict[str, Any]:
     """Frames spread evenly over the annotated ones, without the given first one where there are others."""
     known = np.flatnonzero(sequence.annotated)
     known = known[1:] if len(known) > 1 else np.arange(len(sequence))
@@ -81,9 +78,9 @@ def _strip(sequence: VideoSequence, boxes: dict[str, np.ndarray], styles: Mappin
     overlaps = {name: _overlaps(rows, sequence) for name, rows in boxes.items()}
     return {
         "name": sequence.name,
-        "frames": [_pictures(sequence, index, boxes, styles) for index in chosen],
+        "frames": [_pictures(sequence, index, boxes) for index in chosen],
         "captions": [f"frame {k}" + ("" if sequence.present[k] else " · target absent") for k in chosen],
-        "timeline": _timeline(overlaps, styles, sequence.name),
+        "timeline": _timeline(overlaps),
     }
 
 
@@ -98,9 +95,7 @@ def _overlaps(boxes: np.ndarray, sequence: VideoSequence) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def _pictures(
-    sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray], styles: Mapping[str, int]
-) -> list[Markup]:
+def _pictures(sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The frame in each of its streams, cut to the part that holds the boxes, with the boxes over it."""
     frame = sequence.read(index)
     truth = sequence.boxes_xywh[index] if sequence.present[index] else None
@@ -111,7 +106,7 @@ def _pictures(
     for modality, image in frame.items():
         other = sequence.second_boxes_xywh if modality != "rgb" else None
         here = truth if other is None or truth is None else other[index]
-        pictures.append(_svg(visible(image, modality), window, here, shown, styles, f"{modality}, frame {index}"))
+        pictures.append(_cut(visible(image, modality), window, here, shown) | {"label": f"{modality}, frame {index}"})
     return pictures
 
 
@@ -134,55 +129,42 @@ def window_round(boxes: list[np.ndarray], width: int, height: int) -> tuple[int,
     return left, top, w, h
 
 
-def _svg(
-    picture: np.ndarray,
-    window: tuple[int, int, int, int],
-    truth: np.ndarray | None,
-    boxes: dict[str, np.ndarray],
-    styles: Mapping[str, int],
-    label: str,
-) -> Markup:
+def _cut(
+    picture: np.ndarray, window: tuple[int, int, int, int], truth: np.ndarray | None, boxes: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """A window of a picture as text, and the boxes in it."""
     left, top, width, height = window
     scale = PICTURE_WIDTH / width
     size = (PICTURE_WIDTH, max(1, round(scale * height)))
     part = cv2.resize(picture[top : top + height, left : left + width], size,
                       interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # fmt: skip
     _, data = cv2.imencode(".jpg", part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
-    image = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-
-    def rectangle(box: np.ndarray, style: str, more: str = "") -> str:
-        x, y, w, h = (box - (left, top, 0, 0)) * scale
-        place = f'x="{x:.1f}" y="{y:.1f}" width="{max(w, 0):.1f}" height="{max(h, 0):.1f}"'
-        return f'<g{more}><rect class="halo" {place}/><rect class="box {style}" {place}/></g>'
-
-    shapes = [rectangle(truth, "truth")] if truth is not None and np.isfinite(truth).all() else []
-    shapes += [rectangle(box, f"s{styles[name]}", f' data-tracker="{escape(name)}"') for name, box in boxes.items()]
-    return Markup(
-        f'<svg class="frame" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
-        f'<image href="{image}" width="{size[0]}" height="{size[1]}"/>{"".join(shapes)}</svg>'
-    )
+    known = [("", truth)] if truth is not None and np.isfinite(truth).all() else []
+    rectangles = [(name, ((box - (left, top, 0, 0)) * scale).tolist()) for name, box in (*known, *boxes.items())]
+    return {"size": size, "image": base64.b64encode(data.tobytes()).decode(), "rectangles": rectangles}
 
 
-def _timeline(overlaps: dict[str, np.ndarray], styles: Mapping[str, int], name: str) -> Markup:
+def line_points(x: np.ndarray, y: np.ndarray, field: tuple[int, int, int, int]) -> str:
+    """The points of a line in an SVG: fractions `[N]`, y from below, of a field (left, top, width, height).
+
+    Example:
+        >>> line_points(np.array([0, 0.5]), np.array([0, 1]), (40, 10, 308, 220))
+        '40.0,230.0 194.0,10.0'
+    """
+    left, top, width, height = field
+    return " ".join(f"{left + width * a:.1f},{top + height * (1 - b):.1f}" for a, b in zip(x, y, strict=True))
+
+
+def _timeline(overlaps: dict[str, np.ndarray]) -> dict[str, Any]:
     """Overlap over the frames; a line breaks off where the target is away longer than annotations are apart."""
     last = max(max(len(values) for values in overlaps.values()) - 1, 1)
-    parts = [f'<line class="grid" x1="0" x2="1000" y1="{y}" y2="{y}"/>' for y in (0, 50, 100)]
+    lines = []
     for tracker, values in overlaps.items():
         known = np.flatnonzero(np.isfinite(values))
-        if not len(known):
-            continue
         step = int(np.median(np.diff(known))) if len(known) > 1 else 1
-        for run in np.split(known, np.flatnonzero(np.diff(known) > step) + 1):
-            points = " ".join(f"{1000 * frame / last:.1f},{100 - 100 * values[frame]:.1f}" for frame in run)
-            parts.append(f'<polyline class="line thin s{styles[tracker]}" data-tracker="{escape(tracker)}" '
-                         f'points="{points}"/>')  # fmt: skip
-    ticks = "".join(f'<span style="left:{100 * frame / last:.2f}%">{frame}</span>' for frame in _round_frames(last))
-    # The drawing is stretched to the page's width; its labels are not, and so stand beside it.
-    return Markup(
-        '<div class="timeline"><div class="values-axis"><span>100</span><span>50</span><span>0</span></div>'
-        f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="Overlap over the frames of '
-        f'{escape(name)}">{"".join(parts)}</svg><div class="frames-axis">{ticks}</div></div>'
-    )
+        runs = np.split(known, np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
+        lines += [(tracker, line_points(run / last, values[run], (0, 0, 1000, 100))) for run in runs]
+    return {"lines": lines, "ticks": [(frame, 100 * frame / last) for frame in _round_frames(last)]}
 
 
 def _round_frames(last: int) -> range:
