@@ -7,7 +7,7 @@ from parity_tools import cases, load_case, stated_input
 
 from mmtrackers import OSTrackConfig, OSTrackForTracking
 from mmtrackers.conversion.job import rename
-from mmtrackers.models.ostrack.convert_image_vit import ostrack_from_image_vit
+from mmtrackers.modeling.dinov2 import resample_positions
 from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES
 
 OFFICIAL: dict[int, dict[str, torch.Tensor]] = {}
@@ -126,21 +126,12 @@ def test_template_embedding_is_the_template(fixture):
     assert torch.equal(embedded.score_map, model(search, template).score_map)
 
 
-def test_parity_ostrack_start_from_an_image_model(fixture):
+def test_parity_ostrack_positions_of_an_image_model(fixture):
     c, golden, *_ = fixture
+    table = OFFICIAL[c["embed_dim"]]["backbone.pos_embed"]
     config = config_of(c)
-    official = {name.removeprefix("backbone."): t for name, t in OFFICIAL[c["embed_dim"]].items()}
-    model = ostrack_from_image_vit({n: t for n, t in official.items() if not n.startswith("box_head")}, config)
-    for name, ours in (
-        ("pos_embed_z_prepared", model.model.embeddings.template_position),
-        ("pos_embed_x_prepared", model.model.embeddings.search_position),
-    ):
-        step = [a // b for a, b in zip(ours.shape, golden[name].shape, strict=True)]
-        torch.testing.assert_close(ours.detach()[:, :: step[1], :: step[2]], golden[name], atol=1e-5, rtol=0)
-    assert torch.equal(model.model.norm.weight, official["norm.weight"])
+    for name, side in (("z", config.template_grid), ("x", config.search_grid)):
+        ours, prepared = resample_positions(table, side), golden[f"pos_embed_{name}_prepared"]
+        step = [a // b for a, b in zip(ours.shape, prepared.shape, strict=True)]
+        torch.testing.assert_close(ours[:, :: step[1], :: step[2]], prepared, atol=1e-5, rtol=0)
 
-
-def test_an_image_model_of_other_sizes_is_refused():
-    with pytest.raises(ValueError, match="does not fit the config"):
-        config = OSTrackConfig(hidden_size=32, num_attention_heads=1)
-        ostrack_from_image_vit({"pos_embed": torch.zeros(1, 197, 32)}, config)

@@ -65,16 +65,7 @@ class Limits:
 
 
 class App:
-    """The page and what it calls.
-
-    Args:
-        limits ([`Limits`]): see there.
-
-    Example:
-        ```python
-        App(Limits(seconds=30, any_tracker=False)).launch()
-        ```
-    """
+    """The page and what it calls, within limits."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()

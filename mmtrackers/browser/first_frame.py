@@ -33,21 +33,15 @@ SAFE = {
 def ask_boxes(picture: np.ndarray, name: str, say: Callable[[str], None] = print) -> list[list[float]]:
     """Shows a picture in the browser and waits for the boxes that a person draws on it.
 
-    The page is served to this machine only, under an address with a secret in it; a browser is opened where there is
-    a desktop. Ctrl-C ends the waiting.
+    The page is served to this machine only, under an address with a secret in it; a browser is opened where there is a
+    desktop. Ctrl-C ends the waiting.
 
     Args:
-        picture (`np.ndarray` `[H, W, 3]` uint8): RGB.
-        name (`str`): of the video, shown.
+        picture (`np.ndarray` `[H, W, 3]` uint8), name (`str`): RGB; of the video, shown.
         say (callable): told the address, once.
 
     Returns:
         `list[list[float]]`: x, y, width, height in pixels, one per target.
-
-    Example:
-        ```python
-        boxes = ask_boxes(next(iter(open_source("clip.mp4")))["rgb"], "clip")
-        ```
     """
     server = _Server(page(picture, name), picture.shape[:2])
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -24,15 +24,9 @@ NOWHERE = Prediction(np.zeros(4), 0.0, False)
 class LiveRun:
     """One run over a source, moved on by whoever iterates over it.
 
-    Args:
-        tracker (`Tracker`): see there.
-        source (`FrameSource`): from `open_source`.
-        folder (`Path`): of the results, made if need be.
-        first (`int`): index of the frame that the first boxes belong to.
-        most (`int`): frames to track at most.
-
-    `found` are the targets of the last `frame` by their numbers. Another thread sets `pausing` or `stopping` to leave
-    the loop; a run that has left it and waits is `paused`. `ended` says why no frame is left, and is empty before.
+    Results go into `folder`; the first boxes belong to frame `first`, and at most `most` frames are tracked. `found`
+    are the targets of the last `frame` by their numbers. Another thread sets `pausing` or `stopping` to leave the
+    loop; a run that has left it and waits is `paused`. `ended` says why no frame is left, and is empty before.
 
     Raises:
         ValueError: the source has no such frame.
@@ -68,10 +62,7 @@ class LiveRun:
 
     def place(self, boxes_xywh: Mapping[int, Sequence[float]]) -> None:
         """Says where the targets are in the last frame: those left out are removed, new numbers are added, and a box
-        that a person has moved is corrected.
-
-        Raises:
-            ValueError: a box that cannot be used; the targets before it in the order are placed.
+        that a person has moved is corrected; ValueError at a box that cannot be used, when those before it are placed.
         """
         for number in set(self.targets.sessions) - set(boxes_xywh):
             self.targets.remove(number)

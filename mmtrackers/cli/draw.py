@@ -14,9 +14,6 @@ def drawn_boxes(source: "FrameSource") -> list[list[float]]:
     """Boxes drawn in a browser on the first frame; empty where the annotation knows one, or nobody is at a terminal.
 
     A camera has no first frame to wait for: by the time that a box is drawn the picture is another.
-
-    Args:
-        source (`FrameSource`): the opened source.
     """
     if source.boxes_xywh is not None or source.live or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return []

@@ -68,11 +68,7 @@ def _raised_on_purpose(error: Exception) -> bool:
 
 
 def as_options(message: str, options: Mapping[str, str]) -> str:
-    """A message with the arguments of Python functions that it names as the options of a command.
-
-    Args:
-        message (`str`): such as of an error.
-        options (`Mapping[str, str]`): option by the name of its parameter.
+    """A message with the arguments of Python functions that it names as the `options` of a command.
 
     Example:
         >>> as_options('Pass base_model="org/name" or token=.', {"base_model": "--base-model"})

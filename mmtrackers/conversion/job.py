@@ -21,15 +21,8 @@ Names = dict[str, str | tuple[str, ...]]
 
 @dataclass(frozen=True)
 class ConversionJob:
-    """One file to convert, read already.
-
-    Args:
-        net (`dict[str, Tensor]`): the file's tensors under their official names.
-        file, out (`Path`): where they came from; the folder to make.
-        base (`str` or `Path`, *optional*): folder or Hub id of the base that an adapter belongs to.
-        modality (`str`, *optional*): the second stream's.
-        overrides (`dict`): config fields that a file does not tell.
-    """
+    """One file to convert: its tensors under their official names, where it lies, the folder to make, the base of an
+    adapter (folder or Hub id), the second stream, and config fields that a file does not tell."""
 
     net: dict[str, Tensor]
     file: Path
@@ -43,12 +36,8 @@ class ConversionJob:
 class ConversionReport:
     """What a conversion read, decided, wrote and checked.
 
-    Args:
-        system (`str`): such as "ostrack".
-        variant (`str`): such as "256" or "384", the search crop's side.
-        folders (`dict[str, Path]`): what was written: "model", or "adapter" and perhaps "base".
-        facts (`list[str]`): sentences for people, in order.
-        differences (`dict[str, float]`): the largest difference that each check found.
+    `variant` is such as "256"; `folders` "model", or "adapter" and perhaps "base"; `facts` are sentences for people;
+    `differences` the largest that each check found.
     """
 
     system: str
@@ -86,11 +75,8 @@ def names_of(official: str, names: Names) -> tuple[str, ...] | None:
 
 
 def rename(net: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Every official entry under its names here; where there are several, the rows are shared out equally and copied.
-
-    Raises:
-        ValueError: an entry has a name that the system does not have.
-    """
+    """Every official entry under its names here (ValueError where it has none); where there are several, the rows are
+    shared out equally and copied."""
     renamed: dict[str, Tensor] = {}
     for official, tensor in net.items():
         ours = names_of(official, names)
@@ -149,17 +135,9 @@ def save_adapter(
     tensors: Mapping[str, Tensor], facts: Mapping[str, str], check: Callable[[nn.Module], None] | None = None,
     **fields: Any,
 ) -> nn.Module:
-    """Writes an adapter folder: a fresh adapter on a base, filled with the file's tensors.
-
-    Args:
-        tensors: the adapter's, under the names here without peft's prefix.
-        facts: as of `save_model`.
-        check: called with the tracker before it is filled, if given.
-        fields: of the tracker's config.
-
-    Raises:
-        ValueError: tensors are missing, unexpected or of another shape; they are named.
-    """
+    """Writes an adapter folder: a fresh adapter on a base, with `fields` in its config, filled with the file's tensors
+    (under the names here, without peft's prefix; ValueError names those that do not fit); `check` sees the tracker
+    before."""
     model = kind.from_base(str(base), modality=job.modality, adapter_config=adapter_config, **fields)
     if check is not None:
         check(model)

@@ -66,16 +66,13 @@ class SearchGraph(nn.Module):
 
 
 def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opset: int = OPSET) -> Path:
-    """Writes a tracker as two ONNX graphs, with what is needed to run them.
+    """Writes a tracker as two ONNX graphs, with what is needed to run them; returns the folder.
 
     Args:
         tracker (`Tracker`): not packed, in float32 on the CPU; its active adapter goes into the graphs.
         folder (`str` or `Path`): new or empty.
         int8 (`bool`): matrix products with weights of 8 bits, and what they multiply quantized as it comes.
         opset (`int`): version of the ONNX operators.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: the tracker is packed, not in float32, or a package is missing.

@@ -197,13 +197,12 @@ def load_official(
         facts: takes up what was found and changed, in sentences.
 
     Returns:
-        Tensors by official name, on the CPU, each with its own memory. A prefix that all names have because the model
-        was wrapped (`module.`, `_orig_mod.`) is left out.
+        Tensors by official name, on the CPU, without a prefix of all names that a wrapper left (`module.`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError (a ValueError): the file is not such a checkpoint, is cut off or damaged, has no such entry, or
-            claims more than it can hold.
+        CheckpointError (a ValueError): no such checkpoint, cut off or damaged, or one that claims more than it can
+            hold.
 
     Example:
         >>> import tempfile, torch

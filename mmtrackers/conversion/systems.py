@@ -41,19 +41,17 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Converts an official checkpoint file into a folder that `AutoTracker` and `Tracker` load.
 
-    The file is read without running anything in it. An OSTrack or ODTrack file becomes a full model. A SEATrack or
-    PATrack file becomes an adapter folder, and without `base` also the base that the file holds, in `out/base`. A
-    LoRAT or SPMTrack file becomes an adapter folder on its DINOv2, or a full model where it is merged (LoRAT). The
-    result is loaded back, and compared with the file's numbers and, on one random input, with the model it was saved
-    from.
+    An OSTrack or ODTrack file becomes a full model; a SEATrack or PATrack file an adapter folder, and without `base`
+    also the base that the file holds, in `out/base`; a LoRAT or SPMTrack file an adapter folder on its DINOv2, or a
+    full model where it is merged (LoRAT). The result is loaded back and compared with the file's numbers and, on one
+    random input, with the model it was saved from.
 
     Args:
         system (`str`): "lorat", "ostrack", "odtrack", "patrack", "seatrack" or "spmtrack".
-        file (`str` or `Path`): `.pth`, `.pth.tar` or `.safetensors`, whatever its name ends in.
+        file (`str` or `Path`): `.pth`, `.pth.tar` or `.safetensors`; nothing in it is run.
         out (`str` or `Path`): folder to make.
-        base (`str` or `Path`, *optional*): seatrack, patrack: the OSTrack it was trained on, as folder or Hub id of
-            this package's form; compared with the file's own, and named in the adapter. lorat, spmtrack: the plain
-            DINOv2 that it stands on, such as "facebook/dinov2-base".
+        base (`str` or `Path`, *optional*): folder or Hub id: seatrack, patrack: the OSTrack it was trained on, which
+            is compared with the file's own; lorat, spmtrack: the plain DINOv2 that it stands on.
         modality (`str`, *optional*): seatrack, patrack: "thermal", "depth" or "event".
         overwrite (`bool`): write into `out` although it holds files already.
         overrides: what a file does not tell: fields of `OSTrackConfig`, such as `num_attention_heads` where heads are
@@ -64,10 +62,6 @@ def convert_checkpoint(
         FileNotFoundError, FileExistsError: no such file; `out` is not an empty folder.
         ValueError: the file is not what it should be, or was trained on another base.
         RuntimeError: the saved result does not equal the file (then a new `out` is removed again).
-
-    Example:
-        >>> print(convert_checkpoint("seatrack", "SEATrack_RGBT.pth.tar", "seatrack-thermal", base="ostrack-256",
-        ...     modality="thermal"))  # doctest: +SKIP
     """
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; files of these can be converted: {', '.join(SYSTEMS)}")

@@ -42,11 +42,6 @@ def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
     Raises:
         ValueError: the result is partial or without scores: no figure for a card.
         OSError: the folder holds neither a tracker nor an adapter.
-
-    Example:
-        ```python
-        add_to_card("out/seatrack-thermal", result)
-        ```
     """
     folder = Path(folder)
     if result.partial or not result.scores:

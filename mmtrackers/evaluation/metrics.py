@@ -38,15 +38,11 @@ def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) ->
 
 
 def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
-    """Distance of the centers, in pixels or in units of `scale` along each axis.
+    """Distance `[N]` of the centers of boxes `[N, 4]`, in pixels or in units of `scale` `[N, 2]`; NaN where a number
+    lacks.
 
-    Args:
-        result_xywh, truth_xywh (`np.ndarray`): `[N, 4]`.
-        scale (`np.ndarray`, *optional*): `[N, 2]`; each center is divided by it before the difference is taken, as the
-            toolkits do (in float32 the order decides ties).
-
-    Returns:
-        `np.ndarray`: `[N]`; NaN where a number is missing.
+    Each center is divided by the scale before the difference is taken, as the toolkits do (in float32 the order
+    decides ties).
 
     Example:
         >>> center_errors(np.array([[0.0, 0, 2, 2]]), np.array([[3.0, 4, 2, 2]])).tolist()
@@ -61,21 +57,14 @@ def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.nda
 
 
 def carry_forward(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """`rows` `[N, ...]` in which each that is not kept (`keep` `[N]`) is the last kept one before it.
-
-    The first frame of every sequence must be kept.
-    """
+    """`rows` `[N, ...]` in which each that is not kept (`keep` `[N]`) is the last kept one; each sequence's first must
+    be."""
     return rows[np.maximum.accumulate(np.where(keep, np.arange(len(rows)), 0))]
 
 
 def count_above(values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int) -> np.ndarray:
-    """`[sequences, K]`: how many values of each sequence lie above each threshold (strictly); NaN lies above none.
-
-    Args:
-        values (`np.ndarray`): `[N]`.
-        thresholds (`np.ndarray`): `[K]`, ascending.
-        owner (`np.ndarray`): `[N]` int, index of the sequence.
-        sequences (`int`): number of sequences.
+    """`[sequences, K]`: how many values `[N]` of each sequence (`owner` `[N]`: its index) lie above each of
+    `thresholds` `[K]` (ascending), strictly; NaN lies above none.
 
     Example:
         >>> count_above(np.array([0.2, 0.5]), np.array([0.0, 0.2, 0.5]), np.array([0, 0]), 1).tolist()
@@ -147,8 +136,7 @@ def long_term_curves(
     As in votchallenge/toolkit, `longterm.py` (Lukezic et al., "Now you see me", arXiv 1804.07056).
 
     Args:
-        overlaps (list of `np.ndarray`): per sequence `[N]`.
-        confidences (list of `np.ndarray`): per sequence `[N]`; NaN where the tracker gave none.
+        overlaps, confidences (list of `np.ndarray`): per sequence `[N]`; confidence NaN where the tracker gave none.
         visible (list of `int`): per sequence, frames with ground truth.
         resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
 
@@ -181,11 +169,8 @@ def long_term_curves(
 def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1, grace: int = 10) -> int:
     """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row, else all.
 
-    Args:
-        overlaps (`np.ndarray`): `[L]` of the run; frame 0, where it is initialized, has 0.
-        seen (`np.ndarray`): `[L]` bool, the frame has a ground truth; others interrupt no failure and count as good.
-        threshold (`float`): an overlap at or below it is bad.
-        grace (`int`): so many in a row are a failure.
+    Bad are overlaps `[L]` at or below `threshold`; frames that are not `seen` `[L]` (without ground truth) interrupt
+    no failure and count as good.
     """
     bad = (overlaps <= threshold) & seen
     since = np.arange(len(bad)) - np.maximum.accumulate(np.where(bad, -1, np.arange(len(bad))))

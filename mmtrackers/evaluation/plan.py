@@ -17,16 +17,8 @@ from .vot_scoring import MultiStart
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of a tracker: a sequence from its start, or from one of its anchors.
-
-    Args:
-        sequence (`int`): its index.
-        name (`str`): its name.
-        frames (`np.ndarray`): the frames that the run goes through, in order.
-        box_xywh (`np.ndarray`): `[4]`, given in the first of them.
-        length (`int`): frames of the sequence.
-        anchor (`int`, *optional*): of multi-start runs.
-    """
+    """One run of a tracker: a sequence (its index, name and length) from its start, or from one of its anchors,
+    through `frames` in order, with a box given in the first of them."""
 
     sequence: int
     name: str

@@ -16,13 +16,8 @@ _BESIDE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "arc
 
 
 def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Settings:
-    """The settings of a tracker; to be asked for before `pack()`, which lays the weights out for one machine.
-
-    Args:
-        tracker ([`Tracker`]): base or base and adapter.
-        name (`str`): folder or Hub id that it came from.
-        pack (`bool`): whether it will be packed.
-    """
+    """The settings of a tracker from a folder or Hub id; to be asked for before `pack()`, which lays the weights out
+    for one machine, and saying whether it will be packed."""
     import mmtrackers
 
     model = tracker.model

@@ -15,16 +15,12 @@ WARMUP = 10
 def speed_of(
     rows: np.ndarray | Sequence[Sequence[float]], device: torch.device | str, batch: int = 1, warmup: int = WARMUP
 ) -> Speed | None:
-    """Median and middle half of every stage.
+    """Median and middle half of every stage; None without rows.
 
     Args:
         rows (`[N, 4]`): seconds per frame and stage, in the order of `STAGES`.
-        device (`torch.device` or `str`): where the model ran.
-        batch (`int`): sequences side by side.
+        device (`torch.device` or `str`), batch (`int`): where the model ran; sequences side by side.
         warmup (`int`): first rows to leave out; at most half of all.
-
-    Returns:
-        [`Speed`], or None without rows.
 
     Example:
         >>> speed_of([[0.001, 0.002, 0.010, 0.001]] * 30, "cpu").stages["model"].median

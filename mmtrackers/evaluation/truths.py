@@ -17,19 +17,14 @@ _THERE = {Path(file).stem: there for layout in LAYOUTS for file, there in layout
 
 
 def truth_of(sequence: Sequence, protocol: Protocol | str) -> Truth:
-    """What a protocol needs to know of a sequence.
+    """What a protocol needs to know of a sequence; the size of its frames is read where the rules need it.
 
     Args:
         sequence ([`Sequence`]): as `open_dataset` gives it.
-        protocol (`Protocol` or `str`): the rules; the size of the frames is read where they need it.
+        protocol (`Protocol` or `str`): the rules.
 
     Raises:
         ValueError: the sequence has no ground truth, or its first image cannot be read.
-
-    Example:
-        ```python
-        truths = [truth_of(s, "lasher") for s in open_dataset(root, dataset="lasher", split="test")]
-        ```
     """
     protocol = get_protocol(protocol)
     if not np.isfinite(sequence.boxes_xywh).all(1).any():

@@ -14,14 +14,8 @@ from mmtrackers.tracking.tracker import Tracker
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a tracker's boxes are those of a file.
-
-    Args:
-        sequence (`str`): its name.
-        frames (`int`): compared, without the given one.
-        mean_iou (`float`): overlap of the two boxes, averaged over the frames.
-        first_different (`int`, *optional*): the first frame, from 0, whose boxes overlap less than asked for.
-    """
+    """How far a tracker's boxes in a sequence are those of a file: frames compared (without the given one), the mean
+    overlap of both, and the first frame, from 0, whose boxes overlap less than asked for."""
 
     sequence: str
     frames: int

@@ -37,21 +37,15 @@ Base = Annotated[str | None, typer.Option(help="The base, in place of the one an
 def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
     """Answers the toolkit's requests on standard input and output (or on `TRAX_SOCKET`) until it says goodbye.
 
-    Every initialization begins a new session on the same model, so that the many runs of a multi-start experiment
-    load it once.
+    Every initialization begins a new session on the same model, so that the many runs of a multi-start experiment load
+    it once.
 
     Args:
-        tracker (`Tracker`): one stream, or RGB and depth or thermal.
-        name (`str`): what the toolkit is told.
+        tracker (`Tracker`), name (`str`): one stream, or RGB and depth or thermal; what the toolkit is told.
 
     Raises:
         ValueError: the tracker reads events, or a request cannot be answered (the toolkit is told why first).
         ImportError: the package `vot-trax` is not installed.
-
-    Example:
-        ```python
-        serve(Tracker.from_pretrained("org/seatrack-depth", device="cuda"))
-        ```
     """
     modalities = [tracker.modality] if tracker.streams == 1 else ["rgb", tracker.modality]
     if unknown := [modality for modality in modalities if modality not in CHANNELS]:

@@ -67,13 +67,8 @@ def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter as it lies in a folder, read but not yet on a model.
-
-    Args:
-        files (`TrackerFiles`): where it lies.
-        peft_config (`PeftConfig`): what `adapter_config.json` says.
-        record (`dict`): what `tracker_config.json` says; empty where peft alone wrote the folder.
-    """
+    """An adapter as it lies in a folder, read but not yet on a model: what `adapter_config.json` says, and the
+    `record` in `tracker_config.json`, which is empty where peft alone wrote the folder."""
 
     files: TrackerFiles
     peft_config: PeftConfig
@@ -198,10 +193,6 @@ class AdapterMixin:
             OSError: not found; a file is missing, corrupt or truncated.
             ValueError: another kind of adapter or tracker, another base, a name that is taken or unsafe, tensors that
                 do not fit. The model is then as before.
-
-        Example:
-            >>> model.load_adapter("org/seatrack-depth", "depth")  # doctest: +SKIP
-            'depth'
         """
         self._refuse_packed("load_adapter")
         adapter = AdapterFolder.read(TrackerFiles.find(source, hub | {"revision": revision}))

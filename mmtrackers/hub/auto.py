@@ -75,13 +75,7 @@ class AutoTracker:
 
     @classmethod
     def from_base(cls, base: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-        """`from_base` of the base's own class: its weights, frozen, with a fresh adapter.
-
-        Example:
-            >>> from peft import LoraConfig
-            >>> lora = LoraConfig(target_modules=["q_proj", "v_proj"])
-            >>> AutoTracker.from_base("org/base", modality="thermal", adapter_config=lora)  # doctest: +SKIP
-        """
+        """`from_base` of the base's own class: its weights, frozen, with a fresh adapter."""
         return cls._class_of(TrackerFiles.find(base, kwargs))[1].from_base(base, **kwargs)
 
     @classmethod

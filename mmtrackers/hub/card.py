@@ -37,11 +37,9 @@ class TrainingFacts:
     """What a reader of a model card wants to know about the training.
 
     Args:
-        data (`str`): what it was trained on, in words.
-        datasets (`list[str]`): ids of data sets on the Hub.
-        samples (`int`, *optional*): training pairs seen.
-        steps (`int`, *optional*): optimizer steps.
-        minutes (`float`, *optional*): wall time.
+        data (`str`), datasets (`list[str]`): what it was trained on, in words; ids of data sets on the Hub.
+        samples, steps (`int`, *optional*), minutes (`float`, *optional*): training pairs seen, optimizer steps, wall
+            time.
         hardware (`str`, *optional*): such as "1 H100" or "2 CPU cores".
         recipe (`dict`): hyper-parameters by name (numbers, strings).
         figures (`list[dict]`): results, each with "dataset" and "value" and optionally "metric" (default "AUC"),
@@ -49,10 +47,6 @@ class TrainingFacts:
             the Hub).
         limits (`str`, *optional*): what it is not good at.
         license (`str`): license of the weights, such as "apache-2.0"; by default none is claimed.
-
-    Example:
-        >>> TrainingFacts(data="LasHeR train", samples=60_000, figures=[{"dataset": "LasHeR", "value": 0.55}]).samples
-        60000
     """
 
     data: str = ""
@@ -92,22 +86,14 @@ def is_own_text(folder: str | Path) -> bool:
 
 
 def write_card(folder: str | Path, facts: TrainingFacts | None = None, repo_id: str | None = None) -> Path:
-    """Writes `README.md` for the model or adapter in `folder`.
+    """Writes `README.md` for the model or adapter in `folder`, and returns its path; OSError where the folder holds
+    neither.
 
     Args:
         folder (`str` or `Path`): as written by `save_pretrained`.
         facts ([`TrainingFacts`], *optional*): saved beside the card so that later cards can repeat them; by default
             those saved before.
         repo_id (`str`, *optional*): Hub id used in the code examples; "path/to/<folder name>" by default.
-
-    Returns:
-        `Path`: the card.
-
-    Raises:
-        OSError: the folder holds neither a model nor an adapter.
-
-    Example:
-        >>> write_card("out", TrainingFacts(data="LasHeR train", samples=60_000))  # doctest: +SKIP
     """
     folder = Path(folder)
     if facts is not None:

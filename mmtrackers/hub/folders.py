@@ -32,12 +32,8 @@ HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_fi
 
 @dataclass(frozen=True)
 class TrackerFiles:
-    """A folder here, or a repository at one state of the Hub, and the small files in it.
-
-    Args:
-        name (`str`): as the caller named it.
-        folder (`Path`): where the files lie.
-        options (`dict`): how it was found, with the commit as its revision: the same state again.
+    """A folder here, or a repository at one state of the Hub, and the small files in it: its `name` as the caller said
+    it, where the files lie, and the `options` it was found with, the commit as their revision: the same state again.
     """
 
     name: str
@@ -46,15 +42,8 @@ class TrackerFiles:
 
     @classmethod
     def find(cls, name: str | os.PathLike[str], options: Mapping[str, Any]) -> "TrackerFiles":
-        """Looks for a folder, else on the Hub, else in the cache.
-
-        Args:
-            name (`str` or `PathLike`): folder or Hub id.
-            options (`Mapping`): `HUB_OPTIONS` of it count; others are left alone.
-
-        Raises:
-            OSError: there is none, or it cannot be reached.
-        """
+        """Looks for a folder, else on the Hub, else in the cache; OSError where there is none, or it cannot be
+        reached. Of `options` those in `HUB_OPTIONS` count."""
         name, options = os.fspath(name), {n: options[n] for n in HUB_OPTIONS if options.get(n) is not None}
         subfolder = options.get("subfolder", "")
         if os.path.isdir(name):

@@ -85,18 +85,12 @@ def save_adapter(
             base was loaded from.
         card ([`TrainingFacts`], *optional*): what is known of the training, for the model card.
         adapter_name (`str`, *optional*): the active one by default.
-        is_main_process (`bool`): False writes nothing (other processes of a distributed run).
+        is_main_process (`bool`): False writes nothing (other processes of a distributed run), and returns None.
         kwargs: options of transformers' `save_pretrained`, without effect here.
 
-    Returns:
-        `Path`, or None where nothing was written.
-
     Raises:
-        ValueError: no adapter; the base has no name that others could use; the adapter holds NaN or infinity, or is
-            in shards.
-
-    Example:
-        >>> save_adapter(model, "out", base_model="org/ostrack-256")  # doctest: +SKIP
+        ValueError: no adapter; the base has no name that others could use; the adapter holds NaN or infinity, or is in
+            shards.
     """
     if unknown := set(kwargs) - TRANSFORMERS_OPTIONS:
         raise TypeError(f"save_adapter does not know {', '.join(sorted(unknown))}.")
@@ -272,7 +266,7 @@ def push(
     message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Publishes an adapter or a full model as a Hub repository, with a model card.
+    """Publishes an adapter or a full model as a Hub repository, with a model card; returns the repository's address.
 
     The folder itself is not changed. Only its own top-level weights, JSON, text and picture files go up: no optimizer
     state, no pickles, no sub-folders. A card that a person wrote (ours without its last line) is kept.
@@ -285,16 +279,10 @@ def push(
         token, message (`str`, *optional*): of the Hub; of the commit.
         license (`str`, *optional*): of the weights, such as "apache-2.0"; none is claimed unless somebody says one.
 
-    Returns:
-        `str`: the repository's address.
-
     Raises:
         OSError, ValueError: as `check_folder`; or an adapter's base that is not on the Hub, where nobody could load
             the adapter.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
-
-    Example:
-        >>> push("out", "org/seatrack-thermal", base_model="org/ostrack-256")  # doctest: +SKIP
     """
     folder = Path(folder)
     base = check_folder(folder, base_model)

@@ -26,17 +26,9 @@ LOST_SCALE = (1.5, 2.5)
 def as_sample(
     processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], labels: Sequence[np.ndarray], templates: int
 ) -> Sample:
-    """Crops, templates first, and the labels of the others as the tensors of a training item.
-
-    Args:
-        crops (list of `np.ndarray` uint8 `[s, s, 3 S]`): `templates` of one size, then search crops of another.
-        labels (list of `np.ndarray` `[4]`): x, y, w, h in fractions of each search crop.
-        templates (`int`): how many there are.
-
-    Returns:
-        `dict`: `template` uint8 `[T, S, 3, h, w]`; `search` uint8 `[S, 3, H, W]` and `labels` float32 `[4]`, both with
-            an axis of frames before them where there is more than one search crop.
-    """
+    """Crops uint8 `[s, s, 3 S]`, the `templates` first, and for each search crop its label `[4]` (x, y, w, h in
+    fractions), as a training item: `template` uint8 `[T, S, 3, h, w]`, `search` uint8 `[S, 3, H, W]` and `labels`
+    float32 `[4]`, both with an axis of frames before them where there is more than one search crop."""
     search = processor.to_tensor(crops[templates:])
     boxes = torch.as_tensor(np.asarray(labels, dtype=np.float32))
     single = len(search) == 1
@@ -54,16 +46,8 @@ class TrainingAugmentation:
         self, processor: "TrackerImageProcessor", images: Sequence[np.ndarray | Sequence[View]],
         boxes_xywh: list[np.ndarray], templates: int, rng: np.random.Generator,
     ) -> Sample | None:
-        """Frames and their boxes, templates first, to a training item; None if a crop would show nothing.
-
-        Args:
-            processor ([`TrackerImageProcessor`]): its sizes and factors are used.
-            images (list of `np.ndarray` `[H, W, 3 S]` uint8, or of `list[View]`): as the processor's `stack` or
-                `views` gives them.
-            boxes_xywh (`list` of `np.ndarray`): `[4]` pixels each.
-            templates (`int`): how many of them are templates.
-            rng (`np.random.Generator`): the only source of chance.
-        """
+        """Frames (as the processor's `stack` or `views` gives them) and their boxes `[4]` in pixels, templates first,
+        to a training item; None if a crop would show nothing. `rng` is the only source of chance."""
         frames, boxes_xywh = self.joint([as_views(image) for image in images], boxes_xywh, rng)
         windows = self.crop_windows(processor, boxes_xywh, [views[0].size for views in frames], templates, rng)
         if windows is None:

@@ -17,10 +17,6 @@ class CausalSampler:
     none, all is drawn anew with a gap that is larger by 5. Written after botaoye/OSTrack and GXNU-ZhongLab/ODTrack,
     lib/train/data/sampler.py.
 
-    Args:
-        templates, searches (`int`): frames of each role.
-        max_gap (`int`): frames.
-
     Example:
         >>> CausalSampler(3, 2)(np.arange(9), 9, np.random.default_rng(0))
         ([3, 3, 6], [7, 7])
@@ -36,16 +32,8 @@ class CausalSampler:
         return 5 if self.templates + self.searches == 2 else 2 * (self.templates + self.searches) + 1
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:
-        """Template and search frames.
-
-        Args:
-            visible (`np.ndarray`): indices of visible frames, ascending.
-            length (`int`): frames of the sequence.
-            rng (`np.random.Generator`): the only source of chance.
-
-        Raises:
-            ValueError: no visible frame can be the newest template.
-        """
+        """Template and search frames of a sequence of `length` frames, of which those with the indices `visible`
+        (ascending) show the target; ValueError where none of them can be the newest template."""
         bases = visible[(visible >= self.templates - 1) & (visible < length - self.searches)]
         if len(bases) == 0 or visible[-1] <= bases[0] or (self.templates > 1 and visible[0] >= bases[-1]):
             raise ValueError(

@@ -43,8 +43,7 @@ class Trainer:
     """One run: everything that accelerate prepared, and the loop.
 
     Args:
-        options ([`TrainingOptions`]): what was asked for.
-        accelerator (`Accelerator`): not yet prepared.
+        options ([`TrainingOptions`]), accelerator (`Accelerator`): what was asked for; not yet prepared.
         build (`Callable`): makes the tracker, with `requires_grad` set; called again where processes hold shards of
             it, for a whole copy.
         processor (`Callable`): model -> its image processor.

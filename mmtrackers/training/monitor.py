@@ -79,13 +79,7 @@ class LossMeter:
 @torch.no_grad()
 def validation_overlap(tracker: "Tracker", sequences: Iterable[Sequence]) -> float:
     """Mean overlap, 0 to 1, of tracking through sequences, each begun once with the box of its first frame with the
-    target.
-
-    Args:
-        tracker (`Tracker`): its model is back in its mode afterwards.
-        sequences (iterable of [`Sequence`]): the mean is over those with a later frame that shows the target, of the
-            mean over such frames.
-    """
+    target: over those with a later frame that shows it, of the mean over such frames. The model's mode stays."""
     was_training, means, left_out = tracker.model.training, [], []
     tracker.model.eval()
     try:

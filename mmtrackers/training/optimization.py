@@ -44,17 +44,13 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """
-    The trained parameters, apart by learning rate and decay.
+    """The trained parameters in groups for an optimizer, each with `factor` (of the learning rate) and `decays`.
 
     Args:
         model (`nn.Module`): the tracker, without wrappers.
-        recipe (`Recipe`): `trunk_lr_factor` is for the trunk (`model.*`); `decay` says what decays: "all";
-            "matrices" (tensors of two or more dimensions, without embeddings and positions, as SPMTrack); "weights"
-            (the same after axes of length 1 are dropped, and nothing of a normalization, as LoRAT).
-
-    Returns:
-        `list[dict]`: groups for an optimizer, each with `factor` (of the learning rate) and `decays`.
+        recipe (`Recipe`): `trunk_lr_factor` is for the trunk (`model.*`); `decay` says what decays: "all"; "matrices"
+            (tensors of two or more dimensions, without embeddings and positions, as SPMTrack); "weights" (the same
+            after axes of length 1 are dropped, and nothing of a normalization, as LoRAT).
 
     Example:
         >>> groups = parameter_groups(nn.Linear(4, 1), Recipe(decay="weights"))
@@ -86,11 +82,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts what is not trained to another precision: half the memory, and no copies of it for the backward pass.
-
-    Args:
-        model (`nn.Module`): the tracker; its trained parameters stay as they are. Raises ValueError if all are
-            trained.
-        dtype (`torch.dtype`): such as `torch.bfloat16`.
+    ValueError where all is trained.
 
     Example:
         >>> model = nn.ModuleList([nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)])
@@ -111,11 +103,8 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def elimination_keep_rate(epoch: int, start: int = 20, warmup: int = 80, base: float = 0.7) -> float:
-    """Share of search tokens kept in an epoch of base training: 1, then a half cosine down to `base`.
-
-    Args:
-        epoch, start, warmup (`int`): the epoch, the last one with every token, and epochs of the descent.
-        base (`float`): final share.
+    """Share of search tokens kept in an epoch of base training: 1 until the epoch `start`, then for `warmup` epochs a
+    half cosine down to `base`.
 
     Example:
         >>> elimination_keep_rate(0), elimination_keep_rate(100)

@@ -30,12 +30,7 @@ MAX_DRAWS = 50
 
 
 class EpochDataset(Dataset):
-    """A data set whose item is a function of (seed, epoch, index) alone, whatever the workers and processes.
-
-    Args:
-        samples_per_epoch (`int`): its length.
-        seed (`int`): not negative.
-    """
+    """A data set whose item is a function of (seed, epoch, index) alone, whatever the workers and processes."""
 
     def __init__(self, samples_per_epoch: int, seed: int) -> None:
         if samples_per_epoch < 1 or seed < 0:
@@ -194,10 +189,6 @@ class StreamSamples(IterableDataset):
         stream ([`SequenceStream`]): as `from_hf_dataset` gives it for a streamed dataset.
         samples_per_sequence (`int`): how many samples are drawn of each.
         processor, modality, streams, seed, augment, frame_sampler: as for [`PairDataset`].
-
-    Example:
-        >>> samples = StreamSamples(from_hf_dataset(rows), processor, "thermal", streams=2)  # doctest: +SKIP
-        >>> loader = torch.utils.data.DataLoader(samples, batch_size=32, num_workers=4)  # doctest: +SKIP
     """
 
     def __init__(self, stream: "SequenceStream", processor: "TrackerImageProcessor", modality: str = "rgb",
@@ -313,15 +304,10 @@ class SampleMaker:
 
 def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which sequence each sample of an epoch is made of, int64 `[count]`: sequence `i` stands in it `count *
-    chances[i]` times, rounded up or down.
+    chances[i]` times, rounded up or down; the chances `[N]` sum to 1.
 
     After LitingLin/LoRAT (trackit/data/sampling/per_sequence): of every set the same sequences as often as they fit
     in, the rest of its share drawn without repetition, and all sets shuffled together.
-
-    Args:
-        chances (`np.ndarray` `[N]`): of the sequences; their sum is 1.
-        count (`int`): samples.
-        rng (`np.random.Generator`): the only source of chance.
 
     Example:
         >>> np.bincount(balanced_plan(np.array([0.25, 0.25, 0.5]), 8, np.random.default_rng(0))).tolist()

@@ -76,9 +76,7 @@ class TrainingProgress:
 class WeightAverage:
     """Exponential moving average of what training changes; `swap` lends the averaged weights to the model.
 
-    Args:
-        model (`nn.Module`): the tracker, without wrappers.
-        decay (`float`): share of the old average kept per step; lower in the first steps: min(decay, (1+n)/(10+n)).
+    Of the old average `decay` is kept per step, in the first steps less: min(decay, (1 + n) / (10 + n)).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -109,18 +107,9 @@ class WeightAverage:
 
 
 class CheckpointStore:
-    """
-    Checkpoints of a run under `folder`: `checkpoint-00000100`, ... Only what training changes is stored, never a
-    frozen base. Each is written beside its place and moved there, so a crash leaves the previous one whole.
-
-    Args:
-        accelerator (`Accelerator`): after `prepare`.
-        model (`nn.Module`): the tracker, without wrappers.
-        folder (`Path`): created on the first save.
-        optimizer (`torch.optim.Optimizer`): the prepared one.
-        average (`WeightAverage`, *optional*): saved along.
-        limit (`int`): checkpoints kept.
-    """
+    """The newest `limit` checkpoints of a run under `folder`: `checkpoint-00000100`, ...; of the prepared accelerator
+    and optimizer and the tracker without wrappers. Only what training changes is stored, never a frozen base. Each is
+    written beside its place and moved there, so a crash leaves the previous one whole."""
 
     TENSORS, AVERAGE, OPTIMIZER = "trained.safetensors", "average.safetensors", "optimizer.bin"
     PROGRESS = "progress.json"

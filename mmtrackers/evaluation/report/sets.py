@@ -13,13 +13,8 @@ from mmtrackers.evaluation.results import EvaluationResult
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a paper or of a project's page: not measured here.
-
-    Args:
-        tracker (`str`): its name there.
-        scores (`dict[str, float]`): metric -> fraction; metrics that were not published are not in it.
-        source (`str`): where it was read: repository and file.
-    """
+    """A figure of a paper or of a project's page, not measured here: `scores` are metric -> fraction, `source` says
+    where it was read (repository and file)."""
 
     tracker: str
     scores: dict[str, float]
@@ -28,14 +23,8 @@ class Published:
 
 @dataclass(frozen=True)
 class SetReport:
-    """The results on one part of a set under one protocol, and what was published on it.
-
-    Args:
-        dataset (`str`), split (`str`), protocol (`str`): as in the results.
-        results (`tuple[EvaluationResult, ...]`): in descending order of the headline score.
-        published (`tuple[Published, ...]`): likewise.
-        published_sequences (`int`): sequences of the split that the published figures were measured on.
-    """
+    """The results on one part of a set under one protocol, in descending order of the headline score, and what was
+    published on it, on `published_sequences` sequences of the split."""
 
     dataset: str
     split: str

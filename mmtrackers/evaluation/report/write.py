@@ -24,7 +24,7 @@ def write_report(
     sequences: Mapping[str, Iterable[VideoSequence]] | None = None,
     worst: int = 4,
 ) -> list[Path]:
-    """Writes the report of one or more evaluations.
+    """Writes the report of one or more evaluations; returns its files.
 
     `report.md` (tables to paste), `report.tex` (booktabs), `report.json` (everything, to be read back by
     `read_report`) and `report.html`: one page without anything from elsewhere, with curves, attributes, a table of
@@ -37,9 +37,6 @@ def write_report(
         sequences (`dict[str, list[Sequence]]`, *optional*): dataset (as in the results) -> its sequences, for the
             pictures of the worst ones. Those whose raw results (`SequenceScore.file`) cannot be found are left out.
         worst (`int`): so many sequences per set are shown in pictures.
-
-    Returns:
-        `list[Path]`: the files.
 
     Raises:
         ValueError: no result, or two of the same tracker, set and protocol.
@@ -66,11 +63,7 @@ def write_report(
 
 
 def read_report(path: str | Path) -> list[EvaluationResult]:
-    """The results of a `report.json`.
-
-    Raises:
-        ValueError: not such a file; names it.
-    """
+    """The results of a `report.json`; ValueError, which names the file, for anything else."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         return [EvaluationResult.from_json(json.dumps({"format": FORMAT} | result)) for result in record["results"]]

@@ -144,16 +144,8 @@ def convert_on_dinov2(
     adapter_config: PeftConfig,
     found: str,
 ) -> ConversionReport:
-    """A trained adapter to a folder whose base is the job's: a plain DINOv2 or a tracker.
-
-    Args:
-        system (`str`), found (`str`): for the report: whose file it is, and what was found of its sizes.
-        kind (`type`): the tracker that carries the adapter.
-        tensors: what the file holds, under the names here; frozen ones are compared with the base's.
-        adapter_config (`PeftConfig`): the adapter.
-
-    Raises:
-        ValueError: no base, a base of another size or with other weights, tensors that are missing or unknown.
+    """A trained adapter to a folder whose base is the job's, a plain DINOv2 or a tracker; ValueError where there is
+    none, or one of another size or with other weights. `tensors` are under the names here; `found` is for the report.
     """
     trained, frozen = split_trained(tensors)
     if job.base is None:

@@ -56,14 +56,8 @@ for _official, _ours in {"ctr": "score", "offset": "offset", "size": "size"}.ite
 
 @dataclass(frozen=True)
 class OfficialForm:
-    """What sets one base tracker of the family apart from the others, in its official files.
-
-    Args:
-        system (`str`): its name.
-        model (`type`): its class here.
-        names (`Names`): of its entries.
-        elimination_layers (`dict[int, list[int]]`): number of layers to the layers that drop tokens.
-    """
+    """What sets one base tracker of the family apart in its official files: its name, class and entries' names, and by
+    the number of layers those that drop tokens."""
 
     system: str = "ostrack"
     model: type[OSTrackForTracking] = OSTrackForTracking
@@ -75,16 +69,10 @@ OSTRACK = OfficialForm()
 
 
 def ostrack_config(tensors: Mapping[str, Tensor], form: OfficialForm = OSTRACK, **overrides: Any) -> OSTrackConfig:
-    """The configuration of an OSTrack, read off its tensors' shapes.
+    """The configuration of an OSTrack, read off its tensors' shapes (ValueError where those are missing or make none).
 
-    Args:
-        tensors: under the names here.
-        form: which tracker of the family.
-        overrides: fields of `OSTrackConfig` that shapes do not tell: `num_attention_heads` (else heads are 64 wide, as
-            in all published files) and the elimination (else layers 3, 6, 9 of 12 at 0.7, none at other depths).
-
-    Raises:
-        ValueError: tensors that sizes are read from are missing, or do not make an OSTrack.
+    `overrides` are fields that shapes do not tell: `num_attention_heads` (else heads are 64 wide, as in all published
+    files) and the elimination (else layers 3, 6, 9 of 12 at 0.7, none at other depths).
     """
     source = f"the {form.model.__name__.removesuffix('ForTracking')} file"
     width, _, _, patch = shape_of(tensors, "model.embeddings.patch.weight", 4, source)

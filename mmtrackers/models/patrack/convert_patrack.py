@@ -73,11 +73,7 @@ def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 def live_entries(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
     """Those of PATrack's own entries that the model reads and an adapter holds: in layers with CEA this and its norms,
-    where they are trained, in the others MDA.
-
-    Raises:
-        ValueError: PATrack has no entry of such a name.
-    """
+    where they are trained, in the others MDA. ValueError for a name that PATrack has not."""
 
     def lives(name: str) -> bool:
         match = _IN_LAYER.match(name)
@@ -91,11 +87,8 @@ def live_entries(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[s
 
 
 def rename_patrack_adapter(net: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
-    """The live adapter tensors of an official PATrack state dict under this package's names.
-
-    Raises:
-        ValueError: PATrack has no entry of such a name, or the parts of a tensor differ in shape.
-    """
+    """The live adapter tensors of an official PATrack state dict under this package's names; ValueError for a name
+    that it has not, or parts of a tensor that differ in shape."""
     renamed, parts = {}, {}
     for name, tensor in rename(live_entries(split_official(net)[1], config), PATRACK_NAMES).items():
         place, _, part = name.rpartition(".")
@@ -115,14 +108,10 @@ def rename_patrack_adapter(net: Mapping[str, Tensor], config: ProgressiveConfig)
 
 
 def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = None) -> dict[str, Any]:
-    """The fields of `ProgressiveConfig` that an official PATrack state dict has.
+    """The fields of `ProgressiveConfig` that an official PATrack state dict has; ValueError where adapter tensors
+    lack.
 
-    Args:
-        net: tensors by official name.
-        cea_layers: layers with CEA, which a file does not tell; None for the published 3, 6, 9.
-
-    Raises:
-        ValueError: there are no adapter tensors, or those that tell sizes are missing.
+    `cea_layers` are the layers with CEA, which a file does not tell; None for the published 3, 6, 9.
     """
     own = split_official(net)[1]
     if not own:

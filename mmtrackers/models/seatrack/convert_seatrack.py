@@ -65,11 +65,8 @@ def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 
 def seatrack_settings(adapter: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `AMGLoraConfig` that an adapter's tensors, under the names here, show by their shapes.
-
-    Raises:
-        ValueError: there are none, or those that tell sizes are missing.
-    """
+    """The fields of `AMGLoraConfig` that an adapter's tensors, under the names here, show by their shapes; ValueError
+    where there are none, or those that tell sizes are missing."""
     layers = sorted({int(name.split(".")[2]) for name in adapter})
     if not layers:
         raise ValueError(
@@ -126,20 +123,13 @@ def undo_merge(
     modality: str,
     known: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], MergeFinding]:
-    """The base of a SEATrack file with plain k and v weights, whichever form it came in.
+    """The base of a SEATrack file with plain k and v weights, whichever form it came in; tensors under the names here.
 
-    With the known base at hand the two forms are told apart by comparing. Without it, by how much of the products BA
-    the weights contain: the least-squares factor of BA in them is 1 in a merged file and 0 in a plain one, up to the
-    chance overlap of W with BA, of the order of |W| / (|BA| sqrt(number of entries)). Where that is not clear-cut, the
-    rule of the published files decides: thermal and depth merged, event plain.
-
-    Args:
-        base, adapter: the file's, under the names here.
-        modality (`str`): "thermal", "depth" or "event".
-        known: the base that it started from, if it is at hand.
-
-    Raises:
-        ValueError: the file's base part is not `known`.
+    With the known base at hand (ValueError if the file has another) the two forms are told apart by comparing. Without
+    it, by how much of the products BA the weights contain: the least-squares factor of BA in them is 1 in a merged
+    file and 0 in a plain one, up to the chance overlap of W with BA, of the order of |W| / (|BA| sqrt(number of
+    entries)). Where that is not clear-cut, the rule of the published files decides: thermal and depth merged, event
+    plain.
     """
     products = low_rank_products(adapter)
     if known is not None:
