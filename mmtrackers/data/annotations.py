@@ -51,11 +51,8 @@ def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
 
 
 def read_flags(path: str | Path, count: int) -> np.ndarray:
-    """[count] float64: one number per frame, a line each or all on one line.
-
-    Raises:
-        ValueError: another number of flags, or something that is no number; names the file.
-    """
+    """[count] float64: one number per frame, a line each or all on one line; ValueError, which names the file, for
+    another number of flags, or something that is no number."""
     flags = [value for k, line in enumerate(_lines(path), 1) for value in _numbers(path, k, line)]
     if len(flags) != count:
         raise ValueError(f"{path} has {len(flags)} flags for {count} frames: expected one per frame")

@@ -15,13 +15,8 @@ from .sequence import Sequence
 
 @dataclass
 class SetCheck:
-    """What `check_folder` found.
-
-    Args:
-        layouts (`Counter`): layout -> sequences that have it.
-        frames, boxes, shown (`int`): frames; those with a line in the annotation; those with a box.
-        problems (`list[str]`): file, line and what is wrong, in the order of the sequences.
-    """
+    """What `check_folder` found: sequences by layout; frames, those with a line in the annotation, those with a box;
+    file, line and what is wrong, in the order of the sequences."""
 
     layouts: Counter[str] = field(default_factory=Counter)
     frames: int = 0
@@ -38,13 +33,8 @@ class SetCheck:
 
 
 def check_folder(root: str | Path) -> SetCheck:
-    """Reads every annotation below a folder, and the first and last pictures of each sequence.
-
-    Args:
-        root (`str` or `Path`): one sequence, or a folder that holds sequences at most four levels down.
-
-    Raises:
-        ValueError: there is no such folder.
+    """Reads every annotation below a folder (one sequence, or sequences at most four levels down), and the first and
+    last pictures of each; ValueError where there is no such folder.
 
     Example:
         >>> import tempfile

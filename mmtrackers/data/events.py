@@ -35,11 +35,9 @@ class Events(NamedTuple):
 
 @dataclass(eq=False)
 class EventFile:
-    """An event recording.
+    """An event recording, and a function that returns a fresh iterator over its [`Events`].
 
     Args:
-        path (`Path`): the file.
-        chunks (callable): returns a fresh iterator over [`Events`].
         size (2 `int`, *optional*): height and width of the sensor, where the file says it.
         exposures (`np.ndarray` int64 `[N, 2]`, *optional*): begin and end of the exposure of each RGB frame that the
             same camera took, in microseconds.
@@ -51,11 +49,7 @@ class EventFile:
     exposures: np.ndarray | None = None
 
     def start(self) -> int:
-        """Time stamp of the first event.
-
-        Raises:
-            ValueError: the recording is empty.
-        """
+        """Time stamp of the first event; ValueError where the recording is empty."""
         first = next((events for events in self.chunks() if len(events.t)), None)
         if first is None:
             raise ValueError(f"{self.path} holds no events")
@@ -91,12 +85,10 @@ def open_events(path: str | Path) -> EventFile:
 
 
 def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
-    """Events of a frame as a picture of `size` (height, width): uint8 `[height, width, 3]` RGB.
+    """Events of a frame as a picture of `size` (height, width): uint8 `[height, width, 3]` RGB; ValueError for one
+    outside.
 
     White ground, positive events red, negative ones blue and on top.
-
-    Raises:
-        ValueError: an event lies outside.
 
     Example:
         >>> one = Events(np.array([0]), np.array([1]), np.array([0]), np.array([True]))
@@ -116,10 +108,8 @@ def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
 
 
 def in_windows(chunks: Iterable[Events], windows: Iterable[tuple[int, int]]) -> Iterator[Events]:
-    """The events of each window `[begin, end)`; windows in order of time. Holds no more than a window and a chunk.
-
-    Raises:
-        ValueError: the recording's clock goes back by more than what is held.
+    """The events of each window `[begin, end)`; windows in order of time. Holds no more than a window and a chunk;
+    ValueError where the recording's clock goes back by more than that.
 
     Example:
         >>> some = Events(np.array([1, 5, 9]), *[np.zeros(3, int)] * 2, np.ones(3, bool))

@@ -171,9 +171,7 @@ class _HubRows(SequenceSet):
 class SequenceStream:
     """Sequences of a streamed dataset, in its order; each whole while it is at hand.
 
-    Args:
-        dataset (`datasets.IterableDataset`): as for `from_hf_dataset`. Shuffle it before
-            (`dataset.shuffle(seed, buffer_size)`); several workers or processes share its files.
+    Shuffle the dataset before (`dataset.shuffle(seed, buffer_size)`); several workers or processes share its files.
     """
 
     def __init__(self, dataset: "IterableDataset") -> None:

@@ -37,13 +37,8 @@ def _is_truncated(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file that lies in memory or in a dataset, in the place of its path.
-
-    Args:
-        name (`str`): of the file, without folders.
-        data (buffer): the file's bytes.
-        place (`str`): where it is, for messages.
-    """
+    """An image file that lies in memory or in a dataset, in the place of its path: its name without folders, its
+    bytes, and where it is, for messages."""
 
     name: str
     data: bytes | memoryview

@@ -44,11 +44,7 @@ def _stamp(path: str | bytes) -> int:
 
 
 class IndexedSet(SequenceSet):
-    """Sequences that lie in an index file.
-
-    Args:
-        path (`str` or `Path`): the file.
-    """
+    """Sequences that lie in an index file."""
 
     def __init__(self, path: str | Path) -> None:
         import pyarrow as pa
@@ -145,10 +141,8 @@ def _current(path: Path) -> IndexedSet | None:
 
 
 def listed(path: Path, make: Callable[[FileStamps], Iterator[Sequence]]) -> SequenceSet:
-    """The sequences that `make` lists, from the index file at `path` if it is current; large sets get one.
-
-    `make` reports every path that it reads to the [`FileStamps`].
-    """
+    """The sequences that `make` lists, from the index file at `path` if it is current; large sets get one. `make`
+    reports every path that it reads to the [`FileStamps`]."""
     try:
         if (found := _current(path)) is not None:
             return found

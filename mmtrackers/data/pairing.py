@@ -43,7 +43,7 @@ def frame_times(names: Sequence[str]) -> np.ndarray | None:
 def paired(
     rgb: Sequence[str], other: Sequence[str], modality: str, by: str | None = None, cut: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The frames of two lists of files that go together.
+    """The frames of two lists of files that go together: indices into each, int64 `[N]`.
 
     Args:
         rgb, other (list of `str`): file names in order.
@@ -51,9 +51,6 @@ def paired(
         by (`str`, *optional*): "number" takes the frames that both streams have, "rank" goes by order alone. By
             default by order where the numbers agree: the same, or a constant apart.
         cut (`bool`): frames of the second stream behind the last RGB frame do not count.
-
-    Returns:
-        `(rgb, other)`: indices, int64 `[N]` each.
 
     Raises:
         ValueError: counts or numbers do not agree; names the first frame that has no partner.
@@ -104,12 +101,10 @@ def _mismatch(rgb: Sequence[str], other: Sequence[str], a: np.ndarray, b: np.nda
 def nearest_in_time(
     rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float, B]], tolerance: float
 ) -> Iterator[tuple[A, B]]:
-    """With each item of the first stream the item of the second that is nearest in time.
+    """With each item of the first stream the item of the second that is nearest in time; ValueError, which says when,
+    where that is further than the tolerance (seconds).
 
     Both are `(seconds, item)` in order of time, and read once, one item ahead.
-
-    Raises:
-        ValueError: an item of the first stream has nothing within the tolerance (seconds); says when.
 
     Example:
         >>> fast, slow = [(0.0, "a"), (0.04, "b"), (0.08, "c")], [(0.0, 1), (0.08, 2)]

@@ -71,14 +71,11 @@ class LazySequence(collections.abc.Sequence[T]):
 
 
 class FrameFiles(LazySequence[Path]):
-    """The image files of one stream, kept as one block of bytes: a `Path` is made where one is asked for.
+    """The image files of one stream, kept as one block of bytes (names in order, each followed by a zero byte): a
+    `Path` is made where one is asked for.
 
     A list of 14 million `Path`s (TrackingNet) would take several gigabytes; the names alone are a tenth of one, and
     may lie in a memory-mapped index.
-
-    Args:
-        folder (`str`, `bytes` or `Path`): where the files lie.
-        blob (`bytes` or `np.ndarray` of uint8): file names in order, each followed by a zero byte.
 
     Example:
         >>> files = FrameFiles.of("cat", ["1.jpg", "2.jpg"])

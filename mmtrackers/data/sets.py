@@ -68,11 +68,7 @@ class SequenceSet(LazySequence[Sequence]):
 
 
 class JoinedSet(SequenceSet):
-    """Several sets, one behind the other.
-
-    Args:
-        sets (list of [`SequenceSet`]): in order.
-    """
+    """Several sets, one behind the other."""
 
     def __init__(self, sets: Iterable[SequenceSet]) -> None:
         self._sets = list(sets)

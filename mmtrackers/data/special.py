@@ -18,16 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one sequence is to be read from.
-
-    Args:
-        name (`str`): of the sequence.
-        folder (`Path`): its folder, which may hold other sequences as well.
-        layout (`Layout`): how it lies there.
-        boxes (`Path`, *optional*): its annotation, where the layout does not say it.
-        first (`int`): number in the file name of its first frame; frames with smaller numbers are not its own.
-        skip (`int`): frames and boxes that are left out at the start.
-    """
+    """Where one sequence is to be read from: its name, its folder (which may hold others as well), how it lies there,
+    and its annotation where the layout does not say it. Frames with numbers below `first` are not its own; `skip`
+    frames and boxes are left out at the start."""
 
     name: str
     folder: Path

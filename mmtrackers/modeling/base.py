@@ -116,22 +116,16 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
         Args:
             base (`str` or `Path`): repository or folder of a base of this class's family.
-            modality (`str`, *optional*): "rgb" (one stream), or the second stream's "thermal", "depth" or "event";
-                by default what the class's config says.
+            modality (`str`, *optional*): "rgb" (one stream), or the second stream's "thermal", "depth" or "event"; by
+                default what the class's config says.
             adapter_config (`PeftConfig`, *optional*): the adapter; by default the class's published one.
             adapter_name (`str`): its name.
             kwargs: fields of the class's config that replace the base's, or arguments of `from_pretrained`
                 (`revision`, `cache_dir`, `dtype`, ...).
 
         Raises:
-            ValueError: a base of another family, tensors of it that are missing or unknown, or no adapter is given
-                and the class has none of its own.
-
-        Example:
-            >>> from peft import LoraConfig
-            >>> from mmtrackers import OSTrackForTracking
-            >>> lora = LoraConfig(target_modules=["q_proj", "v_proj"])
-            >>> model = OSTrackForTracking.from_base("org/ostrack-base-256", adapter_config=lora)  # doctest: +SKIP
+            ValueError: a base of another family, tensors of it that are missing or unknown, or no adapter is given and
+                the class has none of its own.
         """
         if adapter_config is None and cls.default_adapter is None:
             raise ValueError(f"{cls.__name__} has no adapter of its own: say which, with adapter_config=.")
@@ -217,9 +211,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
                 module.eval()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """Saves the model, or only its adapter when one is injected, to a folder that is made if need be. Further
-        arguments go to `mmtrackers.hub.publish.save_adapter` or to transformers. Raises RuntimeError where the model
-        is packed."""
+        """Saves the model, or only its adapter when one is injected, to a folder that is made if need be; RuntimeError
+        where it is packed. Further arguments go to `mmtrackers.hub.publish.save_adapter` or to transformers."""
         if self.is_packed:
             raise RuntimeError("A packed model cannot be saved: its weights are merged. Save it before pack().")
         if self.has_adapter:

@@ -39,11 +39,9 @@ def _branch(in_channels: int, channels: int, outputs: int) -> nn.Sequential:
 
 
 class CenterHead(nn.Module):
-    """Score, size and offset maps from search features (OSTrack, section 3.3 of arXiv 2203.11991).
+    """Score, size and offset maps from search features C wide (OSTrack, section 3.3 of arXiv 2203.11991).
 
-    Args:
-        in_channels (`int`): width C of the features.
-        channels (`int`): width of a branch's first convolution; halved three times.
+    `channels` is the width of a branch's first convolution; halved three times.
 
     Example:
         >>> maps = CenterHead(64, 32)(torch.zeros(1, 256, 64))
@@ -65,16 +63,8 @@ class CenterHead(nn.Module):
         return {"score_map": score, "size_map": size, "offset_map": offset.float()}
 
     def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Boxes at the best cell of each score map.
-
-        Args:
-            maps (`Mapping[str, Tensor]`): as `forward` gives them.
-            window (`Tensor`, shape `[g, g]`): factor on the scores; size and offset stay untouched.
-
-        Returns:
-            `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and the best (windowed) scores
-            `[B]`.
-        """
+        """Boxes cxcywh `[B, 4]` (fractions of the crop) at the best cell of each score map, and its score `[B]`; both
+        under a window `[g, g]`, a factor on the scores, where one is given."""
         score_map = maps["score_map"]
         corners, factors = _cells(score_map.shape[-1], score_map.device)
         response = score_map if window is None else score_map * window

@@ -16,18 +16,14 @@ def forward_clip(
     """A model's `forward` on clips: frame after frame, the state carried, the templates embedded once.
 
     Args:
-        model (`TrackerPreTrainedModel`): takes single frames.
         search (`Tensor`, shape `[B, F, S, 3, H, W]`): F search crops in the order of time.
         template, template_mask (`Tensor`): of the whole clip, as `forward` takes them.
         state: carried into the first frame; None at the beginning of a video.
-        labels (`Tensor`, shape `[B, F, 4]`): xywh as fractions of the crops.
+        labels (`Tensor`, shape `[B, F, 4]`): xywh as fractions of the crops; ValueError for another F.
 
     Returns:
-        `TrackingOutput`: boxes `[B, F, 4]` and maps `[B, F, ...]`; the loss is the sum over frames, its auxiliary
-        part and the loss parts are means; the state is the last frame's.
-
-    Raises:
-        ValueError: other numbers of frames in `labels` than in `search`.
+        `TrackingOutput`: boxes `[B, F, 4]` and maps `[B, F, ...]`; the loss is the sum over frames, its auxiliary part
+        and the loss parts are means; the state is the last frame's.
     """
     _check_clip_labels(labels, search)
     if template.ndim > 3:
@@ -47,11 +43,7 @@ def backward_clip(
     """`forward_clip` and its backward pass, frame after frame: the gradients are the same (states are detached), and
     only one frame's activations are held at a time, while templates are embedded for every frame anew.
 
-    Args:
-        model (`nn.Module`): a tracker, wrapped for several processes or not.
-        search, template, labels, state: as in `forward_clip`, whose output is returned, without a graph.
-        backward (`Callable`): what to do with each frame's part of the loss, such as `accelerator.backward`.
-        kwargs: further arguments of `forward`.
+    `backward` takes each frame's part of the loss, as `accelerator.backward` does; what is returned has no graph.
     """
     _check_clip_labels(labels, search)
     frames: list[TrackingOutput] = []

@@ -17,11 +17,7 @@ LARGEST_TRUNK = 20_000_000_000
 
 
 class CropConfigMixin:
-    """Grids of the crops and checks of the fields that every tracker's configuration has.
-
-    The class that mixes it in has `hidden_size`, `num_attention_heads`, `patch_size`, `template_size`, `search_size`,
-    `streams`, `modality` and `fusion`.
-    """
+    """Grids of the crops and checks of the fields that every tracker's configuration has."""
 
     @property
     def template_grid(self) -> int:

@@ -14,18 +14,10 @@ BACKGROUND, FOREGROUND, SEARCH = 0, 1, 2
 
 
 def resample_positions(table: Tensor, side: int) -> Tensor:
-    """An image ViT's position table for a square grid of another side.
+    """An image ViT's position table `[1, 1 + n * n, C]` (class token, then the grid row by row) for a square grid of
+    another side: `[1, side * side, C]` without the class token, or ValueError where the grid is not square.
 
-    Args:
-        table (`Tensor`, shape `[1, 1 + n * n, C]`): class token's row, then the grid row by row.
-        side (`int`): cells along a side of the new grid.
-
-    Returns:
-        `Tensor`, shape `[1, side * side, C]`: bicubic in float32 without antialiasing, as OSTrack and LoRAT do it;
-        the class token's row is left out.
-
-    Raises:
-        ValueError: the table's grid is not square.
+    Bicubic in float32 without antialiasing, as OSTrack and LoRAT do it.
 
     Example:
         >>> resample_positions(torch.zeros(1, 1370, 768), 16).shape

@@ -53,12 +53,8 @@ def find_dinov2_config(files: TrackerFiles) -> Dinov2Config | None:
 
 
 def trunk_from_dinov2(files: TrackerFiles, side: int) -> dict[str, Tensor]:
-    """The tensors of a plain DINOv2 under the names of a tracker's trunk, positions resampled to the search grid.
-
-    Args:
-        files (`TrackerFiles`): both name forms in use, of transformers 4 and 5.
-        side (`int`): cells along a side of the search grid.
-    """
+    """The tensors of a plain DINOv2, in the name form of transformers 4 or 5, under the names of a tracker's trunk;
+    positions resampled to a search grid with `side` cells a side."""
     with quiet_loading():
         model, info = Dinov2Model.from_pretrained(
             files.with_weights(), dtype=torch.float32, use_safetensors=True, output_loading_info=True

@@ -32,15 +32,11 @@ def is_present(labels_xywh: torch.Tensor) -> torch.Tensor:
 
 
 def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
-    """Target of the score map, float32 `[B, 1, grid, grid]`: a Gaussian cut to a square round each box's center cell,
-    1 at its peak.
+    """Target of the score map, float32 `[B, 1, grid, grid]`: a Gaussian cut to a square round the center cell of each
+    box `[B, 4]` (fractions of the search crop, may leave 0..1), 1 at its peak.
 
     As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose center lies outside the crop leaves
     only the part of its square that reaches in, and a box without sides (the target is absent) nothing.
-
-    Args:
-        boxes_xywh (`torch.Tensor` `[B, 4]`): boxes as fractions of the search crop; may leave 0..1.
-        grid (`int`): cells per side.
 
     Example:
         >>> heatmap = center_heatmap(torch.tensor([[0.4, 0.4, 0.2, 0.2]]), grid=16)
@@ -59,13 +55,9 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
-    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1), in float32: the sum over all cells,
-    divided by the number of positives in the batch (undivided if none).
-
-    Args:
-        score_map (`torch.Tensor`): probabilities, any shape.
-        heatmap (`torch.Tensor`): targets of the same shape; cells equal to 1 are the positives.
-    """
+    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1), in float32: of probabilities and targets
+    of one shape, whose cells equal to 1 are the positives. The sum over all cells, divided by the number of positives
+    in the batch (undivided if none)."""
     if score_map.shape != heatmap.shape:
         raise ValueError(f"score map {tuple(score_map.shape)} and heat map {tuple(heatmap.shape)} differ in shape")
     score, target = score_map.float(), heatmap.float()
@@ -76,16 +68,11 @@ def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
 
 
 def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """GIoU and L1 terms of predicted boxes, and the mean overlap.
+    """Scalars float32 of predicted boxes and labels `[B, 4]`, as for [`center_loss`]: mean of 1 - GIoU, mean absolute
+    difference of corners, mean overlap.
 
     Truth is clamped to the crop after conversion to corners. The GIoU term counts 0 for a batch that holds a box with
     a negative side (as where the official code's check fails). Means are over the samples whose target is present.
-
-    Args:
-        boxes_cxcywh, labels_xywh (`torch.Tensor` `[B, 4]`): as for [`center_loss`].
-
-    Returns:
-        `(giou, l1, iou)`, scalar float32 tensors: mean of 1 - GIoU, mean absolute difference of corners, mean overlap.
     """
     predicted = cxcywh_to_xyxy(boxes_cxcywh.float())
     truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
@@ -106,11 +93,9 @@ def center_loss(
 
     Args:
         score_map (`torch.Tensor` `[B, 1, g, g]`): probabilities.
-        boxes_cxcywh (`torch.Tensor` `[B, 4]`): boxes decoded at the score map's own maximum (no window), fractions of
-            the search crop.
+        boxes_cxcywh (`torch.Tensor` `[B, 4]`): decoded at the score map's own maximum, fractions of the search crop.
         labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1; 0 where the target
             is absent, which then teaches a score map without a peak.
-        giou_weight, l1_weight, focal_weight (`float`): weights of the terms.
 
     Returns:
         `(loss, parts)`: a scalar tensor with gradients, and the unweighted terms "giou", "l1", "focal" and the mean
@@ -165,8 +150,7 @@ def cell_loss(
     Args:
         logits (`torch.Tensor` `[B, 1, g, g]`): scores before the sigmoid.
         box_map (`torch.Tensor` `[B, 4, g, g]`): x1, y1, x2, y2 of every cell as fractions of the search crop.
-        labels_xywh (`torch.Tensor` `[B, 4]`): as for [`center_loss`].
-        box_weight (`float`): weight of the GIoU term.
+        labels_xywh (`torch.Tensor` `[B, 4]`), box_weight (`float`): as for [`center_loss`]; of the GIoU term.
 
     Returns:
         `(loss, parts)`: a scalar tensor with gradients; the unweighted terms "bce" and "giou" and the mean overlap

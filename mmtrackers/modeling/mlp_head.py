@@ -26,14 +26,9 @@ def _cells(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class MlpHead(nn.Module):
-    """Two MLPs of three linear maps over the search tokens (LoRAT, arXiv 2403.05231).
+    """Two MLPs of three linear maps over search tokens C wide, `grid` a side (LoRAT, arXiv 2403.05231).
 
     A box is the cell's center moved outwards by four sigmoids, fractions of the whole crop.
-
-    Args:
-        width (`int`): width C of the tokens and inside the MLPs.
-        grid (`int`): search tokens along a side of the crop.
-        window_penalty (`float`): weight of the window where boxes are found under one.
 
     Example:
         >>> maps = MlpHead(64, 16)(torch.zeros(1, 256, 64))
@@ -61,15 +56,9 @@ class MlpHead(nn.Module):
         return {"score_map": logits.sigmoid(), "score_logits": logits, "box_map": boxes}
 
     def decode(self, maps: Mapping[str, Tensor], window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Boxes of the best cells.
+        """Boxes cxcywh `[B, 4]` (fractions of the crop) of the best cells, and these cells' own scores `[B]`.
 
-        Args:
-            maps (`Mapping[str, Tensor]`): as `forward` gives them.
-            window (`Tensor`, shape `[g, g]`): weights of places; the best cell has the largest
-                `(1 - window_penalty) * score + window_penalty * window`.
-
-        Returns:
-            `tuple[Tensor, Tensor]`: boxes cxcywh `[B, 4]` as fractions of the crop, and those cells' own scores `[B]`.
+        Under a window `[g, g]` the best cell has the largest `(1 - window_penalty) * score + window_penalty * window`.
         """
         response = score_map = maps["score_map"]
         if window is not None:

@@ -38,13 +38,8 @@ def warn_of_plain_maps(why: str) -> None:
 
 @dataclass(frozen=True)
 class LinearMap:
-    """What a linear map computes with its active adapters: `W x + b`, and perhaps a mixture of experts beside it.
-
-    Args:
-        weight, bias: `[out, in]` and `[out]` or None, low-rank maps merged in.
-        down, router, up: a mixture's matrices, its scale in `up`; None without one. The router is float32.
-        r (`int`): rank of its experts.
-    """
+    """What a linear map computes with its active adapters: `W x + b` (`[out, in]`, `[out]` or None), and perhaps a
+    mixture of experts of rank `r` beside it, its scale in `up` and its router in float32."""
 
     weight: Tensor
     bias: Tensor | None
@@ -102,10 +97,8 @@ class PackedLinear(nn.Module):
 
 
 def gated(gates: Tensor, hidden: Tensor, r: int, width: int) -> Tensor:
-    """The experts' inputs side by side: gates `[..., E]` times `D x` `[..., r]` (or `[..., E * r]`) to `[..., width]`.
-
-    An expert beyond the gates has weight one.
-    """
+    """The experts' inputs side by side: gates `[..., E]` times `D x` `[..., r]` (or `[..., E * r]`) to `[..., width]`;
+    an expert beyond the gates has weight one."""
     if width > gates.shape[-1] * r:
         gates = F.pad(gates, (0, 1), value=1.0)
     return (gates.to(hidden.dtype).unsqueeze(-1) * hidden.unflatten(-1, (-1, r))).flatten(-2)
@@ -224,13 +217,8 @@ class PackedConv(nn.Module):
 
 
 def pack_model(model: nn.Module) -> None:
-    """Rewrites a tracker for inference, in place; outputs stay within 1e-5 of the plain model's in float32.
-
-    Args:
-        model (`TrackerPreTrainedModel`): on its final device and in its final dtype.
-
-    Raises:
-        RuntimeError: it is packed already.
+    """Rewrites a tracker, on its final device and in its final dtype, for inference, in place; outputs stay within
+    1e-5 of the plain model's in float32. RuntimeError where it is packed already.
 
     Example:
         >>> from mmtrackers import OSTrackConfig, OSTrackForTracking

@@ -185,11 +185,8 @@ class Mlp(nn.Module):
 
 
 class CandidateElimination(nn.Module):
-    """Keeps the search tokens that the template's center attends to most (OSTrack, section 3.2 of arXiv 2203.11991).
-
-    Args:
-        template_rows (`list[int]` or None): the tokens of each template that vote; None for all of them.
-    """
+    """Keeps the search tokens that the template's center attends to most (OSTrack, section 3.2 of arXiv 2203.11991);
+    of each template the tokens `template_rows` vote, None for all of them."""
 
     def __init__(self, template_rows: list[int] | None):
         super().__init__()

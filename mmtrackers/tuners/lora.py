@@ -11,12 +11,9 @@ from torch import nn
 def lora_config(r: int = 64, lora_alpha: float = 64, **kwargs: Any) -> LoraConfig:
     """LoRAT's adapter: low-rank maps on every linear map of every layer; token types and head trained in full.
 
-    Given to `add_adapter` or `from_base` of a LoRAT tracker, both matrices of each pair start from a truncated normal
+    Rank and scale are the published ones by default (a factor of 1); other fields are `peft.LoraConfig`'s. Given to
+    `add_adapter` or `from_base` of a LoRAT tracker, both matrices of each pair start from a truncated normal
     distribution, neither at zero; after `peft.get_peft_model` call `start_lora`.
-
-    Args:
-        r, lora_alpha: rank and scale; the published ones by default (a factor of 1).
-        kwargs: other fields of `peft.LoraConfig`.
 
     Example:
         >>> sorted(lora_config().modules_to_save)

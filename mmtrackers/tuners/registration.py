@@ -22,12 +22,7 @@ class TrackerPeftType(StrEnum):
 
 @dataclass
 class TrackerTunerConfig(PeftConfig):
-    """Fields that all of this package's adapters have.
-
-    Args:
-        target_modules (`str` or `list[str]`): follow from the adapter's other fields by default.
-        exclude_modules, modules_to_save: as in peft.
-    """
+    """Fields of all adapters of this package, as in peft; `target_modules` follow from the others by default."""
 
     target_modules: str | list[str] | None = None
     exclude_modules: str | list[str] | None = None
@@ -56,14 +51,8 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
     """What the layers of this package's tuners share: one active adapter at a time, adapters in float32.
 
     A subclass names its parameters in `adapter_layer_names` (containers keyed by adapter name), makes them in
-    `make_parameters`, and does in `adapted` what the base layer's `forward` does without an adapter.
-
-    Args:
-        base_layer (`nn.Module`): the target.
-        adapter_name (`str`): name of the first adapter.
-        config (`PeftConfig`): its sizes.
-        dim (`int`): width of the tokens, for targets that do not tell.
-        place (`str`): the target's dotted name in the model.
+    `make_parameters`, and does in `adapted` what the base layer's `forward` does without an adapter. `dim` is the
+    width of the tokens, for targets that do not tell; `place` the target's dotted name in the model.
     """
 
     container: type[nn.Module] = nn.ParameterDict

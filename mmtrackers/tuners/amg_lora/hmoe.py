@@ -52,15 +52,10 @@ class HMoE(nn.Module):
 
     Template tokens of both streams mix with each other, and so do search tokens; prefix tokens pass unchanged. Every
     token is cut into `heads` sub-tokens; a softmax over sub-tokens feeds the experts, a softmax over experts brings
-    their answers back.
+    their answers back. In training dropout follows each of the six low-rank maps.
 
     Without dropout the mixture runs in a factored form: its first map leaves a rank-wide vector per token, so logits
     and experts' inputs follow from that vector, and no second token-by-width tensor is made.
-
-    Args:
-        dim (`int`): width of the tokens, a multiple of `heads`.
-        experts, heads, rank (`int`): sizes.
-        dropout (`float`): in training, after each of the six low-rank maps.
     """
 
     def __init__(self, dim: int, experts: int, heads: int, rank: int, dropout: float = 0.0):

@@ -34,16 +34,11 @@ def swap_streams(tokens: Tensor) -> Tensor:
 
 
 class ModalityDependentAdapter(nn.Module):
-    """MDA: high and low frequencies of a few channels, on the map of each crop.
+    """MDA: high and low frequencies of `width` channels (a multiple of 4), on the map of each crop.
 
-    A quarter of the channels goes through a depthwise convolution and a quarter through a max-pool (high
-    frequencies), the other half is averaged over 2x2 cells (low frequencies); a depthwise convolution with a residual
-    mixes them. Each stream receives what this makes of the other stream's tokens.
-
-    Args:
-        dim (`int`): width of the tokens.
-        width (`int`): channels inside, a multiple of 4.
-        source (`str`): "other" or "self", see `ProgressiveConfig.mda_source`.
+    A quarter of the channels goes through a depthwise convolution and a quarter through a max-pool (high frequencies),
+    the other half is averaged over 2x2 cells (low frequencies); a depthwise convolution with a residual mixes them.
+    Each stream receives what this makes of the other stream's tokens; see `ProgressiveConfig.mda_source`.
     """
 
     def __init__(self, dim: int, width: int, source: str = "other"):
@@ -89,16 +84,11 @@ class ModalityDependentAdapter(nn.Module):
 
 
 class ModalityEntangledAdapter(nn.Module):
-    """CEA: each stream attends to a guide made of both.
+    """CEA: each stream attends to a guide made of both. Switches as in `ProgressiveConfig`.
 
     In every crop, with R and T the streams' normed and narrowed tokens and the guide `G = [R | T] W`, RGB receives
     `softmax(R W_1 G^T) R W_2 + T` and the other stream `softmax(T W_3 G^T) T W_4 + R`, widened and sent through the
     block's own norm.
-
-    Args:
-        dim (`int`): width of the tokens.
-        width (`int`): width inside.
-        train_norm, swap_outputs (`bool`): see `ProgressiveConfig`.
     """
 
     def __init__(self, dim: int, width: int, train_norm: bool = False, swap_outputs: bool = False):
@@ -136,15 +126,9 @@ class ModalityEntangledAdapter(nn.Module):
 
 
 class HeadAdapter(nn.Module):
-    """HA: three linear maps between the fused features and the head.
+    """HA: three linear maps between the fused features and the head, in training with dropout before the last.
 
-    As published it has no activation, and replaces its input.
-
-    Args:
-        dim (`int`): width of the features.
-        width (`int`): width inside.
-        dropout (`float`): in training, before the last map.
-        residual (`bool`): add the input.
+    As published it has no activation, and replaces its input, which `residual` adds.
     """
 
     def __init__(self, dim: int, width: int, dropout: float = 0.0, residual: bool = False):

@@ -9,14 +9,11 @@ from .config import SDMoEConfig
 
 
 def align(features: Tensor, temperature: float) -> Tensor:
-    """Each stream's features plus the other's, averaged by the softmax of their cosines.
+    """Each stream's features `[S, 2, B, n, d]` (levels, streams, batch, tokens, channels) plus the other's, averaged
+    by the softmax of their cosines over a temperature.
 
     The softmax of a Gram matrix times the features is attention with unit-length queries and keys, so the matrix
     itself need not be kept.
-
-    Args:
-        features (`Tensor`, shape `[S, 2, B, n, d]`): levels, streams, batch, tokens, channels.
-        temperature (`float`): divides the cosines.
 
     Example:
         >>> align(torch.ones(1, 2, 1, 3, 4), 0.1).unique().item()
@@ -29,13 +26,8 @@ def align(features: Tensor, temperature: float) -> Tensor:
 
 
 class HyperConv(nn.Module):
-    """One hypergraph convolution with a residual, a layer norm and SiLU.
-
-    Args:
-        dim (`int`): width of the vertices.
-        how (`str`): "mean" (from vertices to hyperedges and back by means) or "sym" (HGNN's symmetric normalization,
-            arXiv 1809.09401).
-    """
+    """One hypergraph convolution with a residual, a layer norm and SiLU: "mean" (from vertices to hyperedges and back
+    by means) or "sym" (HGNN's symmetric normalization, arXiv 1809.09401)."""
 
     def __init__(self, dim: int, how: str):
         super().__init__()

@@ -19,15 +19,12 @@ def activated(inner: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
-    """`N sum_e f_e P_e`: 1 for uniform probabilities, N where one expert takes every token for certain.
+    """`N sum_e f_e P_e` of a router's probabilities `[n, N]` and the experts `[n, K]` that each token uses: 1 for
+    uniform probabilities, N where one expert takes every token for certain.
 
     The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's. With several processes the
     shares f and P are those of all their tokens; each process's gradient is such that their mean, which data-parallel
     training takes, is the gradient of one process with all tokens.
-
-    Args:
-        probabilities (`Tensor`, shape `[n, N]`): the router's.
-        chosen (`Tensor`, shape `[n, K]`): the experts that each token uses.
 
     Example:
         >>> balance_loss(torch.full((6, 4), 0.25), torch.zeros(6, 1, dtype=torch.int64)).item()
@@ -50,10 +47,6 @@ class SDMoE(nn.Module):
     """Sum of a sparse mixture (each token's best experts) and a dense-shared one (all sub-networks, gated).
 
     Experts are kept side by side in one weight, so that all of them are one product; so are the shared sub-networks.
-
-    Args:
-        dim (`int`): width of the tokens.
-        config (`SDMoEConfig`): the sizes and forms.
     """
 
     def __init__(self, dim: int, config: SDMoEConfig):

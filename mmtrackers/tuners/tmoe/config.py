@@ -71,10 +71,8 @@ class TMoEConfig(TrackerTunerConfig):
 
 
 def tmoe_config(**fields: Any) -> TMoEConfig:
-    """SPMTrack's adapter: experts beside every linear map of every layer; state token, token types and head in full.
-
-    Args:
-        fields: fields of `TMoEConfig`.
+    """SPMTrack's adapter, with fields of `TMoEConfig`: experts beside every linear map of every layer; state token,
+    token types and head in full.
 
     Example:
         >>> sorted(tmoe_config().modules_to_save)
