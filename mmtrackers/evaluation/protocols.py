@@ -1,9 +1,8 @@
 """The rules of every benchmark, one row of a table each.
 
-Benchmarks of single-object tracking agree on overlap and center error, and differ in small habits of their toolkits:
-what is rounded, what happens to the first frame, how a frame without a target counts. Each habit is one field of a
-protocol, with the values that occur named; a benchmark is a row of `PROTOCOLS`. The rows follow the toolkits' code,
-named in `source`, where it differs from the papers' text.
+Benchmarks agree on overlap and center error, and differ in small habits of their toolkits: what is rounded, what
+happens to the first frame, how a frame without a target counts. Each habit is one field of a protocol. The rows follow
+the toolkits' code, named in `source`, where it differs from the papers' text.
 """
 
 from collections.abc import Sequence

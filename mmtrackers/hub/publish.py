@@ -1,9 +1,8 @@
 """Adapters and models as folders and Hub repositories: saving, checking, pushing.
 
 An adapter folder holds `adapter_config.json` (with the base's Hub id, or its folder relative to this one),
-`tracker_config.json` (which tracker it makes, with that tracker's config, and a fingerprint of the base),
-`adapter_model.safetensors`, `preprocessor_config.json` and `README.md`. It has no `config.json` (that would
-make it look like a full model) and no absolute path in any file.
+`tracker_config.json` (the tracker's config and a fingerprint of the base), `adapter_model.safetensors`,
+`preprocessor_config.json` and `README.md`; no `config.json`, which a full model has, and no absolute path.
 """
 
 import copy

@@ -1,12 +1,9 @@
 """`model.pack()`: a tracker rewritten for inference, with the same numbers.
 
-Low-rank maps are merged into their linear maps, queries, keys and values become one product, the attention scale moves
-into the query weights, layer scales into the maps before them, batch norms into their convolutions, and linear maps
-are laid out for the CPU's matrix library, with GELU and residual sum fused. A mixture of experts beside a linear map,
-which cannot be merged, becomes one wider product with it. Where that library is missing (another device or build)
-plain linear maps remain.
-
-A module that can be rewritten offers `packed(dtype)`, which returns what stands in its place.
+Low-rank maps are merged into their linear maps, queries, keys and values become one product, scales move into the maps
+before them, batch norms into their convolutions, and linear maps are laid out for the CPU's matrix library (where it
+has that), with GELU and residual sum fused. A mixture of experts becomes one wider product with its map. A module that
+can be rewritten offers `packed(dtype)`, which returns what stands in its place.
 """
 
 import warnings

@@ -96,11 +96,8 @@ def check_alignment(alignment: Alignment, modality: str = "second") -> Alignment
 def frame_matrix(
     alignment: Alignment, size: tuple[int, int], frame_size: tuple[int, int], modality: str
 ) -> np.ndarray:
-    """The matrix of an alignment for pictures of these sizes (height, width), checked against them.
-
-    Raises:
-        ValueError: the mapped picture does not meet the RGB picture, or its horizon lies within it.
-    """
+    """The matrix of an alignment for pictures of these sizes (height, width); ValueError where the mapped picture does
+    not meet the RGB picture, or its horizon lies within it."""
     (height, width), (rows, columns) = size, frame_size
     if isinstance(alignment, str):
         x, y = columns / width, rows / height

@@ -112,18 +112,12 @@ def aligned_crop(
     scale: np.ndarray | None = None,
     shift: np.ndarray | None = None,
 ) -> AlignedCrop:
-    """Where LoRAT crops round a box (LitingLin/LoRAT, `scale_and_translate`).
+    """Where LoRAT crops round a box `[4]` (pixels of a frame of `height` and `width`) a square of `size` pixels
+    (LitingLin/LoRAT, `scale_and_translate`).
 
     What the crop shows of the frame is widened to whole pixels on both sides, and boxes are mapped by what that makes
-    of scale and translation, in float32 as there: a template's cells depend on the last digit.
-
-    Args:
-        box_xywh (`np.ndarray` float64 `[4]`): pixels of the frame.
-        factor (`float`): size of the surroundings.
-        size (`int`): side of the crop in pixels.
-        height, width (`int`): of the frame.
-        scale (`np.ndarray` `[2]`): replaces `aligned_scale` (training's jitter).
-        shift (`np.ndarray` `[2]`): pixels of the crop by which it is moved (training's jitter).
+    of scale and translation, in float32 as there: a template's cells depend on the last digit. Training's jitter
+    replaces `aligned_scale` by `scale` `[2]` and moves the crop by `shift` `[2]` of its pixels.
     """
     if scale is None:
         scale = aligned_scale(box_xywh, factor, size)

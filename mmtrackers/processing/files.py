@@ -54,12 +54,6 @@ class FolderLock:
 
     The lock is the operating system's, so that it is gone with its process, however that ended. Where a file system
     has no locks a warning says so, and the folder is not guarded. Of the processes of one run only the main one locks.
-
-    Example:
-        ```python
-        with FolderLock("out"):
-            write_json("out/results.json", results)
-        ```
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -108,12 +102,6 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: it holds something, without `overwrite`, or is a file.
         OSError: another process writes there.
-
-    Example:
-        ```python
-        with new_folder("out") as folder:
-            (folder / "a.txt").write_text("1,2,3,4")
-        ```
     """
     folder = Path(folder)
     existed, taken = folder.exists(), f"{folder} exists and is not an empty folder: choose another one"

@@ -198,14 +198,8 @@ def read_points(path: str | Path) -> np.ndarray:
 
 
 def overlay(rgb: np.ndarray, other: np.ndarray, matrix: np.ndarray, modality: str = "second") -> np.ndarray:
-    """A picture to judge an alignment by: RGB's edges in cyan on the other picture, without (left) and with it; uint8
-    `[H, 2 W, 3]`, of the RGB picture's size.
-
-    Args:
-        rgb, other (`np.ndarray` uint8 `[H, W, 3]`): of any sizes.
-        matrix (`np.ndarray` `[3, 3]`): other -> RGB.
-        modality (`str`): of the other picture.
-    """
+    """A picture to judge an alignment (`[3, 3]`, other -> RGB) by: RGB's edges in cyan on the other picture, without
+    (left) and with it; uint8 `[H, 2 W, 3]`, of the RGB picture's size."""
     height, width = rgb.shape[:2]
     edges = gradients(rgb)
     strength = edges**4

@@ -80,15 +80,8 @@ def _robust_range(picture: np.ndarray) -> tuple[float, float]:
 
 
 def thermal_to_gray(picture: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """A radiometric picture as gray levels.
-
-    Args:
-        picture (`np.ndarray` uint16 or float `[H, W]` or `[H, W, 3]`): counts or degrees; not finite counts as lowest.
-        limits (2 `float`, *optional*): what becomes 0 and 255; the picture's own minimum and maximum by default.
-
-    Returns:
-        `np.ndarray` uint8 of the same shape.
-    """
+    """A radiometric picture (uint16 or float `[H, W]` or `[H, W, 3]`; not finite counts as lowest) as gray levels,
+    uint8 of the same shape: `limits` become 0 and 255, by default the picture's own minimum and maximum."""
     if picture.dtype.kind == "f":
         finite = np.isfinite(picture)
         if not finite.all():

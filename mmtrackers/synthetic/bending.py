@@ -19,11 +19,8 @@ _IN = np.clip(_U, -1, 1)
 class Bending:
     """How a sprite's outline changes: a few smooth fields of displacement, each with a strength that changes in time.
 
-    Args:
-        draw ([`Draw`]): random numbers.
-        sprite ([`Sprite`]): what bends; `sprite` of this object is the same with room around it, which a layer shows
-            unbent.
-        strength (`float`): of all displacements; 1 moves the farthest parts by a third of the half side.
+    A `strength` of 1 moves the farthest parts by a third of the half side. `sprite` is the same one with room around
+    it, which a layer shows unbent.
 
     Example:
         >>> rgba = np.full((40, 30, 4), 255, np.uint8)

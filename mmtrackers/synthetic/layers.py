@@ -16,14 +16,8 @@ from .pictures import Draw, Picture, Sprite
 
 
 class Wobble:
-    """A smooth random function of time: a base value and two sine waves.
-
-    Args:
-        draw ([`Draw`]): random numbers.
-        base (`float`): value around which it moves.
-        reach (`float`): largest departure caused by the waves.
-        period (two `float`): shortest and longest period of the waves, in frames.
-    """
+    """A smooth random function of time: a value that moves round `base` by two sine waves, at most `reach` together,
+    with periods of the given shortest to longest length in frames."""
 
     def __init__(self, draw: Draw, base: float, reach: float, period: tuple[float, float] = (50.0, 400.0)) -> None:
         self.base = base

@@ -32,16 +32,15 @@ class SyntheticPairs(EpochDataset):
     Items are as those of [`PairDataset`]. Whole frames are not augmented: scenes are of any color and orientation.
 
     Args:
-        library ([`PictureLibrary`]): the pictures.
-        processor ([`TrackerImageProcessor`]): makes the crops.
+        library ([`PictureLibrary`]), processor ([`TrackerImageProcessor`]): the pictures; makes the crops.
         modality (`str`): the second stream ("thermal", "depth", "event"), or "rgb"; "any" draws one for each scene.
         streams (`int`): 1 for RGB alone, 2 for RGB and `modality`. With RGB alone a fifth of the scenes are seen by
             one of the other cameras instead: a base's weights read the second stream too.
         samples_per_epoch, seed (`int`), augment ([`TrainingAugmentation`], *optional*): as for [`PairDataset`].
         templates, searches (`int`): frames of each role. The first template and the last search frame are the ends of
             the scene's span, the others lie in its first and last third.
-        blindness (`str`, *optional*): "night", "camouflage" or "glare": what keeps RGB from seeing, in every scene;
-            by default as [`SyntheticScene`] draws it. With RGB alone no other camera is taken then.
+        blindness (`str`, *optional*): "night", "camouflage" or "glare": what keeps RGB from seeing, in every scene; by
+            default as [`SyntheticScene`] draws it. With RGB alone no other camera is taken then.
         longest_gap (`float`): of the span, in frames; its logarithm is drawn uniformly.
         absent (`float`): share of samples whose search crops do not show the target, but another place of the scene or
             another scene; their labels are 0. Crops of the "ostrack" style only.
@@ -49,11 +48,6 @@ class SyntheticPairs(EpochDataset):
     Raises:
         ValueError: two streams without a second modality, or an unknown one; an unknown blindness; an augmentation of
             the other style.
-
-    Example:
-        >>> pairs = SyntheticPairs(library, processor, samples_per_epoch=10000)  # doctest: +SKIP
-        >>> pairs[0]["search"].shape  # doctest: +SKIP
-        torch.Size([1, 3, 256, 256])
     """
 
     def __init__(

@@ -23,8 +23,7 @@ class SyntheticScene:
     """One random scene: what is there, how it moves, how it is lit, and how well each camera sees it.
 
     Args:
-        library ([`PictureLibrary`]): the pictures.
-        rng (`np.random.Generator`): decides everything about the scene.
+        library ([`PictureLibrary`]), rng (`np.random.Generator`): the pictures; decides everything about the scene.
         modality (`str`): the second camera: "rgb" for none, "thermal", "depth" or "event".
         blindness (`str`, *optional*): what keeps the RGB camera from seeing the target: "none", "night", "camouflage"
             or "glare". Drawn by default: half the scenes with a second camera are blind, without one none is.
@@ -34,11 +33,6 @@ class SyntheticScene:
 
     Raises:
         ValueError: unknown modality or blindness.
-
-    Example:
-        >>> scene = SyntheticScene(library, np.random.default_rng(0), size=(240, 320))  # doctest: +SKIP
-        >>> scene.render(0.0, scene.whole_frame())[0].shape  # doctest: +SKIP
-        (240, 320, 3)
     """
 
     def __init__(
@@ -286,15 +280,7 @@ class SyntheticScene:
         return View(0, 0, self.width, self.height, self.width, self.height)
 
     def render(self, time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
-        """What both cameras see through a window.
-
-        Args:
-            time (`float`): frame number.
-            view ([`View`]): window and output size.
-
-        Returns:
-            `tuple`: RGB uint8 `[rows, columns, 3]`, and the second camera's picture or None: thermal uint8
-            `[rows, columns]`, depth uint16 `[rows, columns]` in mm (0 where it is unknown), event uint8
-            `[rows, columns, 3]`. Everything outside the frame is 0.
-        """
+        """What both cameras see through a window (`view`) at a `time` in frames: RGB uint8 `[rows, columns, 3]`, and
+        the second camera's picture or None: thermal uint8 `[rows, columns]`, depth uint16 `[rows, columns]` in mm (0
+        where it is unknown), event uint8 `[rows, columns, 3]`. Everything outside the frame is 0."""
         return cameras.render(self, time, view)

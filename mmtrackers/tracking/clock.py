@@ -8,16 +8,10 @@ STAGES = ("read", "crop", "model", "decode")
 
 
 class StageClock:
-    """Times the stages of each step of a tracker.
+    """Times the stages of each step of a tracker on a device: `rows` are, per step, the seconds of `STAGES`.
 
     On an accelerator every stage waits until the device has done its work: the split is then true, and the whole a
     little slower than without a clock.
-
-    Args:
-        device (`torch.device` or `str`): where the model runs.
-
-    Attributes:
-        rows (`list[list[float]]`): per step, the seconds of `STAGES`.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

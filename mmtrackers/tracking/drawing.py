@@ -141,16 +141,9 @@ def plot_run(
     absent_below: float | None = None,
     first: int = 0,
 ) -> None:
-    """Draws overlap and score over the frames into a PNG.
-
-    Args:
-        path (`str` or `Path`): the file.
-        overlaps (`np.ndarray` `[N]`), scores (`[targets, N]` or `[N]`): with the ground truth, NaN where there is
-            none; the tracker's own.
-        title (`str`): shown above.
-        absent_below (`float`, *optional*): drawn as a line in the panel of the scores.
-        first (`int`): the frame of the given box, which the mean leaves out.
-    """
+    """Draws overlap `[N]` with the ground truth (NaN where there is none) and the tracker's scores `[targets, N]` or
+    `[N]` over the frames into a PNG, with a line at `absent_below`. The mean leaves out `first`, the frame of the
+    given box."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -44,13 +44,11 @@ def is_address(place: str) -> bool:
 
 
 class NewestFrame:
-    """Reads a camera or a stream in a thread of its own and keeps its newest frame, and nothing else.
+    """Reads a camera (index, `/dev/videoN`) or a stream (address) in a thread of its own and keeps its newest frame,
+    and nothing else.
 
     A connection that breaks is made again, after a pause that grows to five seconds; a warning says so each time.
-
-    Args:
-        place (`str`): camera index, `/dev/videoN`, or an address.
-        patience (`float`, *optional*): seconds without a picture after which it is given up; a minute by default.
+    After `patience` seconds without a picture, a minute by default, it is given up.
     """
 
     def __init__(self, place: str, patience: float | None = None) -> None:
@@ -63,11 +61,8 @@ class NewestFrame:
         self._thread.start()
 
     def newer_than(self, number: int) -> tuple[int, np.ndarray]:
-        """Waits for a frame after the one of this number: `(its number, [H, W, 3] uint8 RGB)`, the newest there is.
-
-        Raises:
-            ValueError: none came for `patience` seconds, or the first connection failed.
-        """
+        """Waits for a frame after the one of this number: `(its number, [H, W, 3] uint8 RGB)`, the newest there is;
+        ValueError where none came for `patience` seconds, or the first connection failed."""
         with self._changed:
             while self._number <= number and not self._ended:
                 left = self.patience - (time.monotonic() - self._last)

@@ -38,15 +38,11 @@ class GrowingPolicy(TemplatePolicy):
     A subclass gives `chosen(frame)`: frames that never move back as the video goes on. Up to `max_memory` frames the
     templates are exactly these. In longer videos they are rounded up to a multiple of a stride, the smallest power of
     two with which at most `max_memory` frames are kept: at frame 10,000 of 1,024 kept ones, templates are at most 15
-    frames later than the exact ones.
+    frames later than the exact ones. With None all that can be asked for is kept, exactly as published.
 
     Args:
-        max_memory (`int` or None): most frames whose crops are kept; None for all that can be asked for, exactly as
-            published, with memory that grows with the video.
-        templates (`int`): templates beside the first frame's, at most; 2 or more.
-
-    Raises:
-        ValueError: fewer than 2 templates, or `max_memory` is too small for them.
+        max_memory (`int` or None), templates (`int`): most frames whose crops are kept; templates beside the first
+            frame's, at most, 2 or more. ValueError where the memory is too small for them.
     """
 
     max_memory: int | None = 1024
@@ -160,9 +156,6 @@ class _Shelf:
 
 class TemplateMemory:
     """The crops of one video that its policy may still ask for.
-
-    Args:
-        policy (`TemplatePolicy`): which frames serve when.
 
     Example:
         >>> memory = TemplateMemory(SpreadTemplates(templates=2))

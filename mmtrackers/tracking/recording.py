@@ -29,24 +29,11 @@ _LARGE, _SHOWN = 1440, 1080  # the shorter side, in pixels: videos of more than 
 
 
 class ResultFiles:
-    """The files of one run, all named after its source: `clip_tracked.json`, `clip_tracked.mp4`, ...
+    """The files in `folder` of one run, all named after its source: `clip_tracked.json`, `clip_tracked.mp4`, ...
 
-    Args:
-        folder (`Path`): where they lie.
-        name (`str`): the source's.
-        targets (`int`): how many.
-        label_kinds (`str`s): label files to write too, see `export.export`.
-
-    Attributes:
-        boxes (`list[Path]`): a line `x,y,w,h` per frame; a file per target.
-        scores (`Path`): a line per frame, a column per target.
-        record, plot, video (`Path`): boxes, scores, presence and settings; overlap and score over time; the frames
-            with the boxes drawn in.
-        labels (`dict[str, Path]`): kind -> label file.
-        all (`list[Path]`): every file that a run may leave.
-
-    Raises:
-        ValueError: a kind of label file that is not known.
+    Boxes (a line `x,y,w,h` per frame, a file per target), scores (a line per frame, a column per target), the record
+    (boxes, scores, presence and settings), a plot of overlap and score, the video, and label files of the kinds asked
+    for (ValueError for one that is not known); `all` are those that a run may leave.
 
     Example:
         >>> [path.name for path in ResultFiles(Path("out"), "clip", 2).boxes]

@@ -19,16 +19,9 @@ PLACES = 12
 
 @dataclass(frozen=True, eq=False)
 class Lost:
-    """A target that is not where it was.
-
-    Attributes:
-        box_xywh (`np.ndarray` of shape `(4,)`): where it was last.
-        size (`tuple[int, int]`): height and width of the frame.
-        factor (`float`): side of a search crop in mean sides of the box.
-        step (`int`): places looked at so far.
-        candidate (`np.ndarray` or None): the box that is being watched.
-        votes (`int`): frames for which it has been plausible.
-    """
+    """A target that is not where it was: its last box `[4]`, the frame's height and width, the side of a search crop
+    in mean sides of the box, the places looked at so far, the box that is being watched, and for how many frames that
+    has been plausible."""
 
     box_xywh: np.ndarray
     size: tuple[int, int]

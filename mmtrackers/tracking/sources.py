@@ -159,16 +159,9 @@ def open_source(
 def with_rig(
     source: FrameSource, align: str | Path | None = None, thermal_range: Sequence[float] | str | None = None
 ) -> FrameSource:
-    """The same source, with what is known of the cameras that made it.
-
-    Args:
-        source (`FrameSource`): with a second stream, if an alignment is given.
-        align (`str` or `Path`, *optional*): a file of `mmtrackers.processing.alignment.read_alignment`, or "scale".
-        thermal_range: as for `Tracker.start`.
-
-    Raises:
-        ValueError: the file cannot be used, or there is no second stream that it could be for.
-    """
+    """The same source, with what is known of the cameras that made it: `align` is a file of
+    `mmtrackers.processing.alignment.read_alignment` or "scale", `thermal_range` as for `Tracker.start`. ValueError
+    where the file cannot be used, or there is no second stream that it could be for."""
     ThermalRange(thermal_range)
     if align is None:
         return replace(source, thermal_range=thermal_range)
@@ -180,11 +173,8 @@ def with_rig(
 
 def as_source(video: Any, second: Mapping[str, Any] | None = None) -> FrameSource:
     """Whatever holds frames as a source: what `open_source` takes, an opened source, or frames; `second` likewise.
-
-    Raises:
-        ValueError: more than one second stream, or as `open_source`; later, where the frames of one stream run out
-            before the other's.
-    """
+    ValueError as `open_source`, for more than one second stream, and later, where the frames of one stream run out
+    before the other's."""
     streams = {name: stream for name, stream in (second or {}).items() if stream is not None}
     if len(streams) > 1:
         raise ValueError(f"{' and '.join(streams)} were given: a tracker reads one stream beside RGB, choose one")

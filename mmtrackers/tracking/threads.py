@@ -14,19 +14,11 @@ _HOPELESS = 1.5  # times the other setting's step: no further step is tried
 
 
 class ThreadChoice:
-    """All threads or one, whichever makes the steps of a loop shorter; looked at again every few hundred steps.
+    """All `threads` or one, whichever makes the steps of a loop shorter; looked at again every few hundred steps.
 
-    OpenMP's threads wait for each other by spinning. On a machine of its own all cores are faster; beside another
-    busy process one thread may be several times as fast as two, and no setting is best in both cases.
-
-    Args:
-        threads (`int` or `str`): a number fixes it; "auto" compares.
-
-    Attributes:
-        threads (`int`): the number in use.
-
-    Raises:
-        ValueError: neither "auto" nor a positive number.
+    OpenMP's threads wait for each other by spinning. On a machine of its own all cores are faster; beside another busy
+    process one thread may be several times as fast as two, and no setting is best in both cases. A number fixes it,
+    "auto" compares; ValueError for anything else.
     """
 
     def __init__(self, threads: int | str = "auto") -> None:

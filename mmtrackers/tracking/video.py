@@ -46,18 +46,8 @@ def _seconds_of(container: av.container.InputContainer) -> float | None:
 
 
 def decoded(path: str | Path, facts: VideoFacts | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """The frames of a video file with their times.
-
-    Args:
-        path (`str` or `Path`): the file, or its address.
-        facts ([`VideoFacts`], *optional*): what it should hold; far less is an error at the end.
-
-    Returns:
-        An iterator over `(seconds since the first frame, [H, W, 3] uint8 RGB)`, turned as the video says.
-
-    Raises:
-        ValueError: after its last good frame, where it ends too early.
-    """
+    """The frames of a video file or address: `(seconds since the first frame, [H, W, 3] uint8 RGB)`, turned as the
+    video says. ValueError after the last good frame, where it ends long before what the `facts` promise."""
     expected, fps, seconds = facts or VideoFacts(None, 30.0, None)
     count, cause, start, time = 0, None, None, 0.0
     damage = av.FFmpegError  # a name of its own: as Python ends, the module's go before a generator that is not done
