@@ -98,15 +98,11 @@ def _register_tuners() -> None:
         PEFT_TYPE_TO_PREFIX_MAPPING[folder.upper()] = f"{folder}_"
 
 
-def _register_pipeline() -> None:
-    import_module("mmtrackers.pipeline")  # which does it itself
-
-
-WHEN_LOADED: dict[str, Callable[[], None]] = {
+WHEN_LOADED: dict[str, Callable[[], object]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_trunks,
     "transformers.models.auto.image_processing_auto": _register_image_processor,
-    "transformers.pipelines": _register_pipeline,
+    "transformers.pipelines": lambda: import_module("mmtrackers.pipeline"),  # which does it itself
     "peft": _register_tuners,
     "mmtrackers.hub.auto": _register_trackers,
 }

@@ -307,7 +307,7 @@ def test_a_config_that_contradicts_itself(tiny):
 
 def test_repositories_and_arguments_that_cannot_be_used(tmp_path):
     assert "neither config.json" in error_of("info", tmp_path)
-    assert "there is no folder" in error_of("push", tmp_path / "none", "org/name")
+    assert "There is no folder" in error_of("push", tmp_path / "none", "org/name")
     assert "none.pth" in error_of("convert", "ostrack", tmp_path / "none.pth", tmp_path / "out")
     assert "unknown system 'other'" in error_of("convert", "other", tmp_path / "none.pth", tmp_path / "out")
     (tmp_path / "full").mkdir()

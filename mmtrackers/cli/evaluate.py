@@ -60,7 +60,7 @@ def evaluate(
     rules, processes = get_protocol(protocol or dataset), Processes()
     repos = {name: located(repo) for name, repo in _named(tracker or ()).items()}
     folders = _named(results or ())
-    _check(repos, folders, form, card)
+    _check(repos, folders, card)
     row = DATASETS.get(dataset)
     split = split or ("test" if row is not None and "test" in row.splits else None)
     own = dataset == OWN_SEQUENCES
@@ -105,12 +105,10 @@ def evaluate(
         typer.echo("card: " + ", ".join(map(str, add_to_card(repos[result.tracker], result))))
 
 
-def _check(repos: dict[str, str], folders: dict[str, str], form: str, card: bool) -> None:
+def _check(repos: dict[str, str], folders: dict[str, str], card: bool) -> None:
     """What can be said before hours of tracking."""
     if not repos and not folders:
         raise ValueError("nothing to evaluate: give --tracker REPO, or --results FOLDER of raw results")
-    if form not in ("xywh", "xyxy"):
-        raise ValueError(f"--form {form}: expected xywh or xyxy")
     twice = sorted(set(repos) & set(folders))
     if twice:
         raise ValueError(f"{', '.join(twice)}: a name for a tracker and for results; choose another with NAME=PLACE")

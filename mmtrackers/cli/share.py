@@ -15,8 +15,6 @@ def push(
     license: Annotated[str | None, Option(help="Of the weights, for the card, such as apache-2.0.")] = None,
 ) -> None:
     """Upload a saved tracker or adapter to the Hub."""
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give one that save_pretrained wrote")
     from mmtrackers.hub import publish
 
     typer.echo(f"pushed to {publish.push(folder, repo, private=private, base_model=base_model, license=license)}")

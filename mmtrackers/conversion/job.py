@@ -168,7 +168,14 @@ def check_result(
     found = base_state_dict(loaded) if base else {}
     if adapter is not None:
         found = found | adapter_state_dict(loaded, "default")
-    check_numbers(report, {**base, **with_prefix(adapter or {})}, found, tolerance)
+    expected = {**base, **with_prefix(adapter or {})}
+    check_tensors(expected, found, "the saved result")
+    gaps = _gaps(expected, found)
+    report.differences["numbers"] = worst = max(gaps.values())
+    if not worst <= tolerance:
+        wrong = shorten([name for name, gap in gaps.items() if not gap <= tolerance])
+        raise RuntimeError(f"the saved result differs from the file by {worst:.3g} in {wrong}, by a fault of ours")
+    report.facts.append(f"result checked: read back, its numbers differ from the file's by at most {worst:.3g}")
     check_forward(report, model, loaded)
 
 
@@ -187,19 +194,6 @@ def check_same_base(known: Mapping[str, Tensor], found: Mapping[str, Tensor], so
             f"tensors differ: {shorten(different)}. Give the one that it started from, in float32, or none where the "
             "file holds its own."
         )
-
-
-def check_numbers(
-    report: ConversionReport, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float
-) -> None:
-    """Every number of the file must be in the saved folder, under a name that leads back to it."""
-    check_tensors(expected, found, "the saved result")
-    gaps = _gaps(expected, found)
-    report.differences["numbers"] = worst = max(gaps.values())
-    if not worst <= tolerance:
-        wrong = shorten([name for name, gap in gaps.items() if not gap <= tolerance])
-        raise RuntimeError(f"the saved result differs from the file by {worst:.3g} in {wrong}, by a fault of ours")
-    report.facts.append(f"result checked: read back, its numbers differ from the file's by at most {worst:.3g}")
 
 
 @torch.no_grad()

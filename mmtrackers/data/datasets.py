@@ -231,16 +231,12 @@ def _with_any_part(folder: Path, row: DatasetRow, depth: int, stamps: FileStamps
     """Folders that have anything of a sequence, so that one that lacks a part is an error and not left out."""
     stamps.add(folder)
     for child in _subfolders(folder):
-        layout = next((layout for layout in row.layouts if _has_part(child, layout)), None)
+        layout = next((layout for layout in row.layouts if first_file(child, layout.boxes) is not None
+                       or any(_stream_folder(child, names) for names in layout.streams.values())), None)  # fmt: skip
         if layout is not None:
             yield Entry(child.resolve().name, child, layout)
         elif depth > 1:
             yield from _with_any_part(child, row, depth - 1, stamps)
-
-
-def _has_part(folder: Path, layout: Layout) -> bool:
-    streams = layout.streams.values()
-    return first_file(folder, layout.boxes) is not None or any(_stream_folder(folder, names) for names in streams)
 
 
 def _packaged_names(split: Split, lists: tuple[str, ...]) -> list[str]:

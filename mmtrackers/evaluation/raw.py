@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -92,6 +92,8 @@ def score_folder(
         ```
     """
     protocol, folder = get_protocol(protocol), Path(folder)
+    if form not in get_args(Form):
+        raise ValueError(f"--form {form} (form={form!r}): expected xywh or xyxy")
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} of raw results")
     check_names([truth.name for truth in truths])

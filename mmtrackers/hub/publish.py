@@ -204,7 +204,7 @@ def check_folder(folder: str | Path, base_model: str | None = None) -> str | Non
     files = TrackerFiles(str(folder), folder, {})
     is_adapter = files.has(ADAPTER_CONFIG)
     if not folder.is_dir():
-        raise OSError(f"There is no folder {folder}.")
+        raise OSError(f"There is no folder {folder}: give one that save_pretrained wrote.")
     if is_adapter and files.has(MODEL_CONFIG):
         raise ValueError(f"{folder} holds both an adapter and a {MODEL_CONFIG}. Remove {MODEL_CONFIG}.")
     if not is_adapter and not files.has(MODEL_CONFIG):

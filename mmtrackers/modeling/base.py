@@ -200,15 +200,11 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
                 "Load it again without pack()."
             )
         super().train(mode)
-        if mode:
-            self._hold_frozen_norms()
-        return self
-
-    def _hold_frozen_norms(self) -> None:
-        """Batch norms whose weights are frozen keep their statistics: those belong to the base, not the adapter."""
-        for module in self.modules():
+        for module in self.modules() if mode else ():
+            # frozen batch norms keep their statistics: those belong to the base, not the adapter
             if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
                 module.eval()
+        return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves the model, or only its adapter when one is injected, to a folder that is made if need be; RuntimeError
