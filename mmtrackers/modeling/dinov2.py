@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .packing import packed_patches
 from .seams import TokenLayout
 from .vit import Mlp, ViTLayer, ViTTrunk, check_pixels
 
@@ -48,6 +49,11 @@ class Dinov2Embeddings(nn.Module):
         self.patch = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
         self.position = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
         self.token_type = nn.Embedding(3, width)
+
+    def packed(self, dtype: torch.dtype) -> "Dinov2Embeddings":
+        """These with the patch embedding as one product."""
+        self.patch = packed_patches(self.patch)
+        return self
 
     def template(self, template: Tensor, mask: Tensor) -> Tensor:
         """`[B, T, S, 3, h, w]` and its foreground `[B, T, g, g]` to stream-major tokens `[S*B, T*Nz, C]`."""

@@ -6,6 +6,7 @@ has that), with GELU and residual sum fused. A mixture of experts becomes one wi
 can be rewritten offers `packed(dtype)`, which returns what stands in its place.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -211,6 +212,40 @@ class PackedConv(nn.Module):
             layout = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.shape, list(x.shape))
             self._layouts[x.shape[2:]] = layout
         return torch.ops.mkldnn._convolution_pointwise(x, layout, self.bias, *self.shape, activation, [], "")
+
+
+class PackedPatches(nn.Module):
+    """A convolution over patches that lie side by side, as one product for inference."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.patch = conv.kernel_size
+        self.product = PackedLinear(conv.weight.detach().flatten(1), None if conv.bias is None else conv.bias.detach())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, H, W]` to maps `[B, C, H / p, W / p]`."""
+        cells = pixels.unflatten(3, (-1, self.patch[1])).unflatten(2, (-1, self.patch[0])).permute(0, 2, 4, 1, 3, 5)
+        return self.product(cells.flatten(3)).permute(0, 3, 1, 2)
+
+
+def packed_patches(patch: nn.Module) -> nn.Module:
+    """A patch embedding for inference, where it is one convolution."""
+    is_plain = isinstance(patch, nn.Conv2d) and patch.stride == patch.kernel_size and patch.groups == 1
+    return PackedPatches(patch) if is_plain and patch.padding == (0, 0) else patch
+
+
+def without_gaps(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> list[Tensor]:
+    """q, k, v `[B, H, N, d]` in memories of their own, q scaled and N of k and v a multiple of 32: torch's products
+    in bfloat16 are slow on rows with gaps, and its softmax on what is left over of 32."""
+    query, spare = query if scaling == 1.0 else query * scaling, -key.shape[2] % 32
+    return [query.contiguous(), *(F.pad(t, (0, 0, 0, spare)) if spare else t.contiguous() for t in (key, value))]
+
+
+def softmax_(logits: Tensor, tokens: int) -> Tensor:
+    """The softmax over the first `tokens` columns in the place of the logits, zeros in those beyond."""
+    if logits.shape[-1] > tokens:
+        logits[..., tokens:] = -math.inf
+    return torch.softmax(logits, -1, out=logits)
 
 
 def pack_model(model: nn.Module) -> None:

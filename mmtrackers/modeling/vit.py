@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from mmtrackers.hub.adapters import merged
 
 from .base import TrackerPreTrainedModel
-from .packing import LinearMap, PackedConv, PackedMaps, packed_map
+from .packing import LinearMap, PackedConv, PackedMaps, packed_map, packed_patches, softmax_, without_gaps
 from .seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
 
 # above so many keys the logits of all heads leave the caches: then one head at a time is faster
@@ -74,6 +74,11 @@ class Embeddings(nn.Module):
         self.template_position = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
         self.search_position = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
 
+    def packed(self, dtype: torch.dtype) -> "Embeddings":
+        """These with the patch embedding as one product."""
+        self.patch = packed_patches(self.patch)
+        return self
+
     def _tokens(self, pixels: Tensor, position: Tensor) -> Tensor:
         return self.patch(pixels).flatten(2).transpose(1, 2) + position
 
@@ -119,18 +124,15 @@ class WrittenOutAttention(AttentionCore):
     ) -> tuple[Tensor, Tensor | None]:
         if query.device.type != "cpu":
             return super().forward(query, key, value, scaling, layout, **kwargs)
-        query, keys = query if scaling == 1.0 else query * scaling, key.transpose(-1, -2)
-        if key.shape[2] <= WHOLE_UP_TO:
-            weights = query @ keys
-            torch.softmax(weights, -1, out=weights)
-            return (weights @ value).transpose(1, 2), None
-        batch, heads, rows, width = query.shape
-        output = value.new_empty(batch, rows, heads, width)
-        for i, head in itertools.product(range(batch), range(heads)):
-            weights = query[i, head] @ keys[i, head]
-            torch.softmax(weights, -1, out=weights)
-            torch.mm(weights, value[i, head], out=output[i, :, head])
-        return output, None
+        batch, heads, tokens, _ = key.shape
+        query, key, value = (part.flatten(0, 1) for part in without_gaps(query, key, value, scaling))
+        together = heads if tokens <= WHOLE_UP_TO else 1
+        weights, output = query.new_empty(together, query.shape[1], key.shape[1]), torch.empty_like(query)
+        for first in range(0, batch * heads, together):
+            some = slice(first, first + together)
+            torch.bmm(query[some], key[some].mT, out=weights)
+            torch.bmm(softmax_(weights, tokens), value[some], out=output[some])
+        return output.unflatten(0, (batch, heads)).transpose(1, 2), None
 
 
 class Attention(nn.Module):
@@ -344,6 +346,8 @@ class PackedLayer(ViTLayer):
     ) -> tuple[Tensor, Tensor | None]:
         if type(junction) is ResidualJunction:
             return sublayer.project(inner, x), None
+        if hasattr(junction, "adapted_sum"):
+            return junction.adapted_sum(sublayer.project(inner, x), x, h, norm, layout), None
         return super().join(junction, sublayer, inner, x, h, norm, layout)
 
 

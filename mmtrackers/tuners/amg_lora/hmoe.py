@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtrackers.modeling.kept import kept
+from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.modeling.seams import TokenLayout
 
 
@@ -20,6 +21,7 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.empty(*lead, rank, out_features))
         self.bias_a = nn.Parameter(torch.empty(*lead, rank))
         self.bias_b = nn.Parameter(torch.empty(*lead, out_features))
+        self.first: nn.Module | None = None  # the laid out first map of a packed one
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -30,9 +32,15 @@ class LowRank(nn.Module):
             else:
                 nn.init.uniform_(parameter, -1 / math.sqrt(self.a.shape[0]), 1 / math.sqrt(self.a.shape[0]))
 
+    def packed(self, dtype: torch.dtype) -> "LowRank":
+        """This one for inference: the first map of a single one laid out."""
+        if self.a.ndim == 2:
+            self.first = PackedLinear(self.a.detach().T, self.bias_a.detach())
+        return self
+
     def hidden(self, x: Tensor) -> Tensor:
         """`x A + a` of a single map."""
-        return F.linear(x, self.a.T, self.bias_a)
+        return F.linear(x, self.a.T, self.bias_a) if self.first is None else self.first(x)
 
     def forward(self, x: Tensor, dropout: float = 0.0) -> Tensor:
         """`[..., in]` to `[..., out]`; with experts `[B, E, n, in]` to `[B, E, n, out]`. `dropout` follows both

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmtrackers.modeling.packing import softmax_, without_gaps
 from mmtrackers.modeling.seams import ResidualJunction, TokenLayout, drop_path
 from mmtrackers.tuners.registration import TrackerTunerLayer
 
@@ -109,26 +110,24 @@ class PackedGuidedCore(nn.Module):
 
     def __init__(self, into_rgb: Tensor, into_x: Tensor):
         super().__init__()
-        self.register_buffer("into_rgb", into_rgb.detach().clone(), persistent=False)
-        self.register_buffer("into_x", into_x.detach().clone(), persistent=False)
+        self.into_rgb, self.into_x = into_rgb.item(), into_x.item()
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, None]:
-        query = query if scaling == 1.0 else query * scaling
-        keys, output = key.transpose(-1, -2), torch.empty_like(query)
-        pairs = query.shape[0] // 2
+        tokens, pairs = key.shape[2], key.shape[0] // 2
+        query, key, value = without_gaps(query, key, value, scaling)
+        output = torch.empty_like(query)
         for rgb, x in zip(range(pairs), range(pairs, 2 * pairs), strict=True):
             for start in range(0, query.shape[1], HEADS):
                 heads = slice(start, start + HEADS)
-                weights = [torch.bmm(query[i, heads], keys[i, heads]).float() for i in (rgb, x)]
+                weights = [torch.bmm(query[i, heads], key[i, heads].mT) for i in (rgb, x)]
                 guided_rgb, guided_x = (w[:, layout.prefix :] for w in weights)
                 difference = guided_x - guided_rgb
-                guided_rgb.addcmul_(difference, self.into_rgb)
-                guided_x.addcmul_(difference, self.into_x, value=-1.0)
+                guided_rgb.add_(difference, alpha=self.into_rgb)
+                guided_x.sub_(difference, alpha=self.into_x)
                 for i, w in zip((rgb, x), weights, strict=True):
-                    torch.softmax(w, -1, out=w)
-                    output[i, heads] = torch.bmm(w.to(value.dtype), value[i, heads])
+                    torch.bmm(softmax_(w, tokens), value[i, heads], out=output[i, heads])
         return output.transpose(1, 2), None
 
 
@@ -148,8 +147,15 @@ class MixtureJunction(AMGLoraLayer):
         self, name: str, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
     ) -> tuple[Tensor, Tensor | None]:
         x, loss = self.base_layer(x, h, y, norm, layout)
+        return self._mixed(name, x, layout), loss
+
+    def adapted_sum(self, total: Tensor, x: Tensor, h: Tensor, norm: nn.Module, layout: TokenLayout) -> Tensor:
+        """As `forward` in a packed layer, which has made the residual sum."""
+        return total if self.active_name is None else self._mixed(self.active_name, total, layout)
+
+    def _mixed(self, name: str, x: Tensor, layout: TokenLayout) -> Tensor:
         mixture = self.amg_lora_hmoe[name]
         tokens = x.view(layout.streams, -1, *x.shape[1:]).to(mixture.gate.dtype)
         weights, answers = mixture(tokens, token_groups(layout, x.device))
         weights = drop_path(weights.flatten(0, 1), self.base_layer.drop_path_rate, self.training)
-        return torch.baddbmm(x, weights.to(x.dtype), answers.repeat(layout.streams, 1, 1).to(x.dtype)), loss
+        return torch.baddbmm(x, weights.to(x.dtype), answers.repeat(layout.streams, 1, 1).to(x.dtype))

@@ -111,10 +111,13 @@ class ModalityEntangledAdapter(nn.Module):
         for rows, grid in crops(layout):
             # [2, crops, cells, width]: several templates each attend inside themselves
             parts = [t[:, :, rows].unflatten(2, (-1, math.prod(grid))).flatten(1, 2) for t in (query, guide, value)]
-            answers = F.scaled_dot_product_attention(*parts, scale=1.0)
-            attended.append(answers.reshape(hidden.shape[0], -1, hidden.shape[2]))
+            attended.append(self.attend(*parts).reshape(hidden.shape[0], -1, hidden.shape[2]))
         attended = torch.cat(attended, 1)
         return swap_streams(attended) + hidden if self.swap_outputs else attended + swap_streams(hidden)
+
+    def attend(self, query: Tensor, guide: Tensor, value: Tensor) -> Tensor:
+        """What cells `[2, crops, cells, width]` get from those of the guide."""
+        return F.scaled_dot_product_attention(query, guide, value, scale=1.0)
 
     def narrow(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """A site's input `[2*B, N, C]` to what each stream receives, before it is widened."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmtrackers.modeling.packing import PackedLinear
+from mmtrackers.modeling.packing import PackedLinear, softmax_, without_gaps
 from mmtrackers.modeling.seams import TokenLayout
 
 from .adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter
@@ -55,6 +55,13 @@ class PackedEntangledAdapter(ModalityEntangledAdapter):
         self.down, self.guide, self.up = (_packed(m, dtype) for m in (adapter.down, adapter.guide, adapter.up))
         self.register_buffer("query_value", adapter.query_value.detach().to(dtype), persistent=False)
 
+    def attend(self, query: Tensor, guide: Tensor, value: Tensor) -> Tensor:
+        if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+            return super().attend(query, guide, value)
+        cells = guide.shape[2]
+        query, guide, value = without_gaps(query, guide, value, 1.0)
+        return softmax_(query @ guide.mT, cells) @ value
+
     def added(self, result: Tensor, x: Tensor, h: Tensor, norm: nn.Module, layout: TokenLayout) -> Tensor:
         """`result` and the adapter's answer."""
         return result + norm(self.up(self.narrow(x, layout)))
@@ -70,15 +77,14 @@ class PackedJunction(nn.Module):
         entangled = isinstance(adapter, ModalityEntangledAdapter)
         self.adapter = (PackedEntangledAdapter if entangled else PackedDependentAdapter)(adapter, dtype)
 
-    def forward(
-        self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
-    ) -> tuple[Tensor, Tensor | None]:
-        result, start, stop = x + y, layout.template.start, layout.search.stop
+    def adapted_sum(self, total: Tensor, x: Tensor, h: Tensor, norm: nn.Module, layout: TokenLayout) -> Tensor:
+        """The adapter's answer added to the residual sum of a site with the input `x`, normed `h`."""
+        start, stop = layout.template.start, layout.search.stop
         if (start, stop) == (0, x.shape[1]):
-            return self.adapter.added(result, x, h, norm, layout), None
-        body = (part[:, start:stop].contiguous() for part in (result, x, h))
+            return self.adapter.added(total, x, h, norm, layout)
+        body = (part[:, start:stop].contiguous() for part in (total, x, h))
         added = self.adapter.added(*body, norm, layout)
-        return torch.cat([result[:, :start], added, result[:, stop:]], 1), None
+        return torch.cat([total[:, :start], added, total[:, stop:]], 1)
 
 
 class PackedHeadAdapter(nn.Module):
