@@ -19,7 +19,7 @@ from mmtrackers.tuners.tmoe.config import tmoe_config
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'mmtrackers[onnx]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'mmtrackers[onnx]'")
 
-from mmtrackers.conversion.onnx import export_onnx
+from mmtrackers.conversion.onnx import export_onnx, quantize
 
 TINY_DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -63,6 +63,9 @@ def test_an_exported_tracker_gives_the_same_boxes(name: str, tmp_path: Path) -> 
         for mine, theirs in zip(np.ravel(found), np.ravel(expected), strict=True):
             assert np.abs(mine.box - theirs.box).max() <= 0.01
             assert abs(mine.score - theirs.score) <= 1e-4
+    quantize(tmp_path / "out")
+    small = Tracker.from_pretrained(str(tmp_path / "out"))
+    assert np.isfinite([p.box for p in small.track(frames, boxes[0])]).all()
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def _write(tracker: "Tracker", folder: Path, int8: bool, opset: int) -> None:
     model = tracker.model_for().eval().requires_grad_(False)
     template, state = _export_graphs(model, folder, opset)
     if int8:
-        _quantize(folder)
+        quantize(folder)
     config = {name: getattr(model.config, name) for name in CONFIG_FIELDS} | {"patch_size": model.config.patch_size}
     record = {
         "system": type(model).__name__,
@@ -153,10 +153,17 @@ def _export(
     )  # fmt: skip
 
 
-def _quantize(folder: Path) -> None:
-    """The search graph's matrix products in int8; the template's are run once per video."""
+def quantize(folder: Path) -> None:
+    """The search graph's matrix products in int8, in place; the template's are run once per video."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = folder / SEARCH_GRAPH
-    kinds = ["MatMul", "Gemm"]
-    quantize_dynamic(path, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
+    graph = onnx.load(path, load_external_data=False).graph
+    # ONNX Runtime refuses int8 weights of three axes, which experts have
+    deep = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 2}
+    left = [node.name for node in graph.node if node.op_type == "MatMul" and deep & set(node.input)]
+    quantize_dynamic(
+        path, path, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=left, weight_type=QuantType.QInt8,
+        per_channel=True,
+    )  # fmt: skip
