@@ -11,7 +11,7 @@ from tracking_stub import SIZE, RedPatchModel, frame, moving, processor
 
 from mmtrackers import Tracker, TrackerImageProcessor
 from mmtrackers.tracking.confidence import probability
-from mmtrackers.tracking.recovery import VOTES, round_trip
+from mmtrackers.tracking.recovery import PATIENCE, VOTES, round_trip
 
 BOX = (40, 50, 24, 20)
 
@@ -119,7 +119,7 @@ def test_coming_back_is_the_same_every_time() -> None:
 def test_a_flash_does_not_count_as_a_return() -> None:
     tracker = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True)
     session = tracker.start(frame(BOX), BOX)
-    flash = [*gone(3), *[frame(BOX)] * (VOTES - 1), *gone(6)]
+    flash = [*gone(PATIENCE + 1), *[frame(BOX)] * (VOTES - 1), *gone(6)]
     assert not any(session.update(one).present for one in flash)
 
 
@@ -148,7 +148,7 @@ def test_a_correction_need_not_prove_itself() -> None:
     left, right, elsewhere = (10, 50, 24, 20), (110, 50, 24, 20), (60, 10, 24, 20)
     tracker = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True)
     session = tracker.start(frame(left, right), [left, right])
-    for _ in range(3):
+    for _ in range(PATIENCE + 1):
         session.update(frame())
     session.boxes_xywh = [elsewhere, session.boxes_xywh[1]]
     first, second = session.update(frame(elsewhere))

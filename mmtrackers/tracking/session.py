@@ -6,7 +6,7 @@ carries from frame to frame. The model and the processor hold nothing, so one tr
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from mmtrackers.processing.thermal import ThermalRange
 
 from .confidence import evidence, log_size, probability, usual_size_after
 from .memory import Crops, TemplateMemory
-from .recovery import PLAUSIBLE, USUAL, Lost
+from .recovery import LEAST, USUAL, Lost
 
 if TYPE_CHECKING:
     from .tracker import Tracker
@@ -280,10 +280,12 @@ class TrackingSession:
     ) -> list[Lost | None]:
         """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer."""
         processor, limit, lost = self.tracker.image_processor, self.tracker.absent_below, list(self._lost)
-        for target in np.flatnonzero([was is None for was in lost]):
-            if scores[target] < limit:
-                lost[target] = Lost(self._boxes[target], self._size, processor.search_factor)
-        targets = [target for target, was in enumerate(self._lost) if was is not None]
+        for target, was in enumerate(lost):
+            if was is None or not was.sought:
+                here = scores[target] >= limit
+                began = was or Lost(self._boxes[target], self._size, processor.search_factor, absent=0)
+                lost[target] = None if here else replace(began, absent=began.absent + 1)
+        targets = [target for target, was in enumerate(self._lost) if was is not None and was.sought]
         if not targets:
             return lost
         cut = [processor.crop(views, self._lost[target].place(), "search", self._padding) for target in targets]
@@ -291,15 +293,17 @@ class TrackingSession:
             None if tokens is None else tokens.unflatten(0, (-1, len(lost)))[:, targets].flatten(0, 1)
             for tokens in (self._template, self._state)
         )
-        rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody)
+        everywhere = torch.ones_like(self._window)
+        rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody, everywhere)
         for target, row, (_, crop) in zip(targets, rows, cut, strict=True):
             tried = [(raw[target], found[target]), (row[4], self._box_of(target, row, crop))]
             tried = [(self._confidence(np.array([score]), box[None], [target])[0], box)
                      for score, box in tried if box is not None]  # fmt: skip
             scores[target], box = max(tried, key=lambda answer: answer[0], default=(0.0, None))
-            least = max(limit, PLAUSIBLE * self._usual_trust[target])
-            lost[target] = self._lost[target].seen(box if scores[target] >= least else None)
-            if lost[target].found:
+            usual = self._usual_trust[target]
+            plausible = scores[target] >= max(limit, LEAST * usual)
+            lost[target] = self._lost[target].seen(box if plausible else None, scores[target])
+            if lost[target].found(usual):
                 lost[target], found[target] = None, box
         return lost
 
@@ -358,7 +362,7 @@ def _one_pass(
     sizes = [len(crops) for crops in cut]
     template, state = _joined(templates, sizes), _joined([s._state for s in sessions], sizes)
     pictures = [picture for crops in cut for picture, _ in crops]
-    found, state = _answers(sessions[0], pictures, template, state, on_stage)
+    found, state = _answers(sessions[0], pictures, template, state, on_stage, sessions[0]._window)
     rows, states = np.split(found, np.cumsum(sizes)[:-1]), _parted(state, sizes)
     places = [[where for _, where in crops] for crops in cut]
     moved = [s._advance(*answer) for s, *answer in zip(sessions, views, rows, places, states, strict=True)]
@@ -367,7 +371,12 @@ def _one_pass(
 
 
 def _answers(
-    session: TrackingSession, pictures: list[np.ndarray], template: torch.Tensor, state: Any, on_stage: StageCallback
+    session: TrackingSession,
+    pictures: list[np.ndarray],
+    template: torch.Tensor,
+    state: Any,
+    on_stage: StageCallback,
+    window: torch.Tensor,
 ) -> tuple[np.ndarray, Any]:
     """Boxes (fractions of the crops) and scores, float64 `[crops, 5]`, of search crops, and the new state."""
     processor, model = session.tracker.image_processor, session.model
@@ -376,7 +385,7 @@ def _answers(
     on_stage("crop")
     output = model(search, template, state=state)
     on_stage("model")
-    boxes, scores = model.decode(output, session._window)
+    boxes, scores = model.decode(output, window)
     # The one copy from the device per pass: everything that the host needs, in one tensor.
     found = torch.cat([boxes.float(), scores.float().reshape(-1, 1)], dim=1)
     return found.cpu().numpy().astype(np.float64), output.state

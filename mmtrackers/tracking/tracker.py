@@ -31,8 +31,8 @@ class Tracker:
         allow_missing (`bool`): frames without the second stream feed the RGB stream alone instead of an error.
         size_momentum (`float`, *optional*): share of the last size that a new box keeps, against sizes that run away.
             By default what is saved with the tracker: 0 in the published ones.
-        recover (`bool`): look for a target that is absent all over the frame, for a second forward pass in each such
-            frame; needs an `absent_below`.
+        recover (`bool`): look for a target that is absent for more than five frames all over the frame, for a second
+            forward pass in each such frame; needs an `absent_below`.
 
     Raises:
         ValueError: `absent_below` is no number in 0..1, `size_momentum` none from 0 to below 1; `recover` without
