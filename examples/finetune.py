@@ -4,9 +4,9 @@ Trains an adapter on a frozen tracker, or a whole base, with accelerate.
     # adapter for thermal on an OSTrack base, SEATrack's recipe
     accelerate launch examples/finetune.py --preset seatrack-rgbt --model org/ostrack-base-256 --data LasHeR/train \
         --output out/rgbt
-    # a base from scratch on composed pictures, one hour in bf16; the same command again goes on where it stopped, and
-    # out/tiny/checkpoints/*/model can be tried meanwhile
-    python examples/finetune.py --new-base folder-with-config --synthetic pictures --output out/tiny \
+    # a base on composed pictures, one hour in bf16, from the start weights of examples/new_tiny.py; the same command
+    # again goes on where it stopped, and out/tiny/checkpoints/*/model can be tried meanwhile
+    python examples/finetune.py --model out/start --train-base --synthetic pictures --output out/tiny \
         --mixed-precision bf16 --lr 1e-3 --schedule cosine --max-minutes 60 --resume
 
 `--batch-size` counts the pairs of an optimizer step, over all processes and passes. Which pair comes when depends on

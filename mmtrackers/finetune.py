@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> TrainingOptions:
         ValueError: an unknown preset, or options that contradict each other.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    usage = "%(prog)s --output FOLDER (--model REPO | --new-base FOLDER) (--data SET ... | --synthetic FOLDER) ..."
+    usage = "%(prog)s --output FOLDER --model REPO (--data SET ... | --synthetic FOLDER) ..."
     description = "Train an adapter on a frozen tracker, or a whole base."
     layout = (
         "Sequences of your own: FOLDER/NAME/rgb/ with pictures, FOLDER/NAME/thermal/ (or depth/, event/) with the "
@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> TrainingOptions:
         raise ValueError(f"--preset {preset!r} is unknown; there are {', '.join(RECIPES)}.")
     parser.set_defaults(**(RECIPES[preset].values() if preset else {}))
     asked = {argument.partition("=")[0] for argument in arguments}
-    if not asked & {"--model", "--new-base", "--help", "-h"} and {"--system", "--adapter", "--preset"} & asked:
+    if not asked & {"--model", "--help", "-h"} and {"--system", "--adapter", "--preset"} & asked:
         parser.set_defaults(model="ostrack-tiny")
     options = parser.parse_args_into_dataclasses(arguments)[0]
     if options.model:
@@ -59,9 +59,6 @@ def parse(arguments: list[str] | None = None) -> TrainingOptions:
 
 def build_model(options: TrainingOptions) -> nn.Module:
     """The tracker to train, with `requires_grad` set: an adapter alone, or everything."""
-    if options.new_base:
-        config = mmtrackers.OSTrackConfig.from_pretrained(options.new_base)
-        return mmtrackers.OSTrackForTracking(config).requires_grad_(True)
     if options.train_base:
         return mmtrackers.AutoTracker.from_pretrained(options.model, dtype=torch.float32).requires_grad_(True)
     if options.adapter or options.system != "none":
@@ -78,11 +75,9 @@ def build_model(options: TrainingOptions) -> nn.Module:
     return mmtrackers.AutoTracker.from_pretrained(options.model, is_trainable=True)
 
 
-def build_processor(options: TrainingOptions, model: nn.Module) -> Any:
+def build_processor(model: nn.Module) -> Any:
     """The image processor saved with the model, else what trackers of its sizes are trained with."""
     saved = model.processor_config
-    if options.new_base:
-        saved = TrackerFiles.find(options.new_base, {}).processor_config()
     return model.image_processor() if saved is None else mmtrackers.TrackerImageProcessor.from_dict(saved)
 
 
@@ -167,7 +162,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             options,
             accelerator,
             build=partial(build_model, options),
-            processor=partial(build_processor, options),
+            processor=build_processor,
             dataset=partial(build_dataset, options),
             validation=spread(options),
         )

@@ -461,8 +461,9 @@ def test_clips_frame_by_frame_and_box_warmup(place, bases, tmp_path):
     assert first["warm"]["loss"] == pytest.approx(first["clip"]["loss"] + more, rel=1e-5)
 
 
-def test_bf16_and_new_base(place, tmp_path):
-    common = ["--new-base", str(place / "base"), "--data", str(place / "sequences"), "--output", str(tmp_path / "out")]
+def test_bf16_and_a_whole_base(place, tmp_path):
+    common = ["--model", str(place / "base"), "--train-base", "--data", str(place / "sequences")]
+    common += ["--output", str(tmp_path / "out")]
     common += ["--samples-per-epoch", "8", "--batch-size", "4", "--epochs", "1", "--workers", "0"]
     finetune.main([*common, "--mixed-precision", "bf16", "--log-every", "1"])
     assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "out"))

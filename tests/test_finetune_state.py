@@ -77,7 +77,7 @@ def test_a_run_ends_with_the_list_of_what_could_not_be_used(place, tmp_path, cap
     shutil.copytree(place / "sequences", tmp_path / "sequences")
     for file in sorted((tmp_path / "sequences" / "s0" / "visible").iterdir())[2:12]:
         file.write_bytes(b"")
-    common = ["--new-base", str(place / "base"), "--data", str(tmp_path / "sequences")]
+    common = ["--model", str(place / "base"), "--train-base", "--data", str(tmp_path / "sequences")]
     common += ["--output", str(tmp_path / "out"), "--samples-per-epoch", "32", "--batch-size", "4"]
     finetune.main([*common, "--epochs", "1", "--workers", "0"])
     said = capsys.readouterr().out

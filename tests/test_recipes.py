@@ -89,11 +89,10 @@ def test_an_interval_is_one_pair() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--data", "x"], "either --model .* or --new-base"),
-        (["--model", "x", "--new-base", "y", "--data", "x"], "either --model .* or --new-base"),
+        (["--data", "x"], "Say what to train: --model"),
         (["--model", "x"], "either --data .* or --synthetic"),
         (["--model", "x", "--data", "x", "--system", "seatrack"], "needs --modality thermal, depth or event"),
-        (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "drop --train-base or --new-base"),
+        (["--model", "x", "--data", "x", "--system", "seatrack", "--train-base"], "needs .*: drop --train-base"),
         (["--model", "x", "--data", "x", "--adapter", "y", "--train-base"], "--adapter needs a trained, frozen base"),
         (["--model", "x", "--data", "x", "--frame-by-frame"], "--searches is 1, expected 2 or more"),
         (["--model", "x", "--data", "x", "--search-size", "378"], "use it with --system lorat or spmtrack"),

@@ -73,8 +73,6 @@ class App:
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder / "gradio")
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
 
-    # ------------------------------------------------------------------------------------------ what is watched
-
     def show(self, video: str | None, other: str | None, kind: str, frame: float) -> tuple[Any, ...]:
         """A frame to draw on, what to say about the video, and the slider over its frames."""
         if not video:
@@ -182,8 +180,6 @@ class App:
         if run.paused:
             yield from self._watched(run, EMBEDDED)
 
-    # ------------------------------------------------------------------------------------------ what is checked
-
     def _source(self, video: str, other: str | None, kind: str) -> FrameSource:
         if kind == "none":
             return open_source(video)
@@ -212,8 +208,6 @@ class App:
             raise ValueError("at most 8 targets")
         return {number: check_box_xywh(box, *size[:2]).tolist() for number, box in given}
 
-    # ------------------------------------------------------------------------------------------ what is shown
-
     @staticmethod
     def _stage(frame: dict[str, np.ndarray], boxes: dict[int, Any], locked: bool) -> dict[str, Any]:
         height, width = frame["rgb"].shape[:2]
@@ -228,8 +222,6 @@ class App:
             "chosen": known[0]["id"] if len(known) == 1 and not locked else None,
             "locked": locked,
         }
-
-    # ------------------------------------------------------------------------------------------ the page
 
     def build(self) -> gr.Blocks:
         """The page, not yet served."""

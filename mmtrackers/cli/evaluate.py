@@ -46,7 +46,7 @@ def evaluate(
     from mmtrackers.data import open_dataset
     from mmtrackers.data.layouts import DATASETS
     from mmtrackers.evaluation import add_to_card, evaluate_tracker, get_protocol, score_folder, truth_of
-    from mmtrackers.evaluation.plan import Processes
+    from mmtrackers.evaluation.plan import processes
     from mmtrackers.evaluation.protocols import OWN_SEQUENCES, PROTOCOLS
     from mmtrackers.evaluation.report.write import write_report
     from mmtrackers.evaluation.run import SCORES
@@ -57,7 +57,7 @@ def evaluate(
     if protocol is None and dataset is None:
         raise ValueError(f"which rules? Give --dataset or --protocol; known: {', '.join(PROTOCOLS)}. Your own "
                          f"sequences, in any known layout: --dataset {OWN_SEQUENCES}")  # fmt: skip
-    rules, processes = get_protocol(protocol or dataset), Processes()
+    rules, state = get_protocol(protocol or dataset), processes()
     repos = {name: located(repo) for name, repo in _named(tracker or ()).items()}
     folders = _named(results or ())
     _check(repos, folders, card)
@@ -68,20 +68,22 @@ def evaluate(
     title = root.resolve().name if row is None else row.title
     # Parts of a set in folders of their own: VTUAV's short and long videos are two tables.
     place = output / (rules.name if split in (None, "test") else f"{rules.name}-{split}")
-    if processes.main:
+    if state.is_main_process:
         typer.echo(f"{title}: {len(sequences)} sequences, rules of {rules.source}")
     found = []
     truths = [truth_of(sequence, rules) for sequence in sequences] if folders else []
     for name, folder in folders.items():
         result = score_folder(folder, truths, rules, name, form, partial)
         found.append(replace(result, split=split or "", dataset=title))
-        if processes.main:
+        if state.is_main_process:
             found[-1].save(place / name / SCORES)
     quiet_loading()
+    # of several processes each has a GPU of its own
+    device = str(state.device) if state.device.type == device else device
     loading = {"dtype": dtype, "base_model": base_model, "absent_below": absent_below, "allow_missing": allow_missing}
     try:
         for name, repo in repos.items():
-            loaded = Tracker.from_pretrained(repo, device=processes.device(device), **loading)
+            loaded = Tracker.from_pretrained(repo, device=device, **loading)
             settings = settings_of(loaded, repo, pack)
             if pack:
                 loaded.model.pack()
@@ -92,7 +94,7 @@ def evaluate(
     except KeyboardInterrupt as interrupt:
         typer.echo("interrupted; the same command goes on where this one was", err=True)
         raise typer.Exit(exit_code_of(interrupt)) from None
-    if not processes.main:
+    if not state.is_main_process:
         return
     for line in _lines(found, rules.metric_names):
         typer.echo(line)

@@ -148,9 +148,6 @@ def _chosen(found: list[Entry], names: list[str], where: Path) -> list[Entry]:
     return [by_name[name] for name in names]
 
 
-# ---------------------------------------------------------------------------------------------------- folders at large
-
-
 def _below(root: Path, stamps: FileStamps) -> list[Entry]:
     """The annotated sequences below a folder; says which ones have no annotation."""
     bare: list[Entry] = []
@@ -183,9 +180,6 @@ def walk(folder: Path, stamps: FileStamps, bare: list[Entry], depth: int = 4) ->
             bare.append(entry)
     for child in _subfolders(folder) if depth > 0 else ():
         yield from walk(child, stamps, bare if entry is None else [], depth - 1)
-
-
-# ------------------------------------------------------------------------------------------------------ splits of sets
 
 
 def _of_split(root: Path, row: DatasetRow, name: str, stamps: FileStamps) -> list[Entry]:
@@ -247,9 +241,6 @@ def _glob(root: Path, pattern: str) -> list[Path]:
     return [Path(path) for path in natural_names(str(path) for path in root.glob(pattern) if path.is_dir())]
 
 
-# --------------------------------------------------------------------------------------------- what lies in a folder
-
-
 def _subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
@@ -304,9 +295,6 @@ def _not_recognized(folder: Path) -> str:
             return (f"{folder} has the {there[0]} frames of a sequence ({layout.name}) but no {lacking[0]} frames: "
                     f"the folder {names[0]}/ is missing")
     return f"no sequence was recognized in {folder}. {EXPECTED}"
-
-
-# --------------------------------------------------------------------------------------------------------- reading
 
 
 def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: FileStamps) -> Sequence:

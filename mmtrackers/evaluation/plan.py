@@ -1,13 +1,12 @@
 """Which runs a protocol asks for, which of them share a forward pass, and which process does them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from mmtrackers import data
 
@@ -53,31 +52,10 @@ def grouped(jobs: Sequence[Job], batch: int) -> list[list[Job]]:
     return [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
 
 
-class Processes:
-    """The processes that `accelerate launch` or `torchrun` has started; one where neither has."""
-
-    def __init__(self) -> None:
-        self._state: Any = None
-        self.count, self.index = 1, 0
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-
-            # Processes wait for the slowest one, which may track for hours.
-            self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-            self.count, self.index = self._state.num_processes, self._state.process_index
-
-    @property
-    def main(self) -> bool:
-        return self.index == 0
-
-    def device(self, device: str) -> str:
-        """The device of this process: "cuda" becomes its own GPU."""
-        return f"cuda:{self._state.local_process_index}" if device == "cuda" and self._state is not None else device
-
-    def wait(self) -> None:
-        """Until all are here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
+def processes() -> PartialState:
+    """The processes that `accelerate launch` or `torchrun` has started; this one alone where neither has."""
+    # they wait for the slowest one, which may track for hours
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def dealt(groups: Sequence[list[Job]], count: int) -> list[list[list[Job]]]:

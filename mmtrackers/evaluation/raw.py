@@ -150,9 +150,6 @@ def _other_files(folder: Path, protocol: Protocol, files: Mapping[str, Path]) ->
     return [f"{len(others)} files of no listed sequence: {', '.join(others[:5])}{more}"] if others else []
 
 
-# ----------------------------------------------------------------------------------------------------- one sequence
-
-
 def _read(file: Path, truth: Truth, protocol: Protocol, form: Form, partial: bool) -> RawResult:
     result = RawResult(file=file)
     if isinstance(protocol, MultiStart):
@@ -241,9 +238,6 @@ def _note_broken(result: RawResult, protocol: OnePass) -> None:
         then = "counts as a miss" if protocol.repair == "none" else "takes the box before it"
         others = f" ({int(broken.sum())} such lines)" if broken.sum() > 1 else ""
         result.notes.append(f"{result.file}, line {line}: {rows[line - 1].tolist()} is no box and {then}{others}")
-
-
-# ------------------------------------------------------------------------------------------------------ the first box
 
 
 def _first_boxes(result: RawResult, truth: Truth) -> tuple[np.ndarray, np.ndarray]:

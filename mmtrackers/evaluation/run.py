@@ -23,7 +23,7 @@ from mmtrackers.tracking.clock import STAGES, StageClock
 from mmtrackers.tracking.session import update_together
 from mmtrackers.tracking.tracker import Tracker
 
-from .plan import Job, Processes, dealt, grouped, planned
+from .plan import Job, dealt, grouped, planned, processes
 from .protocols import get_protocol
 from .raw import check_names, result_file, score_folder, write_result
 from .results import EvaluationResult, Settings
@@ -85,10 +85,10 @@ def evaluate_tracker(
         print(result.scores["SR"], result.speed.frames_per_second)
         ```
     """
-    protocol, processes = get_protocol(protocol), Processes()
+    protocol, state = get_protocol(protocol), processes()
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1 sequence")
-    if output is None and processes.count > 1:
+    if output is None and state.num_processes > 1:
         raise ValueError("several processes share their results through files: give a folder (output, --output)")
     if len(sequences) == 0:
         raise ValueError("there is no sequence to track through")
@@ -99,31 +99,31 @@ def evaluate_tracker(
     truths = [truth_of(sequence, protocol) for sequence in sequences]
     with ExitStack() as stack:
         folder = Path(output or stack.enter_context(tempfile.TemporaryDirectory()))
-        if processes.main:
+        if state.is_main_process:
             stack.enter_context(FolderLock(folder))
             _claim(folder, settings, overwrite)
-        processes.wait()
+        state.wait_for_everyone()
         groups = grouped(planned(truths, sequences, protocol), batch)
         left = [group for group in groups if not all(_is_done(folder, job, protocol) for job in group)]
-        processes.wait()
-        if progress and processes.main and len(left) < len(groups):
+        state.wait_for_everyone()
+        if progress and state.is_main_process and len(left) < len(groups):
             kept = sum(map(len, groups)) - sum(map(len, left))
             print(f"{name}: {kept} of {sum(map(len, groups))} runs are there already, made with the same settings")
-        mine = dealt(left, processes.count)[processes.index]
+        mine = dealt(left, state.num_processes)[state.process_index]
         clock = StageClock(tracker.device)
         frames = sum(len(job.frames) for group in mine for job in group)
-        about = name if processes.count == 1 else f"{name} (process 1 of {processes.count})"
-        hidden = not (progress and processes.main)
+        about = name if state.num_processes == 1 else f"{name} (process 1 of {state.num_processes})"
+        hidden = not (progress and state.is_main_process)
         with tqdm(total=frames, unit="frame", desc=about, disable=hidden, smoothing=0.02, dynamic_ncols=True) as bar:
             for group in mine:
                 for job, rows in _track(tracker, group, sequences, clock, bar):
                     _keep(folder, job, protocol, rows)
-        processes.wait()
+        state.wait_for_everyone()
         result = _scored(folder, truths, sequences, protocol, name, settings, tracker)
         result = replace(result, split=split, dataset=title or result.dataset)
-        if processes.main and output is not None:
+        if state.is_main_process and output is not None:
             result.save(folder / SCORES)
-        processes.wait()
+        state.wait_for_everyone()
     return result
 
 
@@ -139,9 +139,6 @@ def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
                          f"{tracker.modality}: take another tracker, or allow_missing (--allow-missing) to feed RGB "
                          "in its place")  # fmt: skip
     return sequence
-
-
-# ----------------------------------------------------------------------------------------------------------- tracking
 
 
 def _frames(sequence: data.Sequence, job: Job, spent: list[float]) -> Iterator[dict[str, np.ndarray]]:
@@ -199,9 +196,6 @@ def _track(
             for i, prediction in zip(active, found, strict=True):
                 rows[i].append((*prediction.box, prediction.score, *times, len(clock.rows) > WARMUP))
             bar.update(len(active))
-
-
-# -------------------------------------------------------------------------------------------------------------- files
 
 
 def _claim(folder: Path, settings: Settings, overwrite: bool) -> None:

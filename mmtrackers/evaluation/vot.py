@@ -117,21 +117,9 @@ def register(
     base_model: Base = None,
     label: Annotated[str | None, typer.Option(help="Its name in the toolkit's reports.")] = None,
 ) -> str:
-    """Adds a tracker to the toolkit's `trackers.ini`.
-
-    Args:
-        registry (`str` or `Path`): the file; made if need be, other entries stay as they are.
-        name (`str`): the toolkit's identifier: letters, digits, `_` and `-`.
-        model (`str`): folder or Hub id; a folder is written as an absolute path, since the toolkit starts trackers in
-            an empty folder.
-        modality, device, dtype, pack, base_model: as in `Tracker.from_pretrained`.
-        label (`str`, *optional*): the name shown in the toolkit's reports.
-
-    Returns:
-        `str`: the entry as written.
-
-    Raises:
-        ValueError: the name cannot be used, or is there already.
+    """Adds a tracker to the toolkit's `trackers.ini`, which is made if need be, and returns the entry; folders are
+    written as absolute paths, since the toolkit starts trackers in an empty one. ValueError for a name that cannot be
+    used, or is there already.
 
     Example:
         >>> import tempfile

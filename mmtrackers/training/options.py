@@ -22,7 +22,6 @@ class TrainingOptions(Recipe):
         None, "Repository or folder of a base, or of an adapter to go on with; of an adapter the package's own base "
         "by default."
     )
-    new_base: str | None = option(None, "Folder with the config.json of an OSTrack base to train from random weights.")
     search_size: int = option(0, "Side of the search crop on a plain DINOv2; 0: LoRAT 224, SPMTrack 378.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
     adapter: str | None = option(
@@ -67,8 +66,8 @@ class TrainingOptions(Recipe):
     def __post_init__(self) -> None:
         if not self.output:
             raise ValueError("Say where the result goes: --output FOLDER.")
-        if (self.model is None) == (self.new_base is None):
-            raise ValueError("Give either --model (a base or an adapter) or --new-base (a folder with a config.json).")
+        if self.model is None:
+            raise ValueError("Say what to train: --model, a base or an adapter.")
         if bool(self.data) == (self.synthetic is not None):
             sets = f" The preset was trained on {', '.join(self.sets)}." if self.sets else ""
             raise ValueError(f"Give either --data (sequences) or --synthetic (a folder of pictures).{sets}")
@@ -76,14 +75,13 @@ class TrainingOptions(Recipe):
             raise ValueError(f"--blindness {self.blindness} is for composed sequences: give --synthetic.")
         if self.weights and len(self.weights) != len(self.data):
             raise ValueError(f"{len(self.weights)} --weights for {len(self.data)} --data: expected one each.")
-        if self.system != "none" and (self.train_base or self.new_base):
-            raise ValueError(f"--system {self.system} needs a trained, frozen base: drop --train-base or --new-base.")
+        if self.train_base and (self.adapter or self.system != "none"):
+            given = "--adapter" if self.adapter else f"--system {self.system}"
+            raise ValueError(f"{given} needs a trained, frozen base: drop --train-base.")
         if self.box_warmup_epochs and self.system not in ("lorat", "spmtrack"):
             raise ValueError("--box-warmup-epochs belongs to MLP heads: use it with --system lorat or spmtrack.")
         if self.search_size and self.system not in ("lorat", "spmtrack"):
             raise ValueError("--search-size is for a plain DINOv2: use it with --system lorat or spmtrack.")
-        if self.adapter and (self.train_base or self.new_base):
-            raise ValueError("--adapter needs a trained, frozen base: drop --train-base or --new-base.")
         if self.frame_by_frame and self.searches < 2:
             raise ValueError(f"--frame-by-frame is for clips: --searches is {self.searches}, expected 2 or more.")
         if self.system in ("seatrack", "patrack", "sdmoea") and self.modality == "rgb":

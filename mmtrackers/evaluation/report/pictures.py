@@ -92,9 +92,6 @@ def _overlaps(boxes: np.ndarray, sequence: VideoSequence) -> np.ndarray:
     return overlaps
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
 def _pictures(sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The frame in each of its streams, cut to the part that holds the boxes, with the boxes over it."""
     frame = sequence.read(index)

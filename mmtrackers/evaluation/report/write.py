@@ -26,9 +26,9 @@ def write_report(
 ) -> list[Path]:
     """Writes the report of one or more evaluations; returns its files.
 
-    `report.md` (tables to paste), `report.tex` (booktabs), `report.json` (everything, to be read back by
-    `read_report`) and `report.html`: one page without anything from elsewhere, with curves, attributes, a table of
-    sequences to sort, the worst sequences in pictures, and speed.
+    `report.md` (tables to paste), `report.tex` (booktabs), `report.json` (everything) and `report.html`: one page
+    without anything from elsewhere, with curves, attributes, a table of sequences to sort, the worst sequences in
+    pictures, and speed.
 
     Args:
         results (list of [`EvaluationResult`]): any number of trackers on any number of sets; those with the same
@@ -60,12 +60,3 @@ def write_report(
         "report.html": page(sets, sequences or {}, worst),
     }
     return [write_text(Path(folder) / name, text) for name, text in texts.items()]
-
-
-def read_report(path: str | Path) -> list[EvaluationResult]:
-    """The results of a `report.json`; ValueError, which names the file, for anything else."""
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [EvaluationResult.from_json(json.dumps({"format": FORMAT} | result)) for result in record["results"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report of evaluations: {error}") from error
