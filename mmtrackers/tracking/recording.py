@@ -24,7 +24,7 @@ from .sources import FrameSource
 from .video import VideoWriter
 
 _WRITER = "mmtrackers track"
-_WAITING_BYTES = 16 << 20  # of pictures that wait for the video
+_WAITING_BYTES = 8 << 20  # of pictures that wait for the video
 _LARGE, _SHOWN = 1440, 1080  # the shorter side, in pixels: videos of more than the one are shrunk to the other
 
 

@@ -210,7 +210,9 @@ def run(
         recorder: Recorder | None = None
         begin = last = time.perf_counter()
         try:
-            for index, (session, frame, found) in enumerate(_followed(tracker, given, frames, result), first):
+            # no enumerate, which would keep a frame while the next one is looked at: 25 MB at 4K
+            for session, frame, found in _followed(tracker, given, frames, result):
+                index = result.first + len(result.predictions)
                 if files is not None and recorder is None:
                     files.claim()
                     shown = (session.modality,) if tracker.streams == 1 else None
@@ -220,6 +222,7 @@ def run(
                     on_frame(index, found)
                 if recorder is not None:
                     recorder.put(index, frame, found)
+                del frame
                 if source.live:
                     _forget(result)
                 bar.update()
