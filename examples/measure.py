@@ -146,13 +146,14 @@ def probe_sizes(tracker: Tracker, clips, factors: tuple[float, ...] = FACTORS) -
         ValueError: there is a factor at which the target was never hit.
     """
     model, processor = tracker.model_for(), copy.copy(tracker.image_processor)
+    read = {"modality": tracker.modality, "streams": tracker.streams, "allow_missing": tracker.allow_missing}
     true, found, hit = [], [], []
     for clip in clips:
-        template, _ = processor.crop(tracker.stack(clip.read(0)), clip.boxes_xywh[0], "template")
+        template, _ = processor.crop(processor.stack(clip.read(0), **read), clip.boxes_xywh[0], "template")
         for index in sorted({len(clip) // 3, 2 * len(clip) // 3, len(clip) - 1} - {0}):
             if not clip.present[index]:
                 continue
-            image, box, crops, boxes = tracker.stack(clip.read(index)), clip.boxes_xywh[index], [], []
+            image, box, crops, boxes = processor.stack(clip.read(index), **read), clip.boxes_xywh[index], [], []
             for processor.search_factor in factors:
                 crop, where = processor.crop(image, box, "search")
                 crops.append(crop)

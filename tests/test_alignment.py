@@ -276,9 +276,8 @@ def test_a_session_applies_its_alignment_and_streams_may_differ_in_size():
     session = tracker.start(frames[0], [40, 50, 24, 20], alignment={"thermal": matrix.tolist()})
     template = tracker.model.template[0, 0, 1]
     assert session.update(frames[1]).box == pytest.approx([40, 50, 24, 20], abs=2)
-    expected = tracker.image_processor.template(
-        tracker.stack(frames[0] | {"thermal": inside}), [40, 50, 24, 20]
-    )[0, 0, 1]  # fmt: skip
+    joined = tracker.image_processor.stack(frames[0] | {"thermal": inside}, "thermal", 2)
+    expected = tracker.image_processor.template(joined, [40, 50, 24, 20])[0, 0, 1]
     assert float((template - expected).abs().mean()) < 0.1
     with pytest.raises(ValueError, match="differ in size"):
         tracker.start(frames[0], [40, 50, 24, 20])

@@ -208,7 +208,7 @@ def test_median_by_counting(count, seed):
         (np.zeros((1, 2, 4, 3), np.uint8), "rgb", 1, "one frame at a time"),
         (np.zeros(5, np.uint8), "rgb", 1, r"shape \(5,\): give height x width x 3"),
         (None, "rgb", 1, "no rgb stream"),
-        (RGB, "lidar", 1, "modality is 'lidar', expected one of rgb"),
+        (RGB, "lidar", 1, "modality 'lidar': expected one of rgb"),
         (RGB, "thermal", 3, "1 or 2 streams, got 3"),
         (RGB, "rgb", 2, "needs a second modality"),
     ],

@@ -144,7 +144,7 @@ def test_a_tracker_from_a_folder_follows_the_published_loop(row: Row, tmp_path: 
     tracker = Tracker.from_pretrained(tmp_path)
     assert type(tracker.model) is ODTrackForTracking
     targets = [boxes[0], np.array([20.0, 20.0, 30.0, 24.0])]
-    images = [tracker.stack(frame) for frame in frames]
+    images = [tracker.image_processor.stack(frame, tracker.modality, tracker.streams) for frame in frames]
     expected = [published_loop(model, processor, images, box) for box in targets]
     single = [prediction.box for prediction in tracker.track(frames, targets[0])]
     np.testing.assert_allclose(single, expected[0], atol=1e-2)

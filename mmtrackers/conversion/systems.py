@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmtrackers.hub.folders import shorten
+from mmtrackers.hub.folders import check_finite
 from mmtrackers.models.lorat.convert_lorat import convert_lorat
 from mmtrackers.models.odtrack.convert_odtrack import convert_odtrack
 from mmtrackers.models.ostrack.convert_ostrack import convert_ostrack
@@ -77,8 +75,7 @@ def convert_checkpoint(
     facts: list[str] = []
     with new_folder(out, overwrite):
         net = load_official(file, facts=facts)
-        if broken := sorted(name for name, t in net.items() if t.is_floating_point() and not torch.isfinite(t).all()):
-            raise ValueError(f"{file} holds NaN or infinity in {shorten(broken)}: it cannot be used")
+        check_finite(net, str(file))
         if system == "ostrack" and (adapter := [name for name in net if names_of(name, SEATRACK_NAMES)]):
             raise ValueError(f"{file} holds {len(adapter)} adapter tensors of SEATrack: convert it as 'seatrack'")
         report = SYSTEMS[system](ConversionJob(net, Path(file), out, base, modality, overrides))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtrackers.processing.frames import MODALITIES
+from mmtrackers.processing.frames import check_modality
 
 from .annotations import read_flags, read_names
 from .index import FileStamps, index_path, listed
@@ -55,7 +55,7 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder of one sequence")
-    _check_modality(modality)
+    check_modality(modality or "rgb")
     entry = _recognized(folder)
     if entry is None:
         raise ValueError(_not_recognized(folder))
@@ -95,7 +95,7 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected a dataset or a sequence")
-    _check_modality(modality)
+    check_modality(modality or "rgb")
     root = root.resolve()
     if isinstance(names, (str, Path)):
         names = read_names(names)
@@ -122,11 +122,6 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
                 for sequence in sequences)  # fmt: skip
 
     return listed(index_path(root, names, modality, *kind, pair_by), listing)
-
-
-def _check_modality(modality: str | None) -> None:
-    if modality is not None and modality not in MODALITIES:
-        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
 
 
 def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:

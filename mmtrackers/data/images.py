@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmtrackers.processing.frames import MODALITIES
+from mmtrackers.processing.frames import check_modality
 
 _AS_STORED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
 _TIFF = (b"II*\0", b"MM\0*")
@@ -74,8 +74,7 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
         >>> read_image(file)[0, 0].tolist()
         [255, 0, 0]
     """
-    if modality not in MODALITIES:
-        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+    check_modality(modality)
     try:
         data = (path if isinstance(path, EncodedImage) else Path(path)).read_bytes()
     except OSError as error:

@@ -3,7 +3,7 @@
 import collections.abc
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -62,9 +62,6 @@ class LazySequence(collections.abc.Sequence[T]):
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self._kind} {i} of {len(self)}")
         return self._item(i % len(self))
-
-    def __iter__(self) -> Iterator[T]:
-        return (self._item(i) for i in range(len(self)))
 
     def _item(self, i: int) -> T:
         raise NotImplementedError

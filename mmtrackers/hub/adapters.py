@@ -161,7 +161,7 @@ class AdapterMixin:
         Raises:
             ValueError: the name is taken or unsafe, or the adapter cannot stand on this model, which stays as it was.
         """
-        self._refuse_packed("add_adapter")
+        self._refuse_packed("add_adapter()")
         if not isinstance(adapter_config, PeftConfig):
             raise TypeError(f"adapter_config is a {type(adapter_config).__name__}, expected a PeftConfig.")
         name = adapter_name or "default"
@@ -194,7 +194,7 @@ class AdapterMixin:
             ValueError: another kind of adapter or tracker, another base, a name that is taken or unsafe, tensors that
                 do not fit. The model is then as before.
         """
-        self._refuse_packed("load_adapter")
+        self._refuse_packed("load_adapter()")
         adapter = AdapterFolder.read(TrackerFiles.find(source, hub | {"revision": revision}))
         self._check_kind(adapter)
         self._put_on(adapter, adapter_name, is_trainable)
@@ -292,13 +292,13 @@ class AdapterMixin:
             ValueError: there is none of this name (so for `delete_adapter`).
             RuntimeError: the model is packed (so for all that changes its adapters).
         """
-        self._refuse_packed("set_adapter")
+        self._refuse_packed("set_adapter()")
         check_loaded(self, adapter_name)
         set_adapter(self, adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Takes an adapter out; without the last one the model is the base again."""
-        self._refuse_packed("delete_adapter")
+        self._refuse_packed("delete_adapter()")
         check_loaded(self, adapter_name)
         self._take_off(adapter_name)
 
@@ -311,7 +311,7 @@ class AdapterMixin:
         self._switch(False)
 
     def _switch(self, on: bool) -> None:
-        self._refuse_packed("enable_adapters" if on else "disable_adapters")
+        self._refuse_packed("enable_adapters()" if on else "disable_adapters()")
         if not self.has_adapter:
             raise ValueError(f"{type(self).__name__} has no adapter to switch on or off.")
         for module in self.modules():
@@ -334,7 +334,7 @@ class AdapterMixin:
         Raises:
             ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
         """
-        self._refuse_packed("merge_and_unload")
+        self._refuse_packed("merge_and_unload()")
         name = active_adapter(self)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[name].peft_type]
         getattr(tuner, "refuse_merge", lambda: None)()
@@ -347,11 +347,11 @@ class AdapterMixin:
         self.uninitialized_keys = frozenset()
         return self.eval()
 
-    def _refuse_packed(self, method: str) -> None:
+    def _refuse_packed(self, what: str) -> None:
         if self.is_packed:
             raise RuntimeError(
-                f"{method}() on a packed model: its adapters are merged into its weights. Load the model again, "
-                "choose its adapters, then pack()."
+                f"{what} on a packed model: its weights are merged, and laid out for this machine. Load the model "
+                "again; pack() comes last."
             )
 
 

@@ -181,6 +181,12 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
         )
 
 
+def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raises ValueError where tensors hold NaN or infinity."""
+    if broken := sorted(n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()):
+        raise ValueError(f"{source} holds NaN or infinity in {shorten(broken)}: it cannot be used.")
+
+
 def check_filled(parameters: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
     """Raises RuntimeError where weights stayed without numbers, which torch does not say, or only warns of."""
     if empty := [name for name, parameter in parameters if parameter.is_meta]:

@@ -43,6 +43,7 @@ from .folders import (
     PREPROCESSOR_CONFIG,
     TRACKER_CONFIG,
     TrackerFiles,
+    check_finite,
     is_relative_base,
     read_json,
     read_safetensors,
@@ -117,8 +118,7 @@ def save_adapter(
         key: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).clone().contiguous()
         for key, value in adapter_state_dict(model, name).items()
     }
-    if broken := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all()):
-        raise ValueError(f"The adapter holds NaN or infinity in {shorten(broken)}: it is not saved.")
+    check_finite(tensors, "The adapter")
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.copy(recorded)
     config.inference_mode = True
@@ -233,8 +233,7 @@ def _check_weights(folder: Path, is_adapter: bool) -> None:
         raise OSError(f"{folder} holds no *.safetensors: weights are published in that format only.")
     for path in files:
         tensors = read_safetensors(path, str(folder))
-        if broken := sorted(key for key, value in tensors.items() if not torch.isfinite(value).all()):
-            raise ValueError(f"{path}: NaN or infinity in {shorten(broken)}.")
+        check_finite(tensors, str(path))
         if foreign := sorted(key for key in tensors if is_adapter and not key.startswith(KEY_PREFIX)):
             raise ValueError(f"{path}: these are no names of an adapter's tensors: {shorten(foreign)}.")
 

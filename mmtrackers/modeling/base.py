@@ -173,19 +173,12 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> "TrackerPreTrainedModel":
         probe = torch.zeros(1, dtype=self.dtype, device=self.device)
         moved = fn(probe)
-        if self.is_packed and (moved.dtype, moved.device) != (probe.dtype, probe.device):
-            raise RuntimeError(
-                "A packed model cannot be moved or cast: its weights are laid out for this device and precision. Load "
-                "it again with the ones wanted (device=, dtype=), then pack()."
-            )
+        if (moved.dtype, moved.device) != (probe.dtype, probe.device):
+            self._refuse_packed("another device or precision (to(), half(), ...)")
         return self if self.is_packed else super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.is_packed:
-            raise RuntimeError(
-                "A packed model cannot be copied or pickled: its weights are laid out for this machine's matrix "
-                "library. Copy it before pack(), or load it again."
-            )
+        self._refuse_packed("copying or pickling")
         return {name: value for name, value in super().__getstate__().items() if name != "compiled_with"}
 
     def compile(self, *args, **kwargs) -> None:
@@ -194,11 +187,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         self.compiled_with = (args, kwargs)
 
     def train(self, mode: bool = True) -> "TrackerPreTrainedModel":
-        if mode and self.is_packed:
-            raise RuntimeError(
-                "This model is packed for inference and cannot train: its weights are merged and reordered. "
-                "Load it again without pack()."
-            )
+        if mode:
+            self._refuse_packed("train()")
         super().train(mode)
         for module in self.modules() if mode else ():
             # frozen batch norms keep their statistics: those belong to the base, not the adapter
@@ -209,8 +199,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves the model, or only its adapter when one is injected, to a folder that is made if need be; RuntimeError
         where it is packed. Further arguments go to `mmtrackers.hub.publish.save_adapter` or to transformers."""
-        if self.is_packed:
-            raise RuntimeError("A packed model cannot be saved: its weights are merged. Save it before pack().")
+        self._refuse_packed("save_pretrained()")
         if self.has_adapter:
             from mmtrackers.hub.publish import save_adapter
 

@@ -17,6 +17,12 @@ Frame = np.ndarray | Mapping[str, np.ndarray]
 _FARTHEST_MM = 10000
 
 
+def check_modality(modality: str) -> None:
+    """Raises ValueError for a name that is no stream's."""
+    if modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+
+
 def _checked(picture: Any, stream: str) -> np.ndarray:
     """A stream's picture as an array HW or HWC with 1 or 3 channels, else an error that says what to change."""
     picture = np.asarray(picture)
@@ -130,8 +136,7 @@ def choose_streams(
     frame = frame if isinstance(frame, Mapping) else {"rgb": frame}
     if modality == ANY and streams == 2:
         modality = second_stream(frame)
-    if modality not in MODALITIES:
-        raise ValueError(f"the modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
+    check_modality(modality)
     if streams not in (1, 2):
         raise ValueError(f"a tracker has 1 or 2 streams, got {streams!r}")
     if streams == 2 and modality == "rgb":

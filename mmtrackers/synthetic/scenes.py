@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from mmtrackers.processing.frames import MODALITIES
+from mmtrackers.processing.frames import check_modality
 
 from . import cameras
 from .bending import Bending
@@ -39,8 +39,7 @@ class SyntheticScene:
         self, library: PictureLibrary, rng: np.random.Generator, modality: str = "rgb", blindness: str | None = None,
         size: tuple[int, int] | None = None, span: tuple[float, float] = (0.0, 100.0), blind_from: float = -1.0,
     ) -> None:
-        if modality not in MODALITIES:
-            raise ValueError(f"modality is {modality!r}; expected one of {', '.join(MODALITIES)}")
+        check_modality(modality)
         if blindness not in (None, "none", *BLINDNESSES):
             raise ValueError(f"blindness is {blindness!r}; expected None, 'none' or one of {BLINDNESSES}")
         # layers (None: the background) warped for the picture under way: the second camera need not warp them again

@@ -17,7 +17,7 @@ from mmtrackers.data.images import is_deep, read_image, read_pages
 from mmtrackers.data.pairing import PAIRINGS, frame_times, nearest_in_time, paired
 from mmtrackers.data.sequence import IMAGE_SUFFIXES, natural_names
 from mmtrackers.processing.alignment import SCALE, Alignment, read_alignment
-from mmtrackers.processing.frames import MODALITIES
+from mmtrackers.processing.frames import MODALITIES, check_modality
 from mmtrackers.processing.thermal import ThermalRange
 
 from .video import decoded, video_facts
@@ -120,8 +120,7 @@ def open_source(
         raise ValueError(f"streams are paired by {', '.join(PAIRINGS)}, not by {pair_by!r}")
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"--fps {fps:g}: expected a positive number of frames per second")
-    if modality is not None and modality not in MODALITIES:
-        raise ValueError(f"modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+    check_modality(modality or "rgb")
     text, path, second = str(source), Path(source), second or {}
     from .live import is_address, is_live, open_live
 

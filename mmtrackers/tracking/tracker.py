@@ -6,7 +6,6 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import numpy as np
 import torch
 
 from mmtrackers.hub.adapters import active_adapter, weight_sharing_copy
@@ -285,12 +284,6 @@ class Tracker:
         packed = ", packed" if self.model.is_packed else ""
         kind = str(self.dtype).removeprefix("torch.")
         return f"Tracker({type(self.model).__name__}, {read}, {kind} on {self.device}{packed})"
-
-    def stack(self, frame: Frame, modality: str | None = None) -> np.ndarray:
-        """All streams of a frame that the model reads, as one uint8 array `[height, width, 3 * streams]`."""
-        return self.image_processor.stack(
-            frame, modality=modality or self.modality, streams=self.streams, allow_missing=self.allow_missing
-        )
 
 
 def _adapter_of(model: Any) -> str | None:

@@ -160,6 +160,11 @@ class TrackerTuner(BaseTuner):
                 "Build the base with streams=2, for example by SEATrackForTracking.from_base(base)."
             )
 
+    def _check_layers(self, config: PeftConfig, field: str) -> None:
+        depth = self.model.config.num_hidden_layers
+        if beyond := [i for i in getattr(config, field) or () if not 0 <= i < depth]:
+            raise ValueError(f"{field} {beyond} do not exist: the base has layers 0 to {depth - 1}.")
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # nested adapter modules: "...amg_lora_hmoe.default.gate" is saved as "...amg_lora_hmoe.gate"

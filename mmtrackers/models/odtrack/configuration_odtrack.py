@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 
 from mmtrackers.models.ostrack.configuration_ostrack import OSTrackConfig
+from mmtrackers.tracking.memory import SpreadTemplates
 
 
 @strict
@@ -34,8 +35,5 @@ class ODTrackConfig(OSTrackConfig):
         super().validate_architecture()
         if self.num_templates < 1:
             raise ValueError(f"num_templates is {self.num_templates}, expected at least 1.")
-        if self.max_memory is not None and self.max_memory < 8 * self.num_templates:
-            raise ValueError(
-                f"max_memory is {self.max_memory}, expected at least {8 * self.num_templates} frames for "
-                f"{self.num_templates} templates, or None for no limit."
-            )
+        if self.num_templates > 1:
+            SpreadTemplates(self.max_memory, self.num_templates)  # which says what max_memory may be

@@ -28,6 +28,4 @@ class AMGLoraModel(TrackerTuner):
 
     def _check_base(self, config: AMGLoraConfig) -> None:
         self._check_two_streams()
-        depth = self.model.config.num_hidden_layers
-        if beyond := [i for i in config.adapter_layers or () if not 0 <= i < depth]:
-            raise ValueError(f"adapter_layers {beyond} do not exist: the base has layers 0 to {depth - 1}.")
+        self._check_layers(config, "adapter_layers")

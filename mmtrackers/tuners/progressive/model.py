@@ -21,12 +21,9 @@ class ProgressiveModel(TrackerTuner):
 
     def _check_base(self, config: ProgressiveConfig) -> None:
         self._check_two_streams()
+        self._check_layers(config, "cea_layers")
         base = self.model.config
-        depth = base.num_hidden_layers
-        beyond = [i for i in config.cea_layers or () if not 0 <= i < depth]
-        if beyond:
-            raise ValueError(f"cea_layers {beyond} do not exist: the base has layers 0 to {depth - 1}.")
-        if all(map(config.has_cea, range(depth))):
+        if all(map(config.has_cea, range(base.num_hidden_layers))):
             return
         for name, side in (("template", base.template_grid), ("search", base.search_grid)):
             if side % 2:
