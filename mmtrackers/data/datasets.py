@@ -55,7 +55,8 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected the folder of one sequence")
-    check_modality(modality or "rgb")
+    if modality is not None:
+        check_modality(modality)
     entry = _recognized(folder)
     if entry is None:
         raise ValueError(_not_recognized(folder))
@@ -95,7 +96,8 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected a dataset or a sequence")
-    check_modality(modality or "rgb")
+    if modality is not None:
+        check_modality(modality)
     root = root.resolve()
     if isinstance(names, (str, Path)):
         names = read_names(names)

@@ -120,7 +120,8 @@ def open_source(
         raise ValueError(f"streams are paired by {', '.join(PAIRINGS)}, not by {pair_by!r}")
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"--fps {fps:g}: expected a positive number of frames per second")
-    check_modality(modality or "rgb")
+    if modality is not None:
+        check_modality(modality)
     text, path, second = str(source), Path(source), second or {}
     from .live import is_address, is_live, open_live
 
