@@ -38,7 +38,7 @@ def test_a_script_says_in_one_line_what_is_wrong(tmp_path):
     command = [sys.executable, str(EXAMPLES / "finetune.py"), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: Give either --model")
+    assert done.stderr.startswith("error: Say what to train: --model")
 
 
 def test_one_of_several_processes_speaks(monkeypatch, capsys):

@@ -42,9 +42,8 @@ def tracker_with_gain(gain: float, center: float = 0.5) -> SimpleNamespace:
         return SimpleNamespace(boxes=torch.stack((0 * size + center, 0 * size + center, size, size), 1))
 
     processor = TrackerImageProcessor(template_size=64, search_size=128)
-    return SimpleNamespace(
-        model_for=lambda: model, image_processor=processor, stack=lambda frame: frame["rgb"], dtype=torch.float32
-    )
+    reading = {"modality": "rgb", "streams": 1, "allow_missing": False}
+    return SimpleNamespace(model_for=lambda: model, image_processor=processor, dtype=torch.float32, **reading)
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.6, 0.0])

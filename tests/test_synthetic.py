@@ -290,7 +290,7 @@ def test_boxes_move_smoothly(library):
         (lambda lib: SyntheticPairs(lib, PROCESSOR, "sonar", 2), "thermal, depth, event"),
         (lambda lib: SyntheticPairs(lib, PROCESSOR, samples_per_epoch=0), "samples_per_epoch=0 must be positive"),
         (lambda lib: SyntheticPairs(lib, PROCESSOR, blindness="none"), "expected None or one of night"),
-        (lambda lib: SyntheticScene(lib, np.random.default_rng(0), "sonar"), "modality is 'sonar'"),
+        (lambda lib: SyntheticScene(lib, np.random.default_rng(0), "sonar"), "modality 'sonar'"),
         (lambda lib: SyntheticScene(lib, np.random.default_rng(0), blindness="fog"), "blindness is 'fog'"),
         (lambda lib: synthetic_sequence(lib, 0, length=0), "at least one frame"),
     ],
