@@ -54,7 +54,7 @@ from mmtrackers import (
     TrackerPreTrainedModel,
 )
 from mmtrackers.cli.ending import run_script
-from mmtrackers.modeling.clips import backward_clip
+from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.training.optimization import cast_frozen
 
@@ -233,7 +233,7 @@ class TrainingStep:
         if self.variant == "checkpointing":
             self.model.activation_checkpointing_enable()
         if self.variant == "frame by frame":
-            backward_clip(self.model, **self.inputs)
+            forward_clip(self.model, **self.inputs, backward=Tensor.backward)
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.variant == "bf16"):
                 loss = self.model(**self.inputs).loss

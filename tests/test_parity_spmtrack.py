@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmtrackers import SPMTrackConfig, SPMTrackForTracking, TMoEConfig, Tracker, TrackerImageProcessor
 from mmtrackers.conversion.job import names_of
-from mmtrackers.modeling.clips import backward_clip
+from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.modeling.dinov2 import SwiGLU, resample_positions
 from mmtrackers.modeling.losses import covered_cells
 from mmtrackers.modeling.mlp_head import MlpHead
@@ -178,7 +178,7 @@ def test_frames_backpropagated_one_after_the_other(case: str) -> None:
     batch, together, apart = clip(description, tensors), official_model(description), official_model(description)
     expected = together(**batch)
     expected.loss.backward()
-    output = backward_clip(apart, **batch)
+    output = forward_clip(apart, **batch, backward=torch.Tensor.backward)
     torch.testing.assert_close(output.loss, expected.loss.detach())
     assert not output.loss.requires_grad
     for (name, ours), theirs in zip(apart.named_parameters(), together.parameters(), strict=True):

@@ -10,8 +10,8 @@ from .base import TrackingOutput
 
 
 def forward_clip(
-    model: nn.Module, search: Tensor, template: Tensor, state: Any, labels: Tensor | None,
-    template_mask: Tensor | None = None, **kwargs: Any,
+    model: nn.Module, search: Tensor, template: Tensor, state: Any = None, labels: Tensor | None = None,
+    template_mask: Tensor | None = None, backward: Callable[[Tensor], Any] | None = None, **kwargs: Any,
 ) -> TrackingOutput:
     """A model's `forward` on clips: frame after frame, the state carried, the templates embedded once.
 
@@ -20,44 +20,30 @@ def forward_clip(
         template, template_mask (`Tensor`): of the whole clip, as `forward` takes them.
         state: carried into the first frame; None at the beginning of a video.
         labels (`Tensor`, shape `[B, F, 4]`): xywh as fractions of the crops; ValueError for another F.
+        backward (callable, *optional*): takes each frame's part of the loss, as `Tensor.backward` and
+            `accelerator.backward` do. The gradients are those of the sum (states are detached), but only one frame's
+            activations are held at a time; templates are embedded for every frame anew, and the output has no graph.
 
     Returns:
         `TrackingOutput`: boxes `[B, F, 4]` and maps `[B, F, ...]`; the loss is the sum over frames, its auxiliary part
         and the loss parts are means; the state is the last frame's.
     """
-    _check_clip_labels(labels, search)
-    if template.ndim > 3:
-        template = model.embed_template(template, template_mask)
-    frames: list[TrackingOutput] = []
-    for index in range(search.shape[1]):
-        labels_now = None if labels is None else labels[:, index]
-        frames.append(model(search[:, index], template, state=state, labels=labels_now, return_dict=True, **kwargs))
-        state = frames[-1].state
-    return _joined_frames(frames)
-
-
-def backward_clip(
-    model: nn.Module, search: Tensor, template: Tensor, labels: Tensor, state: Any = None,
-    backward: Callable[[Tensor], Any] = Tensor.backward, **kwargs: Any,
-) -> TrackingOutput:
-    """`forward_clip` and its backward pass, frame after frame: the gradients are the same (states are detached), and
-    only one frame's activations are held at a time, while templates are embedded for every frame anew.
-
-    `backward` takes each frame's part of the loss, as `accelerator.backward` does; what is returned has no graph.
-    """
-    _check_clip_labels(labels, search)
-    frames: list[TrackingOutput] = []
-    for index in range(search.shape[1]):
-        output = model(search[:, index], template, state=state, labels=labels[:, index], **kwargs)
-        backward(output.loss - _surplus(output.auxiliary_loss, search.shape[1]))
-        state = output.state
-        frames.append(TrackingOutput(**{n: v.detach() if isinstance(v, Tensor) else v for n, v in output.items()}))
-    return _joined_frames(frames)
-
-
-def _check_clip_labels(labels: Tensor | None, search: Tensor) -> None:
     if labels is not None and labels.shape[:2] != search.shape[:2]:
         raise ValueError(f"labels have shape {list(labels.shape)}, expected {[*search.shape[:2], 4]}: xywh each.")
+    if template.ndim > 3 and backward is None:
+        template, template_mask = model.embed_template(template, template_mask), None
+    frames: list[TrackingOutput] = []
+    for index in range(search.shape[1]):
+        output = model(
+            search[:, index], template, template_mask=template_mask, state=state,
+            labels=None if labels is None else labels[:, index], return_dict=True, **kwargs,
+        )  # fmt: skip
+        state = output.state
+        if backward is not None:
+            backward(output.loss - _surplus(output.auxiliary_loss, search.shape[1]))
+            output = TrackingOutput(**{n: v.detach() if isinstance(v, Tensor) else v for n, v in output.items()})
+        frames.append(output)
+    return _joined_frames(frames)
 
 
 def _surplus(auxiliary: Tensor | None, frames: int) -> Tensor | float:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mmtrackers.data.sequence import Sequence as Video
 from mmtrackers.hub.card import is_own_text
 from mmtrackers.hub.publish import TrainingFacts, push, write_card
-from mmtrackers.modeling.clips import backward_clip
+from mmtrackers.modeling.clips import forward_clip
 from mmtrackers.processing.files import write_json
 from mmtrackers.tracking.tracker import Tracker
 
@@ -211,7 +211,7 @@ class Trainer:
                     self.unwrapped.config.elimination_keep_rate,
                 )  # fmt: skip
             if options.frame_by_frame:
-                output = backward_clip(self.model, **inputs, backward=accelerator.backward)
+                output = forward_clip(self.model, **inputs, backward=accelerator.backward)
             else:
                 output = self.model(**inputs)
                 accelerator.backward(output.loss)
