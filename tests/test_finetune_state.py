@@ -15,11 +15,11 @@ from mmtrackers.processing.files import FolderLock
 from mmtrackers.training.state import CheckpointStore, TrainingProgress
 
 
-def test_resume_with_another_split_of_a_step(place,tmp_path):  # noqa: F811
+def test_resume_with_another_split_of_a_step(place, tmp_path):  # noqa: F811
     """The pairs of a step are the same on any number of processes and passes, so a run may go on with others."""
-    train(place,tmp_path / "whole", model="calm-lora")
-    train(place,tmp_path / "parts", "--max-steps", "6", model="calm-lora")
-    trainer = train(place,tmp_path / "parts", "--resume", "--gradient-accumulation", "1", model="calm-lora")
+    train(place, tmp_path / "whole", model="calm-lora")
+    train(place, tmp_path / "parts", "--max-steps", "6", model="calm-lora")
+    trainer = train(place, tmp_path / "parts", "--resume", "--gradient-accumulation", "1", model="calm-lora")
     assert trainer.progress.step == 16
     expected = weights(tmp_path / "whole")
     for name, tensor in weights(tmp_path / "parts").items():
@@ -49,24 +49,24 @@ def test_a_step_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
     assert store.load(store.newest()).seconds == 1.0 and len(list(folder.iterdir())) == 1
 
 
-def test_a_full_disk_names_the_checkpoint(place,tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_names_the_checkpoint(place, tmp_path, monkeypatch):  # noqa: F811
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mmtrackers.training.state.save_file", full)
     message = r"cannot write the checkpoint .*checkpoint-00000002 .*No space left.*make room and --resume"
     with pytest.raises(OSError, match=message):
-        train(place,tmp_path / "out", "--max-steps", "2")
+        train(place, tmp_path / "out", "--max-steps", "2")
 
 
-def test_one_run_per_folder(place,tmp_path):  # noqa: F811
+def test_one_run_per_folder(place, tmp_path):  # noqa: F811
     with FolderLock(tmp_path / "out"), pytest.raises(OSError, match="out is being written by process"):
-        train(place,tmp_path / "out", "--max-steps", "1")
+        train(place, tmp_path / "out", "--max-steps", "1")
 
 
-def test_the_end_of_a_run(place,tmp_path, capsys):  # noqa: F811
+def test_the_end_of_a_run(place, tmp_path, capsys):  # noqa: F811
     data = str(place / "sequences")
-    train(place,tmp_path / "out", "--max-steps", "2", "--log-every", "1", "--validate", data)
+    train(place, tmp_path / "out", "--max-steps", "2", "--log-every", "1", "--validate", data)
     said = capsys.readouterr().out
     assert f"warning: {data} is trained on and validated on" in said
     assert f"mmtrackers track VIDEO --box x,y,width,height --model {tmp_path / 'out'}" in said

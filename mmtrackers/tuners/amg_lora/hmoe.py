@@ -40,7 +40,9 @@ class LowRank(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """`x A + a` of a single map."""
-        return F.linear(x, self.a.T, self.bias_a) if self.first is None else self.first(x)
+        # contiguous: torch.matmul takes another kernel for a strided 3-D input when the parameter requires a gradient,
+        # and a loaded (frozen) adapter would differ from the trained one in the last bits
+        return F.linear(x.contiguous(), self.a.T, self.bias_a) if self.first is None else self.first(x)
 
     def forward(self, x: Tensor, dropout: float = 0.0) -> Tensor:
         """`[..., in]` to `[..., out]`; with experts `[B, E, n, in]` to `[B, E, n, out]`. `dropout` follows both
@@ -89,8 +91,7 @@ class HMoE(nn.Module):
     def _factored(self, hidden: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits `[B, n, h, E*h]` and the experts' inputs `[B, G*E, h, dim/h]` from the vectors `[B, n, r]`."""
         basis, ones = self._sub_tokens(hidden)
-        # two-dimensional: torch.matmul takes another kernel for a 3-D product when the parameter requires a gradient,
-        # and a loaded (frozen) adapter would differ from the trained one in the last bits
+        # two-dimensional for the same reason as in `LowRank.hidden`
         columns = (basis.flatten(0, 1) @ self.gate).unflatten(0, (self.heads, -1)).permute(1, 0, 2).flatten(1)
         logits = (ones @ columns).unflatten(2, (self.heads, -1))
         dispatch = self._dispatch(logits, group)
