@@ -29,13 +29,8 @@ TWO_STREAMS = {"patrack", "seatrack"}
 
 
 def convert_checkpoint(
-    system: str,
-    file: str | Path,
-    out: str | Path,
-    base: str | Path | None = None,
-    modality: str | None = None,
-    overwrite: bool = False,
-    **overrides: Any,
+    system: str, file: str | Path, out: str | Path, base: str | Path | None = None, modality: str | None = None,
+    overwrite: bool = False, **overrides: Any,
 ) -> ConversionReport:
     """Converts an official checkpoint file into a folder that `AutoTracker` and `Tracker` load.
 

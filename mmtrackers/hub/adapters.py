@@ -170,12 +170,8 @@ class AdapterMixin:
             set_adapter(self, name)
 
     def load_adapter(
-        self,
-        source: str | os.PathLike[str],
-        adapter_name: str = "default",
-        revision: str | None = None,
-        is_trainable: bool = False,
-        **hub: Any,
+        self, source: str | os.PathLike[str], adapter_name: str = "default", revision: str | None = None,
+        is_trainable: bool = False, **hub: Any,
     ) -> str:
         """Puts a saved adapter on this model, compared tensor by tensor; an adapter that is active stays active.
 

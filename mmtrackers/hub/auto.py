@@ -80,14 +80,9 @@ class AutoTracker:
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        base_model: str | os.PathLike[str] | PreTrainedModel | None = None,
-        base_revision: str | None = None,
-        is_trainable: bool = False,
-        adapter_name: str = "default",
-        **kwargs: Any,
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *,
+        base_model: str | os.PathLike[str] | PreTrainedModel | None = None, base_revision: str | None = None,
+        is_trainable: bool = False, adapter_name: str = "default", **kwargs: Any,
     ) -> PreTrainedModel:
         """Loads a tracker in evaluation mode.
 

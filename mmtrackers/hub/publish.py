@@ -66,14 +66,9 @@ ABSOLUTE = re.compile(r"^(/[^/\s]|~/|file:|[A-Za-z]:[\\/]|\\\\)")
 
 
 def save_adapter(
-    model: nn.Module,
-    folder: str | Path,
-    image_processor: BaseImageProcessor | None = None,
-    base_model: str | None = None,
-    card: TrainingFacts | None = None,
-    adapter_name: str | None = None,
-    is_main_process: bool = True,
-    **kwargs: Any,
+    model: nn.Module, folder: str | Path, image_processor: BaseImageProcessor | None = None,
+    base_model: str | None = None, card: TrainingFacts | None = None, adapter_name: str | None = None,
+    is_main_process: bool = True, **kwargs: Any,
 ) -> Path | None:
     """Saves the active adapter of a tracker as a folder that `AutoTracker` loads and `push` uploads.
 
@@ -255,13 +250,8 @@ def _check_paths(folder: Path, replaced: bool) -> None:
 
 
 def push(
-    folder: str | Path,
-    repo_id: str,
-    private: bool = False,
-    base_model: str | None = None,
-    card: TrainingFacts | None = None,
-    token: str | None = None,
-    message: str | None = None,
+    folder: str | Path, repo_id: str, private: bool = False, base_model: str | None = None,
+    card: TrainingFacts | None = None, token: str | None = None, message: str | None = None,
     license: str | None = None,
 ) -> str:
     """Publishes an adapter or a full model as a Hub repository, with a model card; returns the repository's address.

@@ -104,12 +104,7 @@ def aligned_scale(box_xywh: np.ndarray, factor: float, size: int) -> np.ndarray:
 
 
 def aligned_crop(
-    box_xywh: np.ndarray,
-    factor: float,
-    size: int,
-    height: int,
-    width: int,
-    scale: np.ndarray | None = None,
+    box_xywh: np.ndarray, factor: float, size: int, height: int, width: int, scale: np.ndarray | None = None,
     shift: np.ndarray | None = None,
 ) -> AlignedCrop:
     """Where LoRAT crops round a box `[4]` (pixels of a frame of `height` and `width`) a square of `size` pixels

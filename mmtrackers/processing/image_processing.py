@@ -181,13 +181,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         return join_streams([view.picture for view in views])
 
     def views(
-        self,
-        frame: Frame,
-        modality: str = "rgb",
-        streams: int = 1,
-        allow_missing: bool = False,
-        alignment: Mapping[str, Alignment] | None = None,
-        thermal_range: ThermalRange | None = None,
+        self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False,
+        alignment: Mapping[str, Alignment] | None = None, thermal_range: ThermalRange | None = None,
     ) -> list[View]:
         """The streams of a frame, each by itself, for `crop`: what `stack` does without joining whole pictures.
 
@@ -282,9 +277,7 @@ class TrackerImageProcessor(BaseImageProcessor):
             return None
         return np.concatenate([mean_color(view.picture) for view in as_views(image)])
 
-    def locate(
-        self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None
-    ) -> Crop | AlignedCrop:
+    def locate(self, box_xywh: BoxLike, role: Role, frame_size: tuple[int, int] | None = None) -> Crop | AlignedCrop:
         """Where `crop` would cut in a frame of this size (height, width; needed in the "lorat" style); errors as of
         `crop`."""
         if role not in ("template", "search"):

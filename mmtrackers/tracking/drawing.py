@@ -43,11 +43,8 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
 
 
 def annotate(
-    frame: Mapping[str, np.ndarray],
-    predictions: Sequence[Prediction],
-    index: int,
-    ground_truth_xywh: np.ndarray | None = None,
-    alignment: Mapping[str, Alignment] | None = None,
+    frame: Mapping[str, np.ndarray], predictions: Sequence[Prediction], index: int,
+    ground_truth_xywh: np.ndarray | None = None, alignment: Mapping[str, Alignment] | None = None,
 ) -> np.ndarray:
     """One frame with its boxes and a line of text below each picture; the streams side by side.
 
@@ -134,11 +131,7 @@ def _caption(
 
 
 def plot_run(
-    path: str | Path,
-    overlaps: np.ndarray,
-    scores: np.ndarray,
-    title: str = "",
-    absent_below: float | None = None,
+    path: str | Path, overlaps: np.ndarray, scores: np.ndarray, title: str = "", absent_below: float | None = None,
     first: int = 0,
 ) -> None:
     """Draws overlap `[N]` with the ground truth (NaN where there is none) and the tracker's scores `[targets, N]` or

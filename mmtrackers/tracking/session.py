@@ -67,13 +67,8 @@ class TrackingSession:
     """
 
     def __init__(
-        self,
-        tracker: "Tracker",
-        frame: Frame,
-        box_xywh: Box | Sequence[Box],
-        modality: str | None = None,
-        adapter: str | None = None,
-        alignment: Mapping[str, Alignment] | None = None,
+        self, tracker: "Tracker", frame: Frame, box_xywh: Box | Sequence[Box], modality: str | None = None,
+        adapter: str | None = None, alignment: Mapping[str, Alignment] | None = None,
         thermal_range: Sequence[float] | str | None = None,
     ) -> None:
         self.tracker = tracker
@@ -371,11 +366,7 @@ def _one_pass(
 
 
 def _answers(
-    session: TrackingSession,
-    pictures: list[np.ndarray],
-    template: torch.Tensor,
-    state: Any,
-    on_stage: StageCallback,
+    session: TrackingSession, pictures: list[np.ndarray], template: torch.Tensor, state: Any, on_stage: StageCallback,
     window: torch.Tensor,
 ) -> tuple[np.ndarray, Any]:
     """Boxes (fractions of the crops) and scores, float64 `[crops, 5]`, of search crops, and the new state."""

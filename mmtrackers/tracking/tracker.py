@@ -49,13 +49,8 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        model: Any,
-        image_processor: TrackerImageProcessor,
-        modality: str | None = None,
-        absent_below: float | None = None,
-        allow_missing: bool = False,
-        size_momentum: float | None = None,
+        self, model: Any, image_processor: TrackerImageProcessor, modality: str | None = None,
+        absent_below: float | None = None, allow_missing: bool = False, size_momentum: float | None = None,
         recover: bool = False,
     ) -> None:
         absent_below = image_processor.absent_below if absent_below is None else absent_below
@@ -78,18 +73,10 @@ class Tracker:
 
     @classmethod
     def from_pretrained(
-        cls,
-        repo: str,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-        pack: bool = False,
-        base_model: str | None = None,
-        modality: str | None = None,
-        absent_below: float | None = None,
-        allow_missing: bool = False,
-        size_momentum: float | None = None,
-        recover: bool = False,
-        **kwargs: Any,
+        cls, repo: str, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None,
+        pack: bool = False, base_model: str | None = None, modality: str | None = None,
+        absent_below: float | None = None, allow_missing: bool = False, size_momentum: float | None = None,
+        recover: bool = False, **kwargs: Any,
     ) -> "Tracker":
         """Loads a full tracker, or an adapter and the base that it names, from a folder or a Hub repository.
 
@@ -191,13 +178,8 @@ class Tracker:
         return model, self.modality if name == self._first else model.adapter_modalities.get(name, self.modality)
 
     def start(
-        self,
-        frame: Frame,
-        box_xywh: Box | Sequence[Box],
-        modality: str | None = None,
-        adapter: str | None = None,
-        alignment: Mapping[str, Alignment] | None = None,
-        thermal_range: Sequence[float] | str | None = None,
+        self, frame: Frame, box_xywh: Box | Sequence[Box], modality: str | None = None, adapter: str | None = None,
+        alignment: Mapping[str, Alignment] | None = None, thermal_range: Sequence[float] | str | None = None,
     ) -> TrackingSession:
         """Begins a video.
 
@@ -223,15 +205,8 @@ class Tracker:
         return TrackingSession(self, frame, box_xywh, modality, adapter, alignment, thermal_range)
 
     def track(
-        self,
-        frames: Any,
-        box_xywh: Box | Sequence[Box] | None = None,
-        modality: str | None = None,
-        max_frames: int | None = None,
-        thermal: Any = None,
-        depth: Any = None,
-        event: Any = None,
-        **kwargs: Any,
+        self, frames: Any, box_xywh: Box | Sequence[Box] | None = None, modality: str | None = None,
+        max_frames: int | None = None, thermal: Any = None, depth: Any = None, event: Any = None, **kwargs: Any,
     ) -> Iterator[Prediction | list[Prediction]]:
         """Tracks through a video, from its first frame on.
 

@@ -137,12 +137,8 @@ def convert_lorat(job: ConversionJob) -> ConversionReport:
 
 
 def convert_on_dinov2(
-    system: str,
-    kind: type[LoRATForTracking],
-    job: ConversionJob,
-    tensors: Mapping[str, Tensor],
-    adapter_config: PeftConfig,
-    found: str,
+    system: str, kind: type[LoRATForTracking], job: ConversionJob, tensors: Mapping[str, Tensor],
+    adapter_config: PeftConfig, found: str,
 ) -> ConversionReport:
     """A trained adapter to a folder whose base is the job's, a plain DINOv2 or a tracker; ValueError where there is
     none, or one of another size or with other weights. `tensors` are under the names here; `found` is for the report.

@@ -118,10 +118,7 @@ class MergeFinding(NamedTuple):
 
 
 def undo_merge(
-    base: Mapping[str, Tensor],
-    adapter: Mapping[str, Tensor],
-    modality: str,
-    known: Mapping[str, Tensor] | None = None,
+    base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], modality: str, known: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], MergeFinding]:
     """The base of a SEATrack file with plain k and v weights, whichever form it came in; tensors under the names here.
 
