@@ -3,12 +3,13 @@
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 _AHEAD_BYTES = 32 << 20
 
 
-class ReadAhead:
+class ReadAhead(AbstractContextManager):
     """An iterator over frames that a thread reads beforehand, as many as fit 32 MB, at least one.
 
     An error of the source is raised after the frames before it. Leaving the `with` block ends the thread and closes
@@ -66,9 +67,6 @@ class ReadAhead:
         self._stopped = True
         self._room.release()
         self._thread.join(timeout=2)
-
-    def __enter__(self) -> "ReadAhead":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

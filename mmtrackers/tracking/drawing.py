@@ -1,5 +1,6 @@
 """Boxes on frames for people to look at, and the plot of overlap and score over a video."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def annotate(
     step = width + _GAP
     drawn = np.full((height + 2 * round(12 * unit), len(frame) * step - _GAP, 3), 255, np.uint8)
     for panel, (modality, picture) in enumerate(frame.items()):
-        canvas = drawn[:height, panel * step : panel * step + width]
+        columns = drawn[:, panel * step : panel * step + width]
+        canvas, strip = columns[:height], columns[height:]
         shown = visible(picture, modality)
         if alignment is not None and modality in alignment:
             matrix = frame_matrix(alignment[modality], shown.shape[:2], (height, width), modality)
@@ -79,7 +81,6 @@ def annotate(
             _rectangle(canvas, ground_truth_xywh, GROUND_TRUTH, max(1, round(unit)))
         for k, prediction in enumerate(predictions):
             _target(canvas, prediction, COLORS[k % len(COLORS)], unit)
-        strip = drawn[height:, panel * step : panel * step + width]
         _caption(strip, unit, modality, predictions, index, truth)
     return drawn
 
@@ -90,8 +91,13 @@ def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, i
     if prediction.present:
         _rectangle(canvas, prediction.box, (20, 20, 20), thick + 2)
         _rectangle(canvas, prediction.box, color, thick)
-    else:
-        _dashed(canvas, prediction.box, color, thick)
+        return
+    x1, y1, x2, y2 = _corners(prediction.box)
+    for (ax, ay), (bx, by) in itertools.pairwise(((x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1))):
+        pieces = max(1, round(max(abs(bx - ax), abs(by - ay)) / (8 * thick)))
+        points = [(round(ax + (bx - ax) * t), round(ay + (by - ay) * t)) for t in np.linspace(0, 1, 2 * pieces + 1)]
+        for start, end in zip(points[::2], points[1::2], strict=False):
+            cv2.line(canvas, start, end, color, thick, cv2.LINE_AA)
 
 
 def _corners(box_xywh: np.ndarray) -> tuple[int, int, int, int]:
@@ -104,26 +110,14 @@ def _rectangle(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, 
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thick, cv2.LINE_AA)
 
 
-def _dashed(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, int], thick: int) -> None:
-    x1, y1, x2, y2 = _corners(box_xywh)
-    for (ax, ay), (bx, by) in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
-        pieces = max(1, round(max(abs(bx - ax), abs(by - ay)) / (8 * thick)))
-        points = [(round(ax + (bx - ax) * t), round(ay + (by - ay) * t)) for t in np.linspace(0, 1, 2 * pieces + 1)]
-        for start, end in zip(points[::2], points[1::2], strict=False):
-            cv2.line(canvas, start, end, color, thick, cv2.LINE_AA)
-
-
 def _caption(
     strip: np.ndarray, unit: float, modality: str, predictions: Sequence[Prediction], index: int, truth: bool
 ) -> None:
     """The dark strip below the picture: frame, modality, the scores in the colors of their boxes."""
     strip[:] = 24
     scale, baseline, x = 0.45 * unit, round(17 * unit), round(8 * unit)
-    words = [(f"{modality}  frame {index}", (230, 230, 230))]
-    words += [
-        (f"{p.score:.2f}" if p.present else f"absent ({p.score:.2f})", COLORS[k % len(COLORS)])
-        for k, p in enumerate(predictions)
-    ]
+    scores = [f"{p.score:.2f}" if p.present else f"absent ({p.score:.2f})" for p in predictions]
+    words = [(f"{modality}  frame {index}", (230, 230, 230)), *zip(scores, itertools.cycle(COLORS), strict=False)]
     words += [("ground truth", GROUND_TRUTH)] if truth else []
     for text, color in words:
         cv2.putText(strip, text, (x, baseline), _FONT, scale, color, max(1, round(unit)), cv2.LINE_AA)
@@ -134,9 +128,8 @@ def plot_run(
     path: str | Path, overlaps: np.ndarray, scores: np.ndarray, title: str = "", absent_below: float | None = None,
     first: int = 0,
 ) -> None:
-    """Draws overlap `[N]` with the ground truth (NaN where there is none) and the tracker's scores `[targets, N]` or
-    `[N]` over the frames into a PNG, with a line at `absent_below`. The mean leaves out `first`, the frame of the
-    given box."""
+    """Draws overlap `[N]` with the ground truth (NaN where there is none) and scores `[targets, N]` or `[N]` into a
+    PNG, with a line at `absent_below`. The mean leaves out `first`, the frame of the given box."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -148,6 +141,7 @@ def plot_run(
     known = np.isfinite(overlaps)
     # Annotated every tenth frame or so, the points are joined; a gap that is longer means that the target was away.
     step = int(np.median(np.diff(frames[known]))) if known.sum() > 1 else 1
+    absent = frames[~known] if step == 1 else frames[:0]
     for run in np.split(frames[known], np.flatnonzero(np.diff(frames[known]) > step) + 1):
         top.fill_between(run, overlaps[run], color=colors[0], alpha=0.15, linewidth=0)
         top.plot(run, overlaps[run], color=colors[0], linewidth=1.6, marker="o" if step > 1 or len(run) == 1 else None,
@@ -165,15 +159,9 @@ def plot_run(
         axes.set(ylabel=label, ylim=(0, 1.02))
         axes.grid(color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        for away in _runs(~known) if step == 1 else ():
-            axes.axvspan(away[0] - 0.5, away[1] + 0.5, color="0.94", linewidth=0, zorder=0)
-    bottom.set(xlabel="frame" + ("  (gray: the target is not there)" if step == 1 and not known.all() else ""),
-               xlim=(0, max(len(frames) - 1, 1)))
+        for run in np.split(absent, np.flatnonzero(np.diff(absent) > 1) + 1) if absent.size else ():
+            axes.axvspan(run[0] - 0.5, run[-1] + 0.5, color="0.94", linewidth=0, zorder=0)
+    gray = "  (gray: the target is not there)" if absent.size else ""
+    bottom.set(xlabel=f"frame{gray}", xlim=(0, max(len(frames) - 1, 1)))
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=120)
-
-
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First and last index of every stretch that is true."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
-    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]

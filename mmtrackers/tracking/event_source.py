@@ -19,7 +19,8 @@ _SILENT = 50  # frames without a single event after which something must be wron
 def with_events(
     rgb: FrameSource, path: str | Path, window: str | None = None, start: int | None = None
 ) -> FrameSource:
-    """A source of RGB frames with the picture of the events of each beside it.
+    """A source of RGB frames with the picture of the events of each beside it; ValueError where they cannot be brought
+    together.
 
     Args:
         rgb (`FrameSource`): with times (a video, a folder with `fps`), or the frames of the same camera.
@@ -29,9 +30,6 @@ def with_events(
             for each frame.
         start (`int`, *optional*): time stamp of the events, in microseconds, at the first frame; by default that of
             the first event.
-
-    Raises:
-        ValueError: frames and events cannot be brought together; says what is missing.
     """
     file = open_events(path)
     if window is not None and window not in WINDOWS:

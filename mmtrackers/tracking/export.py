@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .runs import RunResult
 
 Row = dict[str, int | float | bool]
+_SIDES = ("x", "y", "width", "height")
 
 
 def rows(result: "RunResult") -> Iterator[Row]:
@@ -23,25 +24,22 @@ def rows(result: "RunResult") -> Iterator[Row]:
     followed are left out."""
     for frame, found in enumerate(result.predictions, result.first):
         for target, prediction in enumerate(found, 1):
-            x, y, w, h = (float(value) for value in prediction.box)
-            if w > 0 and h > 0:
-                yield {"frame": frame, "target": target, "x": x, "y": y, "width": w, "height": h,
-                       "score": prediction.score, "present": prediction.present}  # fmt: skip
+            if min(prediction.box[2:]) > 0:
+                sides = dict(zip(_SIDES, prediction.box.tolist(), strict=True))
+                told = {"score": prediction.score, "present": prediction.present}
+                yield {"frame": frame, "target": target, **sides, **told}
 
 
 def to_pandas(result: "RunResult") -> Any:
     """A `pandas.DataFrame` of a row per frame and target: frame, target, x, y, width, height, score, present."""
     import pandas
 
-    columns = ["frame", "target", "x", "y", "width", "height", "score", "present"]
-    return pandas.DataFrame(list(rows(result)), columns=columns)
+    return pandas.DataFrame(list(rows(result)), columns=["frame", "target", *_SIDES, "score", "present"])
 
 
 def to_supervision(predictions: Prediction | Sequence[Prediction]) -> Any:
-    """The predictions of one frame as `supervision.Detections`: those that are present, `tracker_id` from 1.
-
-    Raises:
-        ImportError: supervision is not installed.
+    """The predictions of one frame as `supervision.Detections`: those that are present, `tracker_id` from 1;
+    ImportError where supervision is not installed.
 
     Example:
         ```python
@@ -70,10 +68,7 @@ def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> lis
     Args:
         result (`RunResult`), output (`str` or `Path`): of `run`, and the folder.
         kinds (`str`s): "coco" (`<name>_coco.json`), "mot" (`_mot.txt`, MOTChallenge's format of results), "cvat"
-            (`_cvat.xml`, CVAT for video 1.1).
-
-    Raises:
-        ValueError: a kind that is none of these.
+            (`_cvat.xml`, CVAT for video 1.1); ValueError for others.
 
     Example:
         ```python
@@ -102,7 +97,7 @@ def _coco(result: "RunResult") -> str:
     ]
     annotations = [
         {"id": number, "image_id": row["frame"] + 1, "category_id": 1, "track_id": row["target"], "iscrowd": 0,
-         "bbox": [round(row[side], 2) for side in ("x", "y", "width", "height")], "segmentation": [],
+         "bbox": [round(row[side], 2) for side in _SIDES], "segmentation": [],
          "area": round(row["width"] * row["height"], 2), "score": round(row["score"], 4)}
         for number, row in enumerate((row for row in rows(result) if row["present"]), 1)
     ]  # fmt: skip
@@ -124,17 +119,13 @@ def _cvat(result: "RunResult") -> str:
     """Every frame is a keyframe; a target that is absent, or no longer followed, is "outside"."""
     height, width = result.size
     last = result.first + len(result.predictions)
-    root = ElementTree.Element("annotations")
-    ElementTree.SubElement(root, "version").text = "1.1"
-    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
-    told = {"name": result.source.name, "size": last, "mode": "interpolation"}
-    for name, value in (told | {"start_frame": 0, "stop_frame": last - 1}).items():
-        ElementTree.SubElement(task, name).text = str(value)
-    label = ElementTree.SubElement(ElementTree.SubElement(task, "labels"), "label")
-    ElementTree.SubElement(label, "name").text = "target"
-    ElementTree.SubElement(label, "attributes")
-    size = ElementTree.SubElement(task, "original_size")
-    ElementTree.SubElement(size, "width").text, ElementTree.SubElement(size, "height").text = str(width), str(height)
+    root = ElementTree.fromstring(
+        f"<annotations><version>1.1</version><meta><task><name/><size>{last}</size><mode>interpolation</mode>"
+        f"<start_frame>0</start_frame><stop_frame>{last - 1}</stop_frame><labels><label><name>target</name>"
+        f"<attributes/></label></labels><original_size><width>{width}</width><height>{height}</height></original_size>"
+        "</task></meta></annotations>"
+    )
+    root.find("meta/task/name").text = result.source.name
     tracks: dict[int, list[Row]] = {}
     for row in rows(result):
         tracks.setdefault(int(row["target"]), []).append(row)

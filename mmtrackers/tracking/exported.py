@@ -17,10 +17,8 @@ POLICIES = {rule.__name__: rule for rule in (TemplatePolicy, SpreadTemplates, Qu
 
 
 class ExportedModel:
-    """What a session asks of a model, answered by two graphs of static shape; several targets take turns.
-
-    Args:
-        folder (`str` or `Path`): what `mmtrackers export` wrote.
+    """What a session asks of a model, answered by two graphs of static shape, which `mmtrackers export` wrote to a
+    folder; several targets take turns.
 
     Raises:
         OSError: a file is missing or damaged.
@@ -47,17 +45,17 @@ class ExportedModel:
         self._graphs = {}
         for name in (TEMPLATE_GRAPH, SEARCH_GRAPH):
             try:
-                self._graphs[name] = onnxruntime.InferenceSession(
-                    str(folder / name), options, providers=["CPUExecutionProvider"]
-                )
+                self._graphs[name] = onnxruntime.InferenceSession(folder / name, options, ["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime has an error class for each of its states
                 why = str(error).splitlines()[0]
                 raise OSError(f"{folder / name} cannot be opened ({why}): export the tracker again") from error
         side = self.config.search_size
         found = self._graphs[SEARCH_GRAPH].get_inputs()[0].shape
         if found != [1, self.config.streams, 3, side, side]:
-            raise ValueError(f"{folder / SEARCH_GRAPH} takes {found}, but {GRAPHS} says search_size {side}: they are "
-                             "of two exports, export the tracker again")  # fmt: skip
+            raise ValueError(
+                f"{folder / SEARCH_GRAPH} takes {found}, but {GRAPHS} says search_size {side}: they are of two "
+                "exports, export the tracker again"
+            )
 
     def window(self) -> torch.Tensor:
         """Nothing: the graph holds the window."""
@@ -66,24 +64,17 @@ class ExportedModel:
     def embed_template(self, template: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Template pixels `[B, 1, S, 3, h, w]`, and their foreground `[B, 1, g, g]`, to tokens `[S*B, Nz, C]`."""
         inputs = {"template": template} if mask is None else {"template": template, "template_mask": mask}
-        rows = [
-            self._run(TEMPLATE_GRAPH, {name: part[i : i + 1] for name, part in inputs.items()})[0]
-            for i in range(len(template))
-        ]
-        return torch.stack(rows, 1).flatten(0, 1)
+        rows = [{name: part[i : i + 1] for name, part in inputs.items()} for i in range(len(template))]
+        return torch.stack([self._run(TEMPLATE_GRAPH, row)[0] for row in rows], 1).flatten(0, 1)
 
     def __call__(self, search: torch.Tensor, template: torch.Tensor, state: torch.Tensor | None = None) -> Any:
         """Search crops `[B, S, 3, H, W]`, template tokens and state, stream-major, to boxes, scores and state."""
         count = len(search)
-        tokens = template.unflatten(0, (-1, count))
-        carried = None if not self.record["state"] else (
-            search.new_zeros(self.config.streams, count, *self.record["state"][1:])
-            if state is None else state.unflatten(0, (-1, count))
-        )  # fmt: skip
-        answers = []
-        for i in range(count):
-            inputs = {"search": search[i : i + 1], "template": tokens[:, i]}
-            answers.append(self._run(SEARCH_GRAPH, inputs if carried is None else inputs | {"state": carried[:, i]}))
+        inputs = {"search": search[None], "template": template.unflatten(0, (-1, count))}
+        if shape := self.record["state"]:
+            state = search.new_zeros(shape[0] * count, *shape[1:]) if state is None else state
+            inputs["state"] = state.unflatten(0, (-1, count))
+        answers = [self._run(SEARCH_GRAPH, {name: part[:, i] for name, part in inputs.items()}) for i in range(count)]
         boxes, scores, *states = zip(*answers, strict=True)
         after = torch.stack(states[0], 1).flatten(0, 1) if states else None
         return SimpleNamespace(boxes=torch.cat(boxes), scores=torch.cat(scores), state=after)

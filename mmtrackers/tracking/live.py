@@ -1,10 +1,11 @@
 """Cameras and network streams: a thread reads, the newest frame counts, a broken connection is made again."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -43,7 +44,7 @@ def is_address(place: str) -> bool:
     return "://" in place and urlsplit(place).scheme.lower() in SCHEMES
 
 
-class NewestFrame:
+class NewestFrame(AbstractContextManager):
     """Reads a camera (index, `/dev/videoN`) or a stream (address) in a thread of its own and keeps its newest frame,
     and nothing else.
 
@@ -84,9 +85,6 @@ class NewestFrame:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-    def __enter__(self) -> "NewestFrame":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -175,5 +173,4 @@ def _name_of(place: str) -> str:
     if not is_address(place):
         return "camera" + place.removeprefix("/dev/video")
     parts = urlsplit(place)
-    words = f"{parts.hostname or parts.scheme}{parts.path}"
-    return "".join(c if c.isalnum() else "_" for c in words).strip("_") or "stream"
+    return re.sub(r"[\W_]", "_", f"{parts.hostname or parts.scheme}{parts.path}").strip("_") or "stream"

@@ -35,14 +35,13 @@ class TemplatePolicy:
 class GrowingPolicy(TemplatePolicy):
     """Base of policies whose templates are spread over all of the video so far, with bounded memory.
 
-    A subclass gives `chosen(frame)`: frames that never move back as the video goes on. Up to `max_memory` frames the
-    templates are exactly these. In longer videos they are rounded up to a multiple of a stride, the smallest power of
-    two with which at most `max_memory` frames are kept: at frame 10,000 of 1,024 kept ones, templates are at most 15
-    frames later than the exact ones. With None all that can be asked for is kept, exactly as published.
+    A subclass gives `chosen(frame)`: frames that never move back as the video goes on. Beyond `max_memory` frames they
+    are rounded up to a multiple of a stride, the smallest power of two with which at most `max_memory` are kept: at
+    frame 10,000 of 1,024 kept ones, templates are at most 15 frames later than the published rule's.
 
     Args:
-        max_memory (`int` or None), templates (`int`): most frames whose crops are kept; templates beside the first
-            frame's, at most, 2 or more. ValueError where the memory is too small for them.
+        max_memory (`int` or None), templates (`int`): most frames whose crops are kept, None for all; templates beside
+            the first frame's, at most, 2 or more. ValueError where the memory is too small for them.
     """
 
     max_memory: int | None = 1024
@@ -78,10 +77,8 @@ class GrowingPolicy(TemplatePolicy):
 
 @dataclass(frozen=True)
 class SpreadTemplates(GrowingPolicy):
-    """ODTrack's rule: the first frame, and the middles of `templates` equal parts of the video so far.
-
-    While there are no more frames than `templates`, all of them; later up to `templates + 1`
-    (GXNU-ZhongLab/ODTrack, test-time `select_memory_frames`).
+    """ODTrack's rule: the first frame, and the middles of `templates` equal parts of the video so far; all frames
+    while there are no more of them (GXNU-ZhongLab/ODTrack, test-time `select_memory_frames`).
 
     Example:
         >>> policy = SpreadTemplates(templates=3)
@@ -99,9 +96,8 @@ class SpreadTemplates(GrowingPolicy):
 
 @dataclass(frozen=True)
 class QuarterReferences(GrowingPolicy):
-    """SPMTrack's rule: the first frame, and two at about a quarter and three quarters of the video so far.
-
-    There always are three, some of them the same at first (WenRuiCai/SPMTrack, evaluation pipeline).
+    """SPMTrack's rule: the first frame, and two at about a quarter and three quarters of the video so far; always
+    three, some of them the same at first (WenRuiCai/SPMTrack, evaluation pipeline).
 
     Example:
         >>> policy = QuarterReferences()
@@ -125,11 +121,8 @@ class ThirdReferences(QuarterReferences):
 
 
 class _Shelf:
-    """Tensors of one shape, kept in large blocks that are made beforehand.
-
-    Kept one by one they would lie between the large tensors of each frame that come and go, and the memory of those
-    could not be given back: a session of ODTrack grew by ten times of what it kept.
-    """
+    """Tensors of one shape, in large blocks that are made beforehand: kept one by one they would lie between each
+    frame's large tensors, whose memory could not be given back then."""
 
     def __init__(self, like: Tensor) -> None:
         # so large that the system gives pages of their own, which cost nothing until they are written

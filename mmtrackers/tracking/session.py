@@ -1,8 +1,4 @@
-"""The state of one video, `TrackingSession`, what it answers, `Prediction`, and several videos in one pass.
-
-A session holds everything that a video accumulates: the template memory, the last boxes, the state that the model
-carries from frame to frame. The model and the processor hold nothing, so one tracker serves many videos at a time.
-"""
+"""The state of one video, `TrackingSession`, what it answers, `Prediction`, and several videos in one pass."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -37,8 +33,7 @@ class Prediction:
             reported as absent, the last box before it was lost.
         score (`float`): the confidence in this box, 0 to 1; 1.0 for the given box of the first frame. With a
             calibration (the embedded trackers have one) the probability that it overlaps the target by 0.3 or more,
-            else the model's score: of OSTrack's family the maximum of the windowed score map; of LoRAT and SPMTrack
-            the score of the chosen place before the window weighs it.
+            else the model's score of the place, under the window of tracking in OSTrack's family.
         present (`bool`): `False` where the score is below the tracker's `absent_below`, and while a target that was
             lost has not proved itself.
     """
@@ -90,11 +85,8 @@ class TrackingSession:
 
     @torch.inference_mode()
     def reset(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
-        """Begins anew with this frame and box (or list of boxes); nothing of the video so far is kept.
-
-        Raises:
-            ValueError: as for `Tracker.start`; the session is then as it was before.
-        """
+        """Begins anew with this frame and box (or list of boxes); nothing of the video so far is kept. After a
+        ValueError, as for `Tracker.start`, the session is as it was before."""
         if getattr(self.model, "training", False):
             raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
         thermal = ThermalRange(self._given_range)
@@ -116,11 +108,8 @@ class TrackingSession:
     def boxes_xywh(self) -> np.ndarray:
         """The last boxes, float64 `[targets, 4]`, x, y, width, height in pixels (a copy).
 
-        Settable, where something else (a detector, a person) knows better: a target that was lost and is given
-        another box is found.
-
-        Raises:
-            ValueError: another number of boxes, or one that cannot be used.
+        Settable (ValueError for another number of boxes, or one that cannot be used), where a detector or a person
+        knows better: a target that was lost and is given another box is found.
         """
         return self._boxes.copy()
 
@@ -202,15 +191,10 @@ class TrackingSession:
         return self.model.embed_template(template.to(self.dtype)[:, None], *masks)
 
     def _template_tokens(self) -> torch.Tensor:
-        """The tokens of the next frame's templates, `[S*B, T*Nz, C]`.
-
-        A crop is embedded when it comes into use, and its tokens are kept as long as it stays in use: the many frames
-        that wait for their turn cost a small picture on the host each.
-        """
-        frames = self._memory.policy.indices(self.frame_index + 1)
+        """The tokens of the next frame's templates, `[S*B, T*Nz, C]`; a crop has tokens only while it is in use."""
+        frames, known = self._memory.policy.indices(self.frame_index + 1), self._tokens
         if frames != self._template_frames:
-            tokens = {i: self._tokens[i] for i in frames if i in self._tokens}
-            tokens |= {i: self._embed(self._memory[i]) for i in dict.fromkeys(frames) if i not in tokens}
+            tokens = {i: known[i] if i in known else self._embed(self._memory[i]) for i in dict.fromkeys(frames)}
             parts = [tokens[i] for i in frames]
             self._template = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             self._tokens, self._template_frames = tokens, frames
@@ -219,10 +203,8 @@ class TrackingSession:
     def _advance(
         self, views: list[View], rows: np.ndarray, crops: list[Any], state: Any
     ) -> tuple[list[Prediction], Crops | None]:
-        """Moves on by a frame, by the answers for its crops: `[targets, 5]` box (fractions of the crop) and score.
-
-        Returns the predictions, and the template crops that the memory wants of this frame.
-        """
+        """Moves on by a frame, by the answers for its crops, `[targets, 5]` box (fractions of the crop) and score: to
+        the predictions, and the template crops that the memory wants of this frame."""
         if not np.isfinite(rows).all():
             raise ValueError(
                 f"the model answered {rows.tolist()} for frame {self.frame_index + 1}: its weights or its precision "

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 class Targets:
-    """The targets of one video, each under a number of its own.
-
-    Targets that are there from the first frame to the last need no more than `tracker.start(frame, boxes)`; this is
-    for those that are added, corrected or removed in mid-video.
+    """The targets of one video that are added, corrected or removed in mid-video, each under a number of its own.
 
     Args:
         tracker (`Tracker`): see there.
@@ -28,16 +25,14 @@ class Targets:
         >>> from mmtrackers import OSTrackConfig, OSTrackForTracking, Tracker, TrackerImageProcessor
         >>> config = OSTrackConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, head_channels=16)
         >>> tracker = Tracker(OSTrackForTracking(config).eval(), TrackerImageProcessor())
-        >>> frames = np.random.default_rng(0).integers(0, 255, (4, 120, 160, 3), dtype=np.uint8)
+        >>> frames = np.random.default_rng(0).integers(0, 255, (3, 120, 160, 3), dtype=np.uint8)
         >>> targets = Targets(tracker)
         >>> first = targets.add(frames[0], [60, 40, 30, 20])
         >>> sorted(targets.update(frames[1]))
         [1]
         >>> second = targets.add(frames[1], [10, 10, 30, 30])
-        >>> sorted(targets.update(frames[2]))
-        [1, 2]
         >>> targets.remove(first)
-        >>> sorted(targets.update(frames[3]))
+        >>> sorted(targets.update(frames[2]))
         [2]
     """
 
@@ -50,15 +45,11 @@ class Targets:
         return len(self.sessions)
 
     def add(self, frame: Frame, box_xywh: Box, number: int | None = None) -> int:
-        """Begins to follow one more target, seen in `frame`, the last frame of the others.
+        """Begins to follow one more target, seen in `frame`, the last frame of the others; returns its number.
 
         Args:
             frame, box_xywh (4 `float`): as for `Tracker.start`.
-            number (`int`, *optional*): what to call it; the next free number by default, which is never one again
-                that a removed target had.
-
-        Returns:
-            `int`: its number.
+            number (`int`, *optional*): what to call it; by default the next that no target has had.
 
         Raises:
             ValueError: a number that is taken, or as `Tracker.start`; the other targets are as before.
@@ -80,11 +71,8 @@ class Targets:
         self._session(number).boxes_xywh = box_xywh
 
     def update(self, frame: Frame) -> dict[int, Prediction]:
-        """Finds all targets in the next frame, by their numbers; empty without targets.
-
-        Raises:
-            ValueError: as `TrackingSession.update`; no target has then moved.
-        """
+        """Finds all targets in the next frame, by their numbers; empty without targets. After a ValueError, as of
+        `TrackingSession.update`, no target has moved."""
         if not self.sessions:
             return {}
         found = update_together(list(self.sessions.values()), [frame] * len(self.sessions))

@@ -16,9 +16,8 @@ _HOPELESS = 1.5  # times the other setting's step: no further step is tried
 class ThreadChoice:
     """All `threads` or one, whichever makes the steps of a loop shorter; looked at again every few hundred steps.
 
-    OpenMP's threads wait for each other by spinning. On a machine of its own all cores are faster; beside another busy
-    process one thread may be several times as fast as two, and no setting is best in both cases. A number fixes it,
-    "auto" compares; ValueError for anything else.
+    OpenMP's threads wait for each other by spinning: all cores are faster on a machine of its own, one may be several
+    times as fast beside another busy process. A number fixes it, "auto" compares; ValueError for anything else.
     """
 
     def __init__(self, threads: int | str = "auto") -> None:

@@ -25,17 +25,16 @@ class Tracker:
         image_processor (`TrackerImageProcessor`): the crops and the normalization that the model was trained with.
         modality (`str`, *optional*): the second stream's modality; the model's own by default. "any" takes what a
             video's first frame has beside RGB.
-        absent_below (`float`, *optional*): confidence below it reports the target as absent and leaves the box where
-            it was; 0 never does. By default what is saved with the tracker: nothing in the published ones.
+        absent_below (`float`, *optional*): confidence (0 to 1) below it reports the target as absent and leaves the
+            box where it was; 0 never does. By default what is saved with the tracker: nothing in the published ones.
         allow_missing (`bool`): frames without the second stream feed the RGB stream alone instead of an error.
-        size_momentum (`float`, *optional*): share of the last size that a new box keeps, against sizes that run away.
-            By default what is saved with the tracker: 0 in the published ones.
+        size_momentum (`float`, *optional*): share (0 to below 1) of the last size that a new box keeps, against sizes
+            that run away. By default what is saved with the tracker: 0 in the published ones.
         recover (`bool`): look for a target that is absent for more than five frames all over the frame, for a second
             forward pass in each such frame; needs an `absent_below`.
 
     Raises:
-        ValueError: `absent_below` is no number in 0..1, `size_momentum` none from 0 to below 1; `recover` without
-            `absent_below`.
+        ValueError: a number out of its range; `recover` without `absent_below`.
 
     Example:
         >>> import numpy as np
@@ -81,11 +80,10 @@ class Tracker:
         """Loads a full tracker, or an adapter and the base that it names, from a folder or a Hub repository.
 
         Args:
-            repo (`str`): a folder or a Hub id; of a full model or of an adapter. Or a folder of `mmtrackers export`.
-            dtype (`torch.dtype` or `str`, *optional*): precision of the weights, such as `"bfloat16"`; boxes are
-                decoded in float32 all the same. Float32 by default.
+            repo (`str`): folder or Hub id of a full model or of an adapter, or a folder of `mmtrackers export`.
+            dtype (`torch.dtype` or `str`, *optional*): of the weights, such as `"bfloat16"`; float32 by default.
             device (`torch.device` or `str`, *optional*): such as `"cuda"`; the CPU by default.
-            pack (`bool`): prepare the model for inference (merged and folded weights): faster, no training or saving.
+            pack (`bool`): rewrite the model for inference: faster, no training or saving.
             base_model (`str`, *optional*): the base to use instead of the one that the adapter names.
             modality, absent_below, allow_missing, size_momentum, recover: as in `Tracker`.
             kwargs: what `AutoTracker.from_pretrained` takes besides (`revision`, `base_revision`, `cache_dir`, ...).
@@ -121,9 +119,7 @@ class Tracker:
 
     def add_adapter(self, repo: str, name: str, **kwargs: Any) -> None:
         """Loads a further adapter onto the same base, for `start(..., adapter=name)`; the active one stays active.
-
-        Raises:
-            OSError, ValueError: as `load_adapter` of the model; also for a model that is packed or has no adapter.
+        Errors as of the model's `load_adapter`; ValueError too where it is packed or has no adapter.
 
         Example:
             ```python
@@ -186,17 +182,15 @@ class Tracker:
         Args:
             frame (`dict[str, np.ndarray]` or `np.ndarray`): modality -> picture (HWC uint8 RGB; depth HW uint16 in
                 millimeters), or the RGB picture alone.
-            box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target. Several targets share
-                each frame's forward pass.
+            box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target, which share each frame's
+                forward pass.
             modality (`str`, *optional*): the second stream of this video, in place of the adapter's.
             adapter (`str`, *optional*): name of the adapter to track with; the active one by default. A session keeps
                 its adapter whatever is switched on the model or in other sessions, also in other threads.
-            alignment (`dict[str, np.ndarray]`, *optional*): modality -> the 3 x 3 matrix that maps pixels of its
-                pictures to pixels of the RGB picture (`mmtrackers align` finds it), or "scale" for the same view in
-                another size. Only crops are warped.
+            alignment (`dict[str, np.ndarray]`, *optional*): modality -> what maps pixels of its pictures to pixels of
+                the RGB picture, see `mmtrackers.processing.alignment.check_alignment`.
             thermal_range (2 `float` or `str`, *optional*): what becomes black and white in thermal frames of 16 bits
-                or in degrees; by default a robust range of the first frame that slowly follows, "frame" for every
-                frame's own. Frames of 8 bits stay as they are.
+                or in degrees, see [`ThermalRange`].
 
         Raises:
             ValueError: a box that is empty, NaN or outside the frame; a stream or an adapter that is missing; an
@@ -221,11 +215,8 @@ class Tracker:
             kwargs: what `start` takes besides (`adapter`, `alignment`, ...).
 
         Returns:
-            An iterator over one `Prediction` per frame (one list of them where a list of boxes was given); the first
-            is the given box with score 1.
-
-        Raises:
-            ValueError: no box is known; or as `start` and `open_source`.
+            An iterator over a `Prediction` per frame, or a list of them where a list of boxes was given; the first is
+            the given box with score 1. ValueError where no box is known, and as `start` and `open_source`.
 
         Example:
             ```python

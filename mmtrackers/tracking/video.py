@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,7 @@ import numpy as np
 
 
 class VideoFacts(NamedTuple):
-    """What a video file's header says: number of frames and length in seconds (None where it does not), and frames per
-    second."""
+    """What a video file's header says; None where it does not."""
 
     frames: int | None
     fps: float
@@ -92,11 +92,9 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class VideoWriter:
-    """Writes an H.264 video (yuv420p) that browsers and players show.
-
-    The file can be played up to the last half second while it is written, also if the process is killed. Sides that
-    are odd are made even by repeating the last row or column; a file of no frames is not left behind.
+class VideoWriter(AbstractContextManager):
+    """Writes an H.264 video (yuv420p) that browsers and players show, playable up to the last half second while it is
+    written. Odd sides are made even by repeating the last row or column; a file of no frames is not left behind.
 
     Args:
         path (`str` or `Path`): the `.mp4` file.
@@ -115,11 +113,7 @@ class VideoWriter:
         self._shape: tuple[int, ...] = ()
 
     def write(self, image: np.ndarray) -> None:
-        """Adds one frame, HWC uint8 RGB, of the same size as the first one.
-
-        Raises:
-            ValueError: the size differs from the first frame's.
-        """
+        """Adds one frame, HWC uint8 RGB; ValueError where its size is not the first one's."""
         if self._container is None:
             self._open(image.shape)
         if image.shape != self._shape:
@@ -153,9 +147,6 @@ class VideoWriter:
                 container.mux(packet)
         finally:
             container.close()
-
-    def __enter__(self) -> "VideoWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
