@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .crops import AlignedCrop, Crop, check_picture
+from .crops import AlignedCrop, Crop
 
 SCALE = "scale"
 Alignment = np.ndarray | str
@@ -24,15 +24,8 @@ _BORDERS = {"depth": (cv2.BORDER_CONSTANT, _UNKNOWN_DEPTH), "event": (cv2.BORDER
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One stream of a frame as crops are taken from it.
-
-    Args:
-        picture (`np.ndarray` uint8 `[H, W, 3]`): as the camera shows it.
-        modality (`str`): what feeds the stream.
-        matrix (`np.ndarray` float64 `[3, 3]`, *optional*): pixels of this picture -> pixels of the frame; None where
-            they are the same.
-        frame_size (2 `int`, *optional*): height and width of the frame; the picture's own by default.
-    """
+    """One stream of a frame as crops are taken from it: uint8 `[H, W, 3]` as the camera shows it, what feeds it, the
+    matrix `[3, 3]` from its pixels to those of the frame (None: the same), and the frame's height and width."""
 
     picture: np.ndarray
     modality: str
@@ -46,7 +39,7 @@ class View:
 
 
 def as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
-    """Views as they are, or a picture of all streams as one.
+    """Views as they are, or a uint8 picture `[H, W, C]` of all streams as one; ValueError for another one.
 
     Example:
         >>> [view.size for view in as_views(np.zeros((4, 6, 3), np.uint8))]
@@ -54,19 +47,15 @@ def as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
     """
     if isinstance(image, (list, tuple)):
         return image
-    check_picture(image)
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:
+        shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"a crop needs a uint8 picture [H, W, C] as stack() gives it, got {shown}")
     return [View(image, "rgb")]
 
 
 def check_alignment(alignment: Alignment, modality: str = "second") -> Alignment:
-    """An alignment as float64 `[3, 3]` with a 1 in its corner, or "scale" (one view in two sizes) as it is.
-
-    Args:
-        alignment (`np.ndarray` or nested list `[3, 3]` or `[2, 3]`, or `str`): the matrix, or "scale".
-        modality (`str`): for messages.
-
-    Raises:
-        ValueError: another shape, numbers that are not finite, or a matrix that cannot be inverted.
+    """An alignment (3 x 3 numbers, or 2 x 3) as float64 `[3, 3]` with a 1 in its corner, or "scale" (one view in two
+    sizes) as it is; ValueError for another shape, numbers that are not finite, or a matrix that cannot be inverted.
 
     Example:
         >>> check_alignment([[2, 0, 0], [0, 2, 0]]).tolist()
@@ -179,9 +168,8 @@ def cut_warped(view: View, where: Crop | AlignedCrop, fill: np.ndarray | None = 
         scale, shift = np.full(2, where.resize_factor), np.array([where.x1, where.y1]) * -where.resize_factor
     else:
         scale, shift = where.scale, where.translation
-    to_crop = np.array(
-        [[scale[0], 0, shift[0] + 0.5 * scale[0] - 0.5], [0, scale[1], shift[1] + 0.5 * scale[1] - 0.5], [0, 0, 1]]
-    )
+    to_crop = np.diag((*scale, 1.0))
+    to_crop[:2, 2] = shift + 0.5 * scale - 0.5
     warped = warp(view.picture, to_crop @ view.matrix, where.size, view.modality)
     if isinstance(where, Crop):
         return _faded(warped, *(_inside(where, axis, view.size[1 - axis]) for axis in (1, 0)))

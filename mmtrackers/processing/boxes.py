@@ -1,8 +1,8 @@
 """Boxes: forms, overlaps, and the checks at the public edge.
 
 A variable's name says its form: `box_xywh` (left, top, width, height), `box_xyxy` (left, top, right, bottom),
-`box_cxcywh` (center, width, height). The last axis holds the four numbers. Conversions and overlaps take NumPy arrays
-or torch tensors and give the same kind back; the unit (pixels, fractions of a crop) passes through unchanged.
+`box_cxcywh` (center, width, height), on the last axis. Conversions and overlaps take NumPy arrays or torch tensors of
+any unit and give the same kind back; ValueError where the last axis does not hold four numbers.
 """
 
 import warnings
@@ -25,17 +25,12 @@ def _parts(boxes: Array) -> tuple[Array, Array, Array, Array]:
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
-def _join(first: Array, second: Array, third: Array, fourth: Array) -> Array:
-    if isinstance(first, torch.Tensor):
-        return torch.stack((first, second, third, fourth), dim=-1)
-    return np.stack((first, second, third, fourth), axis=-1)
+def _join(*parts: Array) -> Array:
+    return torch.stack(parts, -1) if isinstance(parts[0], torch.Tensor) else np.stack(parts, -1)
 
 
 def xywh_to_xyxy(boxes_xywh: Array) -> Array:
-    """Left, top, width, height to left, top, right, bottom; boxes `[..., 4]` of any unit.
-
-    Raises:
-        ValueError: the last axis does not hold four numbers (so for every function here).
+    """Left, top, width, height to left, top, right, bottom.
 
     Example:
         >>> xywh_to_xyxy(np.array([10.0, 20.0, 30.0, 40.0]))
@@ -94,10 +89,8 @@ def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
 
 
 def clip_box_xywh(box_xywh: BoxLike, height: int, width: int, margin: float = 10.0) -> np.ndarray:
-    """Keeps tracked boxes `[..., 4]` on the picture, with at least `margin` pixels inside and on each side.
-
-    The rule of OSTrack's tracking loop (botaoye/OSTrack, `clip_box`). Where the picture is narrower than the margin
-    the margin shrinks to the picture.
+    """Keeps tracked boxes `[..., 4]` on the picture, with at least `margin` pixels inside and on each side, or the
+    whole of a smaller picture (botaoye/OSTrack, `clip_box`).
 
     Example:
         >>> clip_box_xywh([-30.0, -5.0, 20.0, 8.0], height=120, width=160)
@@ -111,13 +104,9 @@ def clip_box_xywh(box_xywh: BoxLike, height: int, width: int, margin: float = 10
 
 
 def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
-    """Checks a box that a person gave, before anything is cropped round it: float64 `[4]`.
+    """Checks a box that a person gave, in pixels of a picture of `height` and `width`: float64 `[4]`.
 
     One that is possible but looks like something else (two corners, a target of less than two pixels) is warned of.
-
-    Args:
-        box_xywh (4 numbers): left, top, width, height in pixels; it may reach over the picture's border.
-        height, width (`int`): size of the picture in pixels.
 
     Raises:
         ValueError: not four numbers, a number that is not finite, a side that is not positive, fractions of the

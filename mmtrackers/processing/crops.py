@@ -108,11 +108,11 @@ def aligned_crop(
     shift: np.ndarray | None = None,
 ) -> AlignedCrop:
     """Where LoRAT crops round a box `[4]` (pixels of a frame of `height` and `width`) a square of `size` pixels
-    (LitingLin/LoRAT, `scale_and_translate`).
+    (LitingLin/LoRAT, `scale_and_translate`); training's jitter gives the `scale` `[2]`, and moves the crop by `shift`
+    `[2]` of its pixels.
 
     What the crop shows of the frame is widened to whole pixels on both sides, and boxes are mapped by what that makes
-    of scale and translation, in float32 as there: a template's cells depend on the last digit. Training's jitter
-    replaces `aligned_scale` by `scale` `[2]` and moves the crop by `shift` `[2]` of its pixels.
+    of scale and translation, in float32 as there: a template's cells depend on the last digit.
     """
     if scale is None:
         scale = aligned_scale(box_xywh, factor, size)
@@ -134,9 +134,7 @@ def aligned_crop(
 def cut_aligned(image: np.ndarray, where: AlignedCrop, fill: np.ndarray) -> np.ndarray:
     """The part of a uint8 picture `[H, W, C]` that an aligned crop names, resized bilinearly: float32 `[size, size,
     C]`, 0 to 255, on a ground of one color, `fill` `[C]`."""
-    check_picture(image)
-    channels = image.shape[2]
-    picture = np.empty((where.size, where.size, channels), np.float32)
+    picture = np.empty((where.size, where.size, image.shape[2]), np.float32)
     picture[:] = fill
     left, top, right, bottom = where.target
     if right > left:
@@ -161,9 +159,7 @@ def mean_color(image: np.ndarray) -> np.ndarray:
 def hann_window(grid: int, zeros: bool = False) -> np.ndarray:
     """Weights that favor places near the last position: the outer product of two symmetric Hann windows, float32
     `[grid, grid]`, in 0..1; without zeros at the border in botaoye/OSTrack (`hann2d`), with them in LitingLin/LoRAT.
-
-    Raises:
-        ValueError: `grid` is not a positive integer.
+    ValueError where `grid` is not a positive integer.
 
     Example:
         >>> window = hann_window(3)
@@ -180,7 +176,6 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
     """The part of a uint8 picture `[H, W, C]` that a crop names, resized bilinearly: `[size, size, C]`, black where it
     leaves the picture, whose last row and column count as outside once the square reaches them (botaoye/OSTrack,
     `sample_target`). ValueError for a square of more than 16 times the picture's longer side."""
-    check_picture(image)
     height, width, channels = image.shape
     x1, y1, side = where.x1, where.y1, where.side
     if side > _LARGEST * max(height, width):
@@ -201,10 +196,3 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
         region = padded
     picture = cv2.resize(region, (where.size, where.size), interpolation=cv2.INTER_LINEAR)
     return picture.reshape(where.size, where.size, channels)
-
-
-def check_picture(image: np.ndarray) -> None:
-    """Raises ValueError unless `image` is a uint8 picture `[H, W, C]`."""
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:
-        shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"a crop needs a uint8 picture [H, W, C] as stack() gives it, got {shown}")

@@ -19,11 +19,8 @@ except ImportError:  # Windows
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes a UTF-8 text file, and its folder; a reader finds the old file or the whole new one, never a part.
-
-    Raises:
-        OSError: it cannot be written (a full disk, no permission); names the file, and leaves no part of it behind.
-    """
+    """Writes a UTF-8 text file, and its folder; a reader finds the old file or the whole new one, never a part, also
+    after an OSError, which names the file."""
     path = Path(path)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -72,8 +69,8 @@ class FolderLock:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 file.close()
-                raise OSError(f"{self.path.parent} is being written by {owner}: wait for its end, or choose another "
-                              "folder") from error  # fmt: skip
+                where = f"{self.path.parent} is being written by {owner}"
+                raise OSError(f"{where}: wait for its end, or choose another folder") from error
             except OSError as error:
                 file.close()
                 warnings.warn(f"{self.path.parent} cannot be locked ({error.strerror}): see to it that no other run "
@@ -98,11 +95,7 @@ class FolderLock:
 @contextmanager
 def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Keeps a folder to this process while it is made; after an error it is gone again, unless it was there before.
-
-    Raises:
-        FileExistsError: it holds something, without `overwrite`, or is a file.
-        OSError: another process writes there.
-    """
+    FileExistsError where it holds something, without `overwrite`, or is a file; OSError where another writes there."""
     folder = Path(folder)
     existed, taken = folder.exists(), f"{folder} exists and is not an empty folder: choose another one"
     if existed and not folder.is_dir():

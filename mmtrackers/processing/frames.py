@@ -43,10 +43,6 @@ def _checked(picture: Any, stream: str) -> np.ndarray:
     raise ValueError(f"the {stream} picture has the shape {shape}: {hint}")
 
 
-def _wrong_type(picture: np.ndarray, stream: str, expected: str, hint: str) -> ValueError:
-    return ValueError(f"the {stream} picture has the type {picture.dtype}, expected {expected}: {hint}")
-
-
 def _eight_bit(picture: np.ndarray, stream: str, thermal_range: ThermalRange | None) -> np.ndarray:
     if picture.dtype == np.uint8:
         return picture
@@ -56,7 +52,7 @@ def _eight_bit(picture: np.ndarray, stream: str, thermal_range: ThermalRange | N
     if picture.dtype.kind == "f":
         hint = "normalizing is the processor's work; (frame * 255).round().astype(np.uint8) if its values are 0..1"
     expected = "uint8, uint16, or float of one channel (degrees)" if stream == "thermal" else "uint8"
-    raise _wrong_type(picture, stream, expected, hint)
+    raise ValueError(f"the {stream} picture has the type {picture.dtype}, expected {expected}: {hint}")
 
 
 def _median(depth: np.ndarray) -> float:
@@ -71,12 +67,8 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
     the ViPT family were trained on.
 
     Values above `min(3 * median, 10000)` mm become that value (`clip`; RGBD1K's recipe does not), then the picture's
-    own minimum and maximum become 0 and 255 (rounded), then OpenCV's JET map. The channels stay in the order that
-    OpenCV gives, blue first: the published models saw them so (jiawen-zhu/ViPT, `depth_utils.py`). Where more than
-    half of the pixels are unknown, the median is that of the known ones.
-
-    Raises:
-        ValueError: it is not a uint16 picture of one channel.
+    own minimum and maximum become 0 and 255 (rounded), then OpenCV's JET map, blue first as the published models saw
+    it (jiawen-zhu/ViPT, `depth_utils.py`). ValueError for another kind of picture.
 
     Example:
         >>> depth_to_colors(np.array([[0, 1000], [2000, 3000]], dtype=np.uint16))[0, 0].tolist()
@@ -94,7 +86,7 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
             hint = "(frame * 1000).round().clip(0, 65535).astype(np.uint16) if its values are meters"
         elif depth.dtype == np.uint8:
             hint = "read the file with cv2.IMREAD_UNCHANGED, which keeps its 16 bits"
-        raise _wrong_type(depth, "depth", "uint16 (millimeters)", hint)
+        raise ValueError(f"the depth picture has the type {depth.dtype}, expected uint16 (millimeters): {hint}")
     depth = np.ascontiguousarray(depth)
     if clip:
         # where most pixels are unknown the median is 0, and clipping at it would leave nothing
@@ -106,21 +98,15 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
 def to_picture(
     picture: np.ndarray, stream: str, depth_clip: bool = True, thermal_range: ThermalRange | None = None
 ) -> np.ndarray:
-    """One stream of a frame as a picture of three channels.
+    """One stream of a frame as a picture of three channels, uint8 `[H, W, 3]`, contiguous.
 
     Args:
         picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` gray; thermal: also uint16 counts,
-            or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimeters.
+            or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimeters. ValueError else.
         stream (`str`): the modality.
         depth_clip (`bool`): see `depth_to_colors`.
         thermal_range ([`ThermalRange`], *optional*): the video's; by default a picture's own minimum and maximum
             become 0 and 255.
-
-    Returns:
-        `np.ndarray` uint8 `[H, W, 3]`, contiguous.
-
-    Raises:
-        ValueError: an empty picture, or one of another shape or type.
     """
     if stream == "depth":
         return depth_to_colors(picture, clip=depth_clip)

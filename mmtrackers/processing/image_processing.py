@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,26 +30,27 @@ from .thermal import ThermalRange
 __all__ = ["AlignedCrop", "Crop", "TrackerImageProcessor", "hann_window"]
 
 Role = Literal["template", "search"]
+Images = np.ndarray | Sequence[np.ndarray]
 CROP_STYLES = ("ostrack", "lorat")
 SMALLEST_SEARCHED = 10.0  # pixels: LoRAT looks round a box of at least this size
 
 _SERVICE_KEYS = frozenset({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"})
 
 
-class TrackerImageProcessorKwargs(TypedDict, total=False):
-    """Saved settings of `TrackerImageProcessor`."""
+class CropSettings:
+    """Saved settings of `TrackerImageProcessor`, and their defaults."""
 
-    crop_style: str
-    template_size: int
-    template_factor: float
-    search_size: int
-    search_factor: float
-    image_mean: list[float] | tuple[float, ...]
-    image_std: list[float] | tuple[float, ...]
-    depth_clip: bool
-    size_momentum: float
-    absent_below: float | None
-    calibration: list[float] | tuple[float, ...] | None
+    crop_style: str = "ostrack"
+    template_size: int = 128
+    template_factor: float = 2.0
+    search_size: int = 256
+    search_factor: float = 4.0
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    depth_clip: bool = True
+    size_momentum: float = 0.0
+    absent_below: float | None = None
+    calibration: list[float] | tuple[float, ...] | None = None
 
 
 @lru_cache(maxsize=16)
@@ -62,16 +63,14 @@ def _normalization(
         return shift, torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
 
 
-class TrackerImageProcessor(BaseImageProcessor):
+class TrackerImageProcessor(CropSettings, BaseImageProcessor):
     """Frames to crops, crops to tensors, boxes between frame and crop; saved as `preprocessor_config.json`.
 
-    There are two conventions. "ostrack" (Ye et al., ECCV 2022; botaoye/OSTrack, `sample_target`): a square of side
-    `ceil(sqrt(w h) factor)` round the box, black where it leaves the picture, resized bilinearly. "lorat" (Lin et al.,
-    ECCV 2024; LitingLin/LoRAT, also SPMTrack's): the box and `(factor - 1) (w + h) / 2` more on each axis, whole
-    pixels of the picture on whole pixels of the crop, the picture's mean color round it, in float32.
-
     Args:
-        crop_style (`str`): the crop convention, "ostrack" or "lorat".
+        crop_style (`str`): "ostrack" (Ye et al., ECCV 2022; botaoye/OSTrack, `sample_target`): a square of side
+            `ceil(sqrt(w h) factor)` round the box, black where it leaves the picture, resized bilinearly; or "lorat"
+            (Lin et al., ECCV 2024; LitingLin/LoRAT, also SPMTrack's): the box and `(factor - 1) (w + h) / 2` more on
+            each axis, whole pixels on whole pixels, the picture's mean color round it, in float32.
         template_size, search_size (`int`): sides of the two crops in pixels.
         template_factor, search_factor (`float`): side of the square in units of the box's mean side.
         image_mean, image_std (3 `float`): normalization of every stream, for values in 0..1.
@@ -93,20 +92,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         ((1, 1, 3, 256, 256), 108)
     """
 
-    valid_kwargs = TrackerImageProcessorKwargs
+    valid_kwargs = CropSettings
     model_input_names = ["search", "template"]
-
-    crop_style = "ostrack"
-    template_size = 128
-    template_factor = 2.0
-    search_size = 256
-    search_factor = 4.0
-    image_mean = (0.485, 0.456, 0.406)
-    image_std = (0.229, 0.224, 0.225)
-    depth_clip = True
-    size_momentum = 0.0
-    absent_below = None
-    calibration = None
 
     def __init__(self, **kwargs: Any) -> None:
         names = tuple(self.valid_kwargs.__annotations__)
@@ -131,23 +118,22 @@ class TrackerImageProcessor(BaseImageProcessor):
 
         if self.crop_style not in CROP_STYLES:
             raise ValueError(f"crop_style is {self.crop_style!r}, known: {', '.join(map(repr, CROP_STYLES))}")
+        def three(value: Any) -> bool:
+            return isinstance(value, tuple) and len(value) == 3 and all(map(number, value))
+
         for role in ("template", "search"):
             size, factor = getattr(self, f"{role}_size"), getattr(self, f"{role}_factor")
-            whole = type(size) is int and size > 0
-            check(f"{role}_size", whole, "a positive whole number of pixels")
+            check(f"{role}_size", type(size) is int and size > 0, "a positive whole number of pixels")
             check(f"{role}_factor", number(factor) and factor > 0, "a positive number")
             holds = self.crop_style != "lorat" or factor >= 1
             check(f"{role}_factor", holds, "1 or more: a 'lorat' crop holds its box")
         for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
-            right = isinstance(value, tuple) and len(value) == 3 and all(map(number, value))
-            check(name, right, "3 numbers, one for each channel of a stream")
+            check(name, three(getattr(self, name)), "3 numbers, one for each channel of a stream")
         check("image_std", min(self.image_std) > 0, "positive numbers")
         momentum, absent, weights = self.size_momentum, self.absent_below, self.calibration
         check("size_momentum", number(momentum) and 0 <= momentum < 1, "a number from 0 to below 1")
         check("absent_below", absent is None or (number(absent) and 0 <= absent <= 1), "a number from 0 to 1, or null")
-        right = weights is None or (len(weights) == 3 and all(map(number, weights)))
-        check("calibration", right, "3 finite numbers, or null")
+        check("calibration", weights is None or three(weights), "3 finite numbers, or null")
 
     def to_dict(self) -> dict[str, Any]:
         """The saved settings and the class name."""
@@ -155,7 +141,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         return {key: value for key, value in super().to_dict().items() if key in names}
 
     def stack(self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False) -> np.ndarray:
-        """Checks a frame and lays its streams side by side on the channel axis.
+        """Checks a frame and lays its streams side by side on the channel axis: uint8 `[H, W, 3 * streams]`, RGB
+        first.
 
         Args:
             frame (`dict[str, np.ndarray]` or `np.ndarray`): "rgb", "thermal", "depth", "event" -> picture, or one
@@ -164,9 +151,6 @@ class TrackerImageProcessor(BaseImageProcessor):
                 takes the only picture beside RGB.
             streams (`int`): 1 or 2; other pictures in the frame are left alone.
             allow_missing (`bool`): feed RGB in the place of a second stream that is not there, and warn once.
-
-        Returns:
-            `np.ndarray` uint8 `[H, W, 3 * streams]`, RGB first.
 
         Raises:
             ValueError: unknown or missing stream, streams of different size, an empty picture, a wrong shape or type.
@@ -184,19 +168,13 @@ class TrackerImageProcessor(BaseImageProcessor):
         self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False,
         alignment: Mapping[str, Alignment] | None = None, thermal_range: ThermalRange | None = None,
     ) -> list[View]:
-        """The streams of a frame, each by itself, for `crop`: what `stack` does without joining whole pictures.
+        """The streams of a frame, RGB first, each by itself, for `crop`: `stack` without joining whole pictures.
 
         Args:
-            frame, modality, streams, allow_missing: as for `stack`.
+            frame, modality, streams, allow_missing: as for `stack`, and so are the errors.
             alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> what maps its pixels to RGB's, of
-                `mmtrackers.processing.alignment.check_alignment`; the streams may then differ in size.
+                `check_alignment`; the streams may then differ in size. ValueError where it does not fit the pictures.
             thermal_range ([`ThermalRange`], *optional*): of this video; by default every frame's own.
-
-        Returns:
-            `list[View]`: RGB first.
-
-        Raises:
-            ValueError: as `stack`, and for an alignment that does not fit the pictures.
         """
         views: dict[str, View] = {}
         for stream, (source, picture) in choose_streams(frame, modality, streams, allow_missing).items():
@@ -214,9 +192,8 @@ class TrackerImageProcessor(BaseImageProcessor):
             view = View(to_picture(picture, source, self.depth_clip, thermal_range), source)
             given = (alignment or {}).get(source)
             if given is not None and views:
-                frame_size = views["rgb"].size
-                matrix = frame_matrix(given, view.size, frame_size, source)
-                view = View(view.picture, source, matrix, frame_size)
+                size = views["rgb"].size
+                view = View(view.picture, source, frame_matrix(given, view.size, size, source), size)
             views[stream] = view
         check_sizes({stream: view.size for stream, view in views.items()})
         return list(views.values())
@@ -225,9 +202,6 @@ class TrackerImageProcessor(BaseImageProcessor):
         self, image: np.ndarray | Sequence[View], box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
     ) -> tuple[np.ndarray, Crop | AlignedCrop]:
         """Cuts round a box and resizes.
-
-        In the "ostrack" style the picture's last row and column count as outside once the square reaches them, as in
-        the official code.
 
         Args:
             image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
@@ -272,7 +246,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         return join_streams(cut)
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
-        """The color `[C]` that crops of this picture, and later ones of its video, are padded with; None for black."""
+        """The color `[C]` that crops of this picture and its video are padded with; None for black."""
         if self.crop_style == "ostrack":
             return None
         return np.concatenate([mean_color(view.picture) for view in as_views(image)])
@@ -314,11 +288,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         return mask
 
     def to_tensor(self, crops: Sequence[np.ndarray]) -> torch.Tensor:
-        """Crops `[s, s, 3 * S]` as one tensor with the streams apart, `[B, S, 3, s, s]` of the same type.
-
-        Raises:
-            ValueError: no crops, crops of several sizes, or channels that are no multiple of 3.
-        """
+        """Crops `[s, s, 3 * S]` as one tensor with the streams apart, `[B, S, 3, s, s]` of the same type; ValueError
+        for no crops, crops of several sizes, or channels that are no multiple of 3."""
         shapes = {crop.shape for crop in crops}
         if len(shapes) != 1:
             raise ValueError(f"a batch needs crops of one shape, got {sorted(shapes) or 'no crops'}")
@@ -339,7 +310,7 @@ class TrackerImageProcessor(BaseImageProcessor):
         return (pixels - mean).mul_(scale)
 
     def _crops(
-        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike], role: Role
+        self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike], role: Role
     ) -> tuple[torch.Tensor, list[Crop | AlignedCrop]]:
         boxes = np.array(boxes_xywh, dtype=np.float64).reshape(-1, np.shape(boxes_xywh)[-1] if len(boxes_xywh) else 4)
         if isinstance(images, np.ndarray) and images.ndim == 3:
@@ -349,17 +320,12 @@ class TrackerImageProcessor(BaseImageProcessor):
         cut = [self.crop(image, box, role) for image, box in zip(images, boxes, strict=True)]
         return self.normalize(self.to_tensor([picture for picture, _ in cut])), [crop for _, crop in cut]
 
-    def template(
-        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike]
-    ) -> torch.Tensor:
-        """Templates as a tracker's `forward` takes them.
+    def template(self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike]) -> torch.Tensor:
+        """Templates as a tracker's `forward` takes them, float32 `[B, 1, S, 3, s, s]`.
 
         Args:
             images (list of `np.ndarray` `[H, W, 3 * S]`, or one for all boxes): as `stack` gives them.
             boxes_xywh (`[B, 4]`, or 4 numbers): pixels of the frame.
-
-        Returns:
-            `torch.Tensor` float32 `[B, 1, S, 3, s, s]`.
 
         Raises:
             ValueError: as `crop`, and if the numbers of pictures and boxes differ.
@@ -367,14 +333,14 @@ class TrackerImageProcessor(BaseImageProcessor):
         return self._crops(images, boxes_xywh, "template")[0][:, None]
 
     def search(
-        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike]
+        self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike]
     ) -> tuple[torch.Tensor, list[Crop | AlignedCrop]]:
         """Search regions as `forward` takes them, float32 `[B, S, 3, s, s]`, and where each was taken; arguments and
         errors as `template`."""
         return self._crops(images, boxes_xywh, "search")
 
     def preprocess(
-        self, images: np.ndarray | Sequence[np.ndarray], boxes_xywh: BoxLike | Sequence[BoxLike], role: Role = "search"
+        self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike], role: Role = "search"
     ) -> BatchFeature:
         """`template` or `search` in the form that `model(**inputs)` takes; also what calling the processor does.
 
@@ -403,12 +369,8 @@ class TrackerImageProcessor(BaseImageProcessor):
         return crop.box_from_crop(np.concatenate((box[..., :2] - 0.5 * box[..., 2:], box[..., 2:]), axis=-1))
 
     def clip_box(self, box_xywh: np.ndarray, height: int, width: int) -> np.ndarray | None:
-        """A predicted box on its frame, by the rule of the crop style's tracking loop; None where the style has no
-        use for it.
-
-        "ostrack" keeps at least 10 pixels of any box on the frame. "lorat" cuts off what lies outside, and does not
-        move where nothing is left.
-        """
+        """A predicted box on its frame, by the rule of the crop style's tracking loop: "ostrack" keeps at least 10
+        pixels of any box on the frame, "lorat" cuts off what lies outside; None where nothing is left."""
         if self.crop_style == "ostrack":
             return clip_box_xywh(box_xywh, height, width)
         first = np.clip(box_xywh[:2], 0, [width, height])

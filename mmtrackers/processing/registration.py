@@ -20,13 +20,8 @@ _UNLIKE = 0.1  # correlation of gradients below which nothing was found
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """A matrix, and how well the pictures agree under it.
-
-    Args:
-        matrix (`np.ndarray` float64 `[3, 3]`): pixels of the other picture -> pixels of the RGB picture.
-        before, after (`float`): correlation of the gradients, -1 to 1, with the other picture merely scaled to the RGB
-            picture's size, and through the matrix.
-    """
+    """A matrix, float64 `[3, 3]`, from pixels of the other picture to those of the RGB picture; and the correlation of
+    their gradients, -1 to 1, with the other one merely scaled (`before`) and through the matrix (`after`)."""
 
     matrix: np.ndarray
     before: float
@@ -48,15 +43,11 @@ def register(
     """Estimates the alignment from pictures: the enhanced correlation coefficient (Evangelidis and Psarakis, PAMI
     2008) of gradients, from coarse to fine.
 
-    Several pairs of one rig are taken together, by the mean of their gradients: what moves fades, what stands stays.
-
     Args:
-        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and the other stream's, as `to_picture` gives it.
+        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and the other stream's, as `to_picture` gives it; of
+            several pairs of one rig the gradients' mean counts: what moves fades, what stands stays.
         model (`str`): "affine", or "homography", which needs much more structure in the pictures.
         modality (`str`): of the other stream.
-
-    Returns:
-        [`Registration`]
 
     Raises:
         ValueError: no pairs, pictures that change in size, or nothing in common was found.
@@ -130,15 +121,13 @@ def check_model(model: str) -> None:
 
 
 def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[np.ndarray, float]:
-    """The alignment that lays points on points, by least squares, robust against a few wrong ones.
+    """The alignment that lays points on points, by least squares, robust against a few wrong ones: float64 `[3, 3]`,
+    other -> RGB, and the median distance of the points in pixels.
 
     Args:
         points (`np.ndarray` `[N, 4]`): x, y in the RGB picture and x, y of the same thing in the other one.
         model (`str`, *optional*): "affine" or "homography"; affine below 8 points by default, where a homography
             follows the errors of pointing (41 pixels off in the median with 4 points that are 1.5 pixels off).
-
-    Returns:
-        `(matrix, residual)`: float64 `[3, 3]`, other -> RGB, and the median distance of the points in pixels.
 
     Raises:
         ValueError: too few points for the model, or points on one line.
@@ -181,19 +170,15 @@ def read_points(path: str | Path) -> np.ndarray:
         raise ValueError(f"the points {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = []
     for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].replace(",", " ").split()
-        if not words:
-            continue
-        try:
-            row = [float(word) for word in words]
-        except ValueError:
-            row = []
-        if len(row) != 4:
-            raise ValueError(
-                f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the same point in the "
-                f"other one, got {line.strip()!r}"
-            )
-        rows.append(row)
+        if words := line.partition("#")[0].replace(",", " ").split():
+            try:
+                x, y, other_x, other_y = map(float, words)
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the same point in "
+                    f"the other one, got {line.strip()!r}"
+                ) from None
+            rows.append((x, y, other_x, other_y))
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
@@ -201,11 +186,7 @@ def overlay(rgb: np.ndarray, other: np.ndarray, matrix: np.ndarray, modality: st
     """A picture to judge an alignment (`[3, 3]`, other -> RGB) by: RGB's edges in cyan on the other picture, without
     (left) and with it; uint8 `[H, 2 W, 3]`, of the RGB picture's size."""
     height, width = rgb.shape[:2]
-    edges = gradients(rgb)
-    strength = edges**4
-    halves = []
-    for mapping in (frame_matrix("scale", other.shape[:2], (height, width), modality), matrix):
-        ground = warp(other, mapping, (width, height), modality).astype(np.float32)
-        cyan = np.array([0, 255, 255], np.float32)
-        halves.append(ground + strength[..., None] * (cyan - ground))
-    return np.concatenate(halves, axis=1).round().astype(np.uint8)
+    scaled = frame_matrix("scale", other.shape[:2], (height, width), modality)
+    ground = np.hstack([warp(other, m, (width, height), modality) for m in (scaled, matrix)]).astype(np.float32)
+    strength = np.tile(gradients(rgb) ** 4, 2)[..., None]
+    return (ground + strength * (np.float32([0, 255, 255]) - ground)).round().astype(np.uint8)

@@ -15,16 +15,12 @@ _PACE = 0.02  # by how much of the difference the range follows each frame
 class ThermalRange:
     """The values that become black and white, kept for one video.
 
-    A range of every frame's own minimum and maximum moves the whole picture when one pixel is hot, and gives template
-    and search region different scales. This one is taken from the first frame without its outermost thousandths, with
-    a tenth of room at both ends, and then follows the scene slowly. Given by hand it stays.
+    By default it is taken from the first frame without its outermost thousandths, with a tenth of room at both ends,
+    and then follows the scene slowly: a hot pixel does not move it, and template and search region have one scale.
 
     Args:
-        limits (2 `float` or `str`, *optional*): values that become 0 and 255, in the frames' own unit; "frame" for
-            every frame's minimum and maximum, as published readers do; by default from the frames.
-
-    Raises:
-        ValueError: not two finite numbers, the first below the second.
+        limits (2 `float` or `str`, *optional*): values that become 0 and 255, in the frames' own unit, the lower one
+            first (else ValueError); or "frame" for every frame's minimum and maximum, as published readers do.
 
     Example:
         >>> frames = np.full((2, 60, 60), 7000, np.uint16)
