@@ -25,7 +25,7 @@ from .video import VideoWriter
 
 _WRITER = "mmtrackers track"
 _WAITING_BYTES = 8 << 20  # of pictures that wait for the video
-_LARGE, _SHOWN = 1440, 1080  # the shorter side, in pixels: videos of more than the one are shrunk to the other
+_LARGE, _SHOWN = 1440, 720  # the shorter side, in pixels: videos of more than the one are shrunk to the other
 
 
 class ResultFiles:
@@ -105,7 +105,7 @@ class _Lines:
 class Recorder:
     """Takes what was found in each frame and writes it in a thread: lines of boxes and scores, then the video.
 
-    Text and video hold the same frames, however the run ends. Videos of more than 1,440 lines are shrunk to 1,080.
+    Text and video hold the same frames, however the run ends. Videos of more than 1,440 lines are shrunk to 720.
 
     Args:
         files ([`ResultFiles`]): already claimed.
