@@ -6,11 +6,5 @@ from .sequence import Sequence
 from .sets import SequenceSet
 
 __all__ = [
-    "Sequence",
-    "SequenceSet",
-    "from_hf_dataset",
-    "load_hf_dataset",
-    "open_dataset",
-    "open_sequence",
-    "to_hf_dataset",
+    "Sequence", "SequenceSet", "from_hf_dataset", "load_hf_dataset", "open_dataset", "open_sequence", "to_hf_dataset",
 ]

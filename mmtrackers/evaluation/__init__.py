@@ -11,25 +11,7 @@ from .truths import truth_of
 from .vot_scoring import LongTerm, MultiStart
 
 __all__ = [
-    "PROTOCOLS",
-    "AttributeScore",
-    "Curve",
-    "EvaluationResult",
-    "LongTerm",
-    "Metric",
-    "MultiStart",
-    "OnePass",
-    "Protocol",
-    "RawResult",
-    "SequenceScore",
-    "Settings",
-    "Speed",
-    "StageTime",
-    "Truth",
-    "add_to_card",
-    "evaluate_tracker",
-    "get_protocol",
-    "score",
-    "score_folder",
-    "truth_of",
+    "PROTOCOLS", "AttributeScore", "Curve", "EvaluationResult", "LongTerm", "Metric", "MultiStart", "OnePass",
+    "Protocol", "RawResult", "SequenceScore", "Settings", "Speed", "StageTime", "Truth", "add_to_card",
+    "evaluate_tracker", "get_protocol", "score", "score_folder", "truth_of",
 ]

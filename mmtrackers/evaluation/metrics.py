@@ -16,10 +16,7 @@ def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) ->
         a_xywh, b_xywh (`np.ndarray`): `[N, 4]`; the type (float32 or float64) is kept.
         inclusive (`bool`): take x + w - 1 as the right edge and add 1 to every extent, as many toolkits do. The area
             is the same, but not the rounding: a box equal to its ground truth may then overlap by a hair more than 1,
-            and lie above a threshold of 1. Otherwise the result is cut to 1.
-
-    Returns:
-        `np.ndarray`: `[N]`, 0 to 1.
+            and lie above a threshold of 1. Otherwise the result `[N]` is cut to 1.
 
     Example:
         >>> overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 2, 2]])).round(4).tolist()
@@ -31,18 +28,13 @@ def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) ->
     sides = np.maximum(high - low + one, 0)
     both = sides[:, 0] * sides[:, 1]
     union = a_xywh[:, 2] * a_xywh[:, 3] + b_xywh[:, 2] * b_xywh[:, 3] - both
-    found = np.zeros_like(both)
-    np.divide(both, union, out=found, where=union > 0)
-    found = np.where(np.isnan(found), 0, found)
+    found = np.nan_to_num(np.divide(both, union, out=np.zeros_like(both), where=union > 0))
     return found if inclusive else np.minimum(found, 1)
 
 
 def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
-    """Distance `[N]` of the centers of boxes `[N, 4]`, in pixels or in units of `scale` `[N, 2]`; NaN where a number
-    lacks.
-
-    Each center is divided by the scale before the difference is taken, as the toolkits do (in float32 the order
-    decides ties).
+    """Distance `[N]` of the centers of boxes `[N, 4]`, in pixels or in units of `scale` `[N, 2]`, by which each center
+    is divided, as in the toolkits: in float32 the order decides ties; NaN where a number lacks.
 
     Example:
         >>> center_errors(np.array([[0.0, 0, 2, 2]]), np.array([[3.0, 4, 2, 2]])).tolist()
@@ -138,7 +130,7 @@ def long_term_curves(
     Args:
         overlaps, confidences (list of `np.ndarray`): per sequence `[N]`; confidence NaN where the tracker gave none.
         visible (list of `int`): per sequence, frames with ground truth.
-        resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.
+        resolution (`int`, *optional*): as for [`LongTerm`].
 
     Returns:
         `(thresholds, precision, recall)`: `[T]` from +inf down to -inf, and `[S, T]` each.
@@ -194,13 +186,12 @@ def expected_overlap(runs: Sequence[np.ndarray], progress: Sequence[int], high: 
     """
     total, number, j = np.zeros(high), np.zeros(high), np.arange(high)
     for values, last in zip(runs, progress, strict=True):
-        length, failed = len(values), last < len(values)
-        sums = np.cumsum(np.where(np.arange(length) < last, values, 0))  # overlap 0 of the first frame included
-        inside = (j > 0) & (j < length)
+        sums = np.cumsum(np.where(np.arange(len(values)) < last, values, 0))  # overlap 0 of the first frame included
+        inside = (j > 0) & (j < len(values))
         total[inside] += sums[j[inside]] / j[inside]
         number[inside] += 1
-        if failed:
-            beyond = (j > 0) & (j >= length)
+        if last < len(values):
+            beyond = (j > 0) & (j >= len(values))
             total[beyond] += sums[-1] / np.maximum(j[beyond] - 1, 1)
             number[beyond] += 1
     return total, number

@@ -47,18 +47,16 @@ class OnePass(Protocol):
         first_frame (`str`): "kept"; "truth" (the result's first box becomes the ground truth's, then bad rows are
             repaired); "truth after repair" (the other way round); "dropped" (the frame does not count);
             "given dropped" (nor does the first that counts, where the run begins).
-        repair (`str`): which rows of a result take the box before them: "none"; "no area" (NaN, or a side of 0 or
-            less); "zero side" (a side of exactly 0, while NaN and negative sides are errors). Never where the ground
-            truth is NaN.
-        inclusive_edges (`bool`): overlap takes x + w - 1 as a box's right edge. The same area with another rounding:
-            the given first box may overlap by a hair more than 1 and so lie above the last threshold.
+        repair (`str`): which rows of a result take the box before them, but where the ground truth is NaN: "none"; "no
+            area" (NaN, or a side of 0 or less); "zero side" (exactly 0; NaN and negative sides are errors).
+        inclusive_edges (`bool`): overlap takes x + w - 1 as a box's right edge; see `metrics.overlaps`.
         clip (`bool`): both boxes are cut to the image.
         modalities (`str`): "first" (the visible boxes), or "nearer" (every frame takes the smaller error and the
             larger overlap of the two modalities, independently).
         hidden (`str`): frames that the set's flags call absent: "ignored" (the flags are not read); "removed";
             "missed" (a miss in every curve, whatever the boxes); "unusable" (as below).
-        unannotated_removed (`bool`): frames without ground truth (no line, or NaN) do not count.
-        empty_removed (`bool`): nor do those whose ground truth has no area.
+        unannotated_removed, empty_removed (`bool`): frames without ground truth (no line, or NaN), or whose ground
+            truth has no area, do not count.
         unusable (`str`): with "", every frame is measured. Otherwise a frame whose ground truth has a number that is
             not above 0 (also an x or y of 0, at the border) misses in success and hits in normalized precision; "hit"
             or "miss" says how its center error counts (toolkits write -1 or infinity).
@@ -66,8 +64,8 @@ class OnePass(Protocol):
         divide_by_usable (`bool`): the denominator leaves out unusable frames.
         normalizer (`str`): the error is divided by the ground truth's "size", by "size + 1e-8" or by "max(1, size)".
         success_steps (`int`): thresholds from 0 to 1 in so many steps; a success lies above its threshold.
-        precision_limit (`float`): thresholds from 0 to so many pixels in 50 steps.
-        precision_strict (`bool`): a precise frame lies below its threshold; otherwise at or below.
+        precision_limit (`float`): thresholds from 0 to so many pixels in 50 steps; a precise frame lies at or below
+            its threshold, or below it (`precision_strict`).
         pooled (`bool`): every frame weighs the same; otherwise every sequence.
         empty_left_out (`bool`): sequences that hit nothing in a curve do not count in that curve's mean.
         padded_in_front (`bool`): where the first frames are absent, a result may begin at the first visible one.
@@ -100,28 +98,18 @@ class OnePass(Protocol):
         return tuple(metric.name for metric in self.metrics)
 
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> "OnePassMeasured":
-        frames = _Frames(self, truths, results)
-        size, owner = len(truths), frames.owner
-        thresholds = {
-            "success": np.linspace(0, 1, self.success_steps + 1),
-            "precision": np.linspace(0, self.precision_limit, 51),
-            "normalized_precision": np.linspace(0, 0.5, 51),
-        }
-        wanted = {metric.curve for metric in self.metrics}
-        thresholds = {name: values for name, values in thresholds.items() if name in wanted}
-        overlaps, hits = frames.overlaps(), {}
-        for name, values in thresholds.items():
-            if name == "success":
-                hits[name] = metrics.count_above(overlaps, values, owner, size)
-            else:
-                errors = frames.errors(normalized=name == "normalized_precision")
-                hits[name] = metrics.count_within(errors, values, owner, size, self.precision_strict)
-        divided = frames.usable if self.divide_by_usable else np.ones(len(owner), dtype=bool)
-        return OnePassMeasured(
-            self, [truth.name for truth in truths], thresholds, hits,
-            overlap=np.bincount(owner, weights=np.maximum(overlaps, 0), minlength=size),
-            frames=np.bincount(owner[divided], minlength=size),
-        )  # fmt: skip
+        frames, size, wanted = _Frames(self, truths, results), len(truths), {metric.curve for metric in self.metrics}
+        owner, overlaps, thresholds, hits = frames.owner, frames.overlaps(), {}, {}
+        if "success" in wanted:
+            thresholds["success"] = np.linspace(0, 1, self.success_steps + 1)
+            hits["success"] = metrics.count_above(overlaps, thresholds["success"], owner, size)
+        for name, limit in (("precision", self.precision_limit), ("normalized_precision", 0.5)):
+            if name in wanted:
+                thresholds[name], errors = np.linspace(0, limit, 51), frames.errors(name == "normalized_precision")
+                hits[name] = metrics.count_within(errors, thresholds[name], owner, size, self.precision_strict)
+        overlap = np.bincount(owner, weights=np.maximum(overlaps, 0), minlength=size)
+        divided = np.bincount(owner[frames.usable] if self.divide_by_usable else owner, minlength=size)
+        return OnePassMeasured(self, [truth.name for truth in truths], thresholds, hits, overlap, divided)
 
 
 @dataclass(eq=False)
@@ -139,18 +127,19 @@ class OnePassMeasured(Measured):
         scores = {}
         for metric in self.protocol.metrics:
             if metric.curve == "overlap":
-                scores[metric.name] = float(self._mean(self.overlap[chosen, None], self.frames[chosen])[0])
+                value = self._mean(self.overlap[chosen, None], self.frames[chosen])[0]
             elif metric.curve == "breakout":
                 weights = [published_difficulty().get(self.names[i]) for i in chosen]
-                if None not in weights:
-                    success = self.hits["success"][chosen].mean(1) / np.maximum(self.frames[chosen], 1)
-                    scores[metric.name] = float((success * weights).mean())
+                if None in weights:
+                    continue
+                value = (self.hits["success"][chosen].mean(1) / np.maximum(self.frames[chosen], 1) * weights).mean()
             else:
                 curve = self._curve(metric.curve, chosen)
                 if metric.take == "area":
-                    scores[metric.name] = float(np.trapezoid(curve, self.thresholds[metric.curve]))
+                    value = np.trapezoid(curve, self.thresholds[metric.curve])
                 else:
-                    scores[metric.name] = float(curve.mean() if metric.take == "mean" else curve[metric.take])
+                    value = curve.mean() if metric.take == "mean" else curve[metric.take]
+            scores[metric.name] = float(value)
         return scores
 
     def curves(self) -> dict[str, Curve]:
@@ -191,8 +180,8 @@ class _Frames:
         streams = [[truth.boxes_xywh for truth in truths]]
         if protocol.modalities == "nearer":
             streams.append([needed(truth, "second_boxes_xywh") for truth in truths])
-        self._truths = [self._typed(np.concatenate(boxes), protocol.rounding == "both") for boxes in streams]
-        found = np.concatenate([whole_boxes(*pair) for pair in zip(truths, results, strict=True)])
+        self._truths = [self._typed(boxes, protocol.rounding == "both") for boxes in streams]
+        found = [whole_boxes(*pair) for pair in zip(truths, results, strict=True)]
         self._result = self._repaired(self._typed(found, protocol.rounding != "none"), first, truths, results)
         if protocol.clip:
             sizes = np.array([needed(truth, "image_size") for truth in truths], dtype=np.float64)[self.owner]
@@ -200,8 +189,8 @@ class _Frames:
             self._result = _clipped(self._result, sizes)
         self._keep(first, truths)
 
-    def _typed(self, rows: np.ndarray, rounded: bool) -> np.ndarray:
-        rows = rows.astype(np.float32 if self._protocol.single_precision else np.float64)
+    def _typed(self, boxes: list[np.ndarray], rounded: bool) -> np.ndarray:
+        rows = np.concatenate(boxes).astype(np.float32 if self._protocol.single_precision else np.float64)
         return np.round(rows) if rounded else rows
 
     def _repaired(
@@ -285,9 +274,6 @@ def _clipped(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def published_difficulty() -> dict[str, float]:
-    """COESOT's difficulty of each test sequence: 1 minus the mean success of 15 trackers.
-
-    As published with its toolkit (Event-AHU/COESOT, `aveSuccessRatePlot_15alg_overlap_OPE.mat`).
-    """
-    record = json.loads(Path(__file__).with_name("coesot_difficulty.json").read_text(encoding="utf-8"))
-    return record["weights"]
+    """COESOT's difficulty of each test sequence: 1 minus the mean success of 15 trackers, as its toolkit publishes it
+    (Event-AHU/COESOT, `aveSuccessRatePlot_15alg_overlap_OPE.mat`)."""
+    return json.loads(Path(__file__).with_name("coesot_difficulty.json").read_text(encoding="utf-8"))["weights"]

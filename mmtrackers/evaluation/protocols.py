@@ -109,10 +109,7 @@ PROTOCOLS: dict[str, Protocol] = {row.name: row for row in _ROWS}
 
 
 def get_protocol(name: str | Protocol) -> Protocol:
-    """The protocol of that name (a protocol passes through).
-
-    Raises:
-        ValueError: there is none; the message lists those that exist.
+    """The protocol of that name (a protocol passes through); ValueError, which lists them, where there is none.
 
     Example:
         >>> get_protocol("LasHeR").metric_names
@@ -127,25 +124,14 @@ def get_protocol(name: str | Protocol) -> Protocol:
 
 
 def score(
-    protocol: Protocol | str,
-    truths: Sequence[Truth],
-    results: Sequence[RawResult],
-    tracker: str = "",
-    **about: Any,
+    protocol: Protocol | str, truths: Sequence[Truth], results: Sequence[RawResult], tracker: str = "", **about: Any
 ) -> EvaluationResult:
-    """Scores one tracker on one set.
+    """Scores one tracker on one set; ValueError as for `Protocol.measure`.
 
     Args:
         protocol (`Protocol` or `str`): the rules, or their name.
         truths (list of [`Truth`]), results (list of [`RawResult`]): `results[i]` belongs to `truths[i]`.
-        tracker (`str`): its name, to show.
-        about: further fields of the result (`notes`, `settings`, `speed`, `missing`, ...).
-
-    Returns:
-        [`EvaluationResult`]
-
-    Raises:
-        ValueError: as for `Protocol.measure`.
+        tracker (`str`), about: its name, to show; further fields of the result (`notes`, `settings`, ...).
 
     Example:
         >>> truth = Truth("a", np.tile([10.0, 10, 20, 20], (4, 1)), attributes=("FM",))
@@ -157,19 +143,18 @@ def score(
     """
     protocol = get_protocol(protocol)
     measured = protocol.measure(truths, results)
-    sequences = tuple(
-        SequenceScore(
-            truth.name, len(truth), measured.of_sequence(i), measured.counted(i), result.partial, tuple(result.notes),
-            result.file and str(result.file),
-        )
-        for i, (truth, result) in enumerate(zip(truths, results, strict=True))
-    )  # fmt: skip
+    sequences: list[SequenceScore] = []
+    having: dict[str, list[int]] = {}
+    for i, (truth, result) in enumerate(zip(truths, results, strict=True)):
+        scores, file = measured.of_sequence(i), result.file and str(result.file)
+        about_it = (measured.counted(i), result.partial, tuple(result.notes), file)
+        sequences.append(SequenceScore(truth.name, len(truth), scores, *about_it))
+        for attribute in dict.fromkeys(truth.attributes):
+            having.setdefault(attribute, []).append(i)
     partial = bool(about.get("missing")) or any(result.partial for result in results)
-    attributes = {}
-    for attribute in dict.fromkeys(name for truth in truths for name in truth.attributes):
-        chosen = np.array([i for i, truth in enumerate(truths) if attribute in truth.attributes])
-        attributes[attribute] = AttributeScore(tuple(truths[i].name for i in chosen), measured.summary(chosen))
+    attributes = {name: AttributeScore(tuple(truths[i].name for i in chosen), measured.summary(np.array(chosen)))
+                  for name, chosen in having.items()}  # fmt: skip
     return EvaluationResult(
         tracker, protocol.title, protocol.name, measured.summary(np.arange(len(truths))), protocol.headline,
-        curves=measured.curves(), sequences=sequences, attributes=attributes, partial=partial, **about,
+        curves=measured.curves(), sequences=tuple(sequences), attributes=attributes, partial=partial, **about,
     )  # fmt: skip

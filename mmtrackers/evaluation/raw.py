@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmtrackers.data.annotations import read_boxes
+from mmtrackers.processing.boxes import xyxy_to_xywh
 from mmtrackers.processing.files import write_text
 
 from . import metrics
@@ -59,13 +60,8 @@ def _confidence_file(path: Path) -> Path:
 
 
 def score_folder(
-    folder: str | Path,
-    truths: Sequence[Truth],
-    protocol: Protocol | str,
-    tracker: str | None = None,
-    form: Form = "xywh",
-    partial: bool = False,
-    **about: Any,
+    folder: str | Path, truths: Sequence[Truth], protocol: Protocol | str, tracker: str | None = None,
+    form: Form = "xywh", partial: bool = False, **about: Any,
 ) -> EvaluationResult:
     """Scores the raw results of any tracker, in the layout that the set's toolkit reads.
 
@@ -73,8 +69,7 @@ def score_folder(
         folder (`str` or `Path`): one file per sequence: `<name>.txt`, `<name>/<name>_001.txt` or, for multi-start
             sets, `<name>/<name>_<anchor>.txt`; VOT's `.bin` too. Numbers parted by comma, tab or space; 4 numbers
             per line, or 8 (four corners).
-        truths (list of [`Truth`]): the set's sequences.
-        protocol (`Protocol` or `str`): the rules.
+        truths (list of [`Truth`]), protocol (`Protocol` or `str`): the set's sequences, and the rules.
         tracker (`str`, *optional*): its name; the folder's by default.
         form (`str`): what four numbers are: "xywh", or "xyxy" (two corners, with w = x2 - x1).
         partial (`bool`): score what is there, where sequences or frames are missing. Missing frames are misses; the
@@ -99,7 +94,15 @@ def score_folder(
     check_names([truth.name for truth in truths])
     files = {truth.name: file for truth in truths if (file := _found(folder, truth, protocol)) is not None}
     missing = [truth.name for truth in truths if truth.name not in files]
-    _check_complete(folder, protocol, files, missing, partial)
+    if not files:
+        seen = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+        example = result_file(folder, missing[0] if missing else "NAME", protocol, 0)
+        raise ValueError(f"no result of a sequence of {protocol.title} in {folder}: expected {example}"
+                         + (f"; there is {seen}" if seen else ": the folder is empty"))  # fmt: skip
+    if missing and not partial:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise ValueError(f"{folder} lacks {len(missing)} of {len(truths)} sequences: {shown}. Scores of a part are no "
+                         "scores of the set; --partial (partial=True) computes and marks them all the same")
     there = [truth for truth in truths if truth.name in files]
     results = [_read(files[truth.name], truth, protocol, form, partial) for truth in there]
     notes = [*_other_files(folder, protocol, files), *_moved_by_one(there, results)]
@@ -117,29 +120,11 @@ def check_names(names: Sequence[str]) -> None:
 
 def _found(folder: Path, truth: Truth, protocol: Protocol) -> Path | None:
     name = truth.name
-    if isinstance(protocol, MultiStart):
-        first = f"{name}_{next(iter(truth.runs)):08d}"
-        places = [folder / name / first, folder / first]
-    else:
-        places = [folder / name / f"{name}_001", folder / name]
-        places = places if protocol.files != "lines" else places[::-1]
+    first = f"{name}_{next(iter(truth.runs)):08d}" if isinstance(protocol, MultiStart) else f"{name}_001"
+    places = [folder / name / first, folder / (first if isinstance(protocol, MultiStart) else name)]
+    places = places[::-1] if protocol.files == "lines" else places
     files = [place.with_name(f"{place.name}{suffix}") for place in places for suffix in (".txt", ".bin")]
     return next((file for file in files if file.is_file()), None)
-
-
-def _check_complete(
-    folder: Path, protocol: Protocol, files: Mapping[str, Path], missing: list[str], partial: bool
-) -> None:
-    if not files:
-        seen = sorted(path.name for path in folder.iterdir())[:3]
-        example = result_file(folder, missing[0] if missing else "NAME", protocol, 0)
-        there = f"; there is {', '.join(seen)}" if seen else ": the folder is empty"
-        raise ValueError(f"no result of a sequence of {protocol.title} in {folder}: expected {example}{there}")
-    if missing and not partial:
-        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise ValueError(f"{folder} lacks {len(missing)} of {len(missing) + len(files)} sequences: {shown}. Scores of "
-                         "a part are no scores of the set; --partial (partial=True) computes and marks them all the "
-                         "same")  # fmt: skip
 
 
 def _other_files(folder: Path, protocol: Protocol, files: Mapping[str, Path]) -> list[str]:
@@ -176,7 +161,7 @@ def _read(file: Path, truth: Truth, protocol: Protocol, form: Form, partial: boo
 def _rows(file: Path, form: Form = "xywh") -> np.ndarray:
     rows = read_boxes(file)
     if form == "xyxy":
-        rows = _from_corners(rows)
+        rows = xyxy_to_xywh(rows)
     if len(rows) == 0:
         raise ValueError(f"{file} holds no box")
     infinite = np.isinf(rows).any(1)
@@ -185,16 +170,11 @@ def _rows(file: Path, form: Form = "xywh") -> np.ndarray:
     return rows
 
 
-def _from_corners(rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([rows[:, :2], rows[:, 2:] - rows[:, :2]], axis=1)
-
-
 def _fitted(result: RawResult, file: Path, rows: np.ndarray, truth: Truth, count: int, partial: bool) -> np.ndarray:
     """Exactly `count` rows: a longer result is cut, a shorter one is an error or filled with misses."""
     if len(rows) > count:
-        result.notes.append(
-            f"{file}: {len(rows)} lines for {count} frames; those from line {count + 1} on are left out"
-        )
+        cut = f"{len(rows)} lines for {count} frames; those from line {count + 1} on are left out"
+        result.notes.append(f"{file}: {cut}")
     if len(rows) < count:
         if not partial:
             raise ValueError(f"{file} ends at line {len(rows)}, but {truth.name!r} has {count} frames: run it to its "
@@ -257,7 +237,7 @@ def _check_first(result: RawResult, truth: Truth, form: Form) -> None:
     if np.isnan([given, first]).any() or _is_moved_by_one(given, first) or metrics.overlaps(given, first)[0] >= 0.5:
         return
     place = f"{result.file}, line {truth.first_visible + 1}: {first[0].tolist()}"
-    if form == "xywh" and metrics.overlaps(given, _from_corners(first))[0] > 0.9:
+    if form == "xywh" and metrics.overlaps(given, xyxy_to_xywh(first))[0] > 0.9:
         raise ValueError(f'{place} is the ground truth\'s box as two corners: say so with --form xyxy (form="xyxy")')
     truth_box = given[0].tolist()
     result.notes.append(f"{place} is not the box of the ground truth, {truth_box}: is it this sequence's file?")

@@ -22,7 +22,7 @@ class Curve:
 
     Args:
         x, y (`tuple[float, ...]`): of the same length; y is a fraction.
-        x_label, y_label (`str`): what stands at the axes, such as "overlap threshold" and "success rate".
+        x_label, y_label (`str`): what stands at the axes.
     """
 
     x: tuple[float, ...]
@@ -82,11 +82,9 @@ class Speed:
         stages (`dict[str, StageTime]`): "read" (files to arrays), "crop" (crops, copy to the device, normalization),
             "model" (the forward pass), "decode" (maps to boxes in the frame, copy back), "track" (crop to decode
             together) and "total" (with reading). With several sequences in a batch, a step's time is divided by them.
-        frames (`int`): frames measured.
-        warmup (`int`): frames left out at the start, while caches fill and kernels are chosen.
-        batch (`int`): sequences tracked side by side, at most.
+        frames, warmup (`int`): measured, and left out at the start, while caches fill and kernels are chosen.
+        batch, threads (`int`): sequences tracked side by side, at most; threads of torch on the CPU.
         device (`str`): such as "cpu" or "NVIDIA H100".
-        threads (`int`): of torch on the CPU.
     """
 
     stages: dict[str, StageTime]
@@ -107,9 +105,9 @@ class Speed:
         lines = [f"{'ms/frame':8} {'median':>6}   middle half"]
         lines += [f"{name:8} {t.median:6.2f}   {t.low:.2f} - {t.high:.2f}" for name, t in self.stages.items()]
         side = f", {self.batch} sequences side by side" if self.batch > 1 else ""
-        lines.append(f"{self.frames_per_second:.1f} frames per second without reading ({self.device}, {self.threads} "
-                     f"threads{side}; {self.frames} frames after {self.warmup} of warm-up)")  # fmt: skip
-        return "\n".join(lines)
+        last = (f"{self.frames_per_second:.1f} frames per second without reading ({self.device}, {self.threads} "
+                f"threads{side}; {self.frames} frames after {self.warmup} of warm-up)")  # fmt: skip
+        return "\n".join([*lines, last])
 
 
 @dataclass(frozen=True)
@@ -147,14 +145,15 @@ class Settings:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over everything that may change a box."""
-        kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("tracker", "base")}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self._decisive(), sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "Settings") -> list[str]:
         """What differs between two runs, in words; empty where the fingerprints are equal."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        names = [name for name in mine if name not in ("tracker", "base") and mine[name] != theirs[name]]
-        return [f"{name} {theirs[name]!r} -> {mine[name]!r}" for name in names]
+        mine, theirs = self._decisive(), other._decisive()
+        return [f"{name} {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+    def _decisive(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("tracker", "base")}
 
 
 @dataclass(frozen=True)
@@ -200,16 +199,12 @@ class EvaluationResult:
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluationResult":
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: no JSON, another format, or an entry that is missing or unknown.
-        """
+        """The inverse of `to_json`; ValueError: no JSON, another format, or an entry that is missing or unknown."""
         try:
             record = json.loads(text)
             if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
                 raise ValueError(f"expected a JSON object with format {FORMAT}")
-            return cls(**_revived(record))
+            return _revived(record)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"not an evaluation result: {error}") from error
 
@@ -226,19 +221,17 @@ class EvaluationResult:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _revived(record: dict[str, Any]) -> dict[str, Any]:
+def _revived(record: dict[str, Any]) -> EvaluationResult:
     """Lists become tuples and dicts become the classes that they were."""
 
-    def tuples(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    def made(kind: type, fields: dict[str, Any]) -> Any:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
-    revived = tuples(record)
-    revived["curves"] = {name: Curve(**tuples(curve)) for name, curve in record["curves"].items()}
-    revived["sequences"] = tuple(SequenceScore(**tuples(sequence)) for sequence in record["sequences"])
-    revived["attributes"] = {name: AttributeScore(**tuples(row)) for name, row in record["attributes"].items()}
+    record["curves"] = {name: made(Curve, curve) for name, curve in record["curves"].items()}
+    record["sequences"] = [made(SequenceScore, sequence) for sequence in record["sequences"]]
+    record["attributes"] = {name: made(AttributeScore, row) for name, row in record["attributes"].items()}
     if (speed := record["speed"]) is not None:
-        stages = {name: StageTime(**stage) for name, stage in speed["stages"].items()}
-        revived["speed"] = Speed(**(speed | {"stages": stages}))
+        record["speed"] = Speed(**speed | {"stages": {name: StageTime(**t) for name, t in speed["stages"].items()}})
     if record["settings"] is not None:
-        revived["settings"] = Settings(**record["settings"])
-    return revived
+        record["settings"] = Settings(**record["settings"])
+    return made(EvaluationResult, record)

@@ -1,6 +1,7 @@
 """Runs over whole data sets: one process or many, resumable, and the same boxes every time."""
 
 import io
+import itertools
 import json
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from mmtrackers import data
@@ -36,18 +38,9 @@ RAW, FRAMES, SETTINGS, SCORES = "raw", "frames", "settings.json", "scores.json"
 
 
 def evaluate_tracker(
-    tracker: Tracker,
-    sequences: Sequence[data.Sequence],
-    protocol: Protocol | str,
-    *,
-    name: str = "tracker",
-    output: str | Path | None = None,
-    batch: int = 1,
-    settings: Settings | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-    split: str = "",
-    title: str | None = None,
+    tracker: Tracker, sequences: Sequence[data.Sequence], protocol: Protocol | str, *, name: str = "tracker",
+    output: str | Path | None = None, batch: int = 1, settings: Settings | None = None, overwrite: bool = False,
+    progress: bool = False, split: str = "", title: str | None = None,
 ) -> EvaluationResult:
     """Tracks through every sequence of a set and scores the boxes under its protocol.
 
@@ -59,7 +52,8 @@ def evaluate_tracker(
         tracker ([`Tracker`]): in evaluation mode.
         sequences (list of [`Sequence`]): as `open_dataset` gives them.
         protocol (`Protocol` or `str`): the rules, such as "lasher".
-        name (`str`): the tracker's name, to show.
+        name, split (`str`), title (`str`, *optional*): the tracker, the part of the set that the sequences are, and
+            the set (the protocol's own by default), to show.
         output (`str` or `Path`, *optional*): folder of this tracker on this set. `raw/` holds the boxes in the form of
             the set's toolkit, `frames/` score and times of every frame, `settings.json` what the run was made with,
             `scores.json` the result. What is there from a run with the same settings is not done again. Without it
@@ -68,8 +62,6 @@ def evaluate_tracker(
         settings ([`Settings`], *optional*): of the tracker, where it was packed since.
         overwrite (`bool`): throw away what a run with other settings left in `output`.
         progress (`bool`): show a bar with the time left, and say what is reused.
-        split (`str`), title (`str`, *optional*): part of the set that the sequences are, and the set, to show; the
-            protocol's own set by default.
 
     Returns:
         [`EvaluationResult`]: with speed and settings. Without scores where the set's ground truth is not public.
@@ -92,8 +84,7 @@ def evaluate_tracker(
         raise ValueError("several processes share their results through files: give a folder (output, --output)")
     if len(sequences) == 0:
         raise ValueError("there is no sequence to track through")
-    settings = settings or settings_of(tracker, name)
-    settings = replace(settings, batch=batch)
+    settings = replace(settings or settings_of(tracker, name), batch=batch)
     check_names([sequence.name for sequence in sequences])
     sequences = [_readable(sequence, tracker) for sequence in sequences]
     truths = [truth_of(sequence, protocol) for sequence in sequences]
@@ -106,20 +97,22 @@ def evaluate_tracker(
         groups = grouped(planned(truths, sequences, protocol), batch)
         left = [group for group in groups if not all(_is_done(folder, job, protocol) for job in group)]
         state.wait_for_everyone()
-        if progress and state.is_main_process and len(left) < len(groups):
-            kept = sum(map(len, groups)) - sum(map(len, left))
-            print(f"{name}: {kept} of {sum(map(len, groups))} runs are there already, made with the same settings")
+        shown = progress and state.is_main_process
+        if shown and len(left) < len(groups):
+            runs = sum(map(len, groups))
+            kept = runs - sum(map(len, left))
+            print(f"{name}: {kept} of {runs} runs are there already, made with the same settings")
         mine = dealt(left, state.num_processes)[state.process_index]
         clock = StageClock(tracker.device)
         frames = sum(len(job.frames) for group in mine for job in group)
         about = name if state.num_processes == 1 else f"{name} (process 1 of {state.num_processes})"
-        hidden = not (progress and state.is_main_process)
-        with tqdm(total=frames, unit="frame", desc=about, disable=hidden, smoothing=0.02, dynamic_ncols=True) as bar:
+        look = {"desc": about, "disable": not shown, "smoothing": 0.02, "dynamic_ncols": True}
+        with tqdm(total=frames, unit="frame", **look) as bar:
             for group in mine:
                 for job, rows in _track(tracker, group, sequences, clock, bar):
                     _keep(folder, job, protocol, rows)
         state.wait_for_everyone()
-        result = _scored(folder, truths, sequences, protocol, name, settings, tracker)
+        result = _scored(folder, truths, sequences, protocol, name, settings, tracker.device)
         result = replace(result, split=split, dataset=title or result.dataset)
         if state.is_main_process and output is not None:
             result.save(folder / SCORES)
@@ -156,18 +149,14 @@ def _frames(sequence: data.Sequence, job: Job, spent: list[float]) -> Iterator[d
 def _track(
     tracker: Tracker, jobs: Sequence[Job], sequences: Sequence[data.Sequence], clock: StageClock, bar: Any
 ) -> Iterator[tuple[Job, np.ndarray]]:
-    """Tracks through a group, a frame of each at a time; yields each run as it ends, with a row per frame.
-
-    Rows are `[N, 10]`: box, score, milliseconds of each stage, and whether these count.
-    """
+    """Tracks through a group, a frame of each at a time; yields each run as it ends, with its rows `[N, 10]`: box,
+    score, milliseconds of each stage, and whether these count."""
     with ExitStack() as stack:
         spent: list[list[float]] = [[] for _ in jobs]
-        readers: list[Iterator[dict[str, np.ndarray]]] = [
-            _frames(sequences[job.sequence], job, seconds) for job, seconds in zip(jobs, spent, strict=True)
-        ]
+        readers = [_frames(sequences[job.sequence], job, into) for job, into in zip(jobs, spent, strict=True)]
         if tracker.device.type != "cpu":  # reading takes the CPU, tracking does not
             readers = [stack.enter_context(ReadAhead(reader)) for reader in readers]
-        sessions, rows = [], []
+        sessions, rows, active = [], [], list(range(len(jobs)))
         for job, reader, seconds in zip(jobs, readers, spent, strict=True):
             frame = next(reader)
             clock.begin(seconds[0])
@@ -178,8 +167,7 @@ def _track(
             clock("model")
             rows.append([(*job.box_xywh, 1.0, *(1000 * seconds for seconds in clock.row), False)])
         bar.update(len(jobs))
-        active = list(range(len(jobs)))
-        for step in range(1, max(len(job.frames) for job in jobs) + 1):
+        for step in itertools.count(1):
             for i in [i for i in active if len(jobs[i].frames) == step]:
                 active.remove(i)
                 yield jobs[i], np.array(rows[i])
@@ -259,27 +247,20 @@ def _keep(folder: Path, job: Job, protocol: Protocol, rows: np.ndarray) -> None:
 
 def _is_done(folder: Path, job: Job, protocol: Protocol) -> bool:
     """Whether a run's files are there, of the right length and from the same given box."""
-    path = result_file(folder / RAW, job.name, protocol, job.anchor)
     try:
         _frame_table(folder, job)
-        rows = read_boxes(path)
+        rows = read_boxes(result_file(folder / RAW, job.name, protocol, job.anchor))
     except (OSError, ValueError):
         return False
     if len(rows) != (len(job.frames) if job.anchor is not None else job.length):
         return False
-    if protocol.files in ("vot", "anchors"):  # the first line is a code there
-        return True
-    return bool(np.allclose(rows[0], job.box_xywh, atol=1e-3))
+    # the toolkit's first line is a code
+    return protocol.files in ("vot", "anchors") or np.allclose(rows[0], job.box_xywh, atol=1e-3)
 
 
 def _scored(
-    folder: Path,
-    truths: list[Truth],
-    sequences: Sequence[data.Sequence],
-    protocol: Protocol,
-    name: str,
-    settings: Settings,
-    tracker: Tracker,
+    folder: Path, truths: list[Truth], sequences: Sequence[data.Sequence], protocol: Protocol, name: str,
+    settings: Settings, device: torch.device,
 ) -> EvaluationResult:
     times: dict[str, np.ndarray] = {truth.name: np.empty((0, len(STAGES))) for truth in truths}
     warmup = 0
@@ -288,16 +269,12 @@ def _scored(
         timed = table[:, -1] == 1
         times[job.name] = np.concatenate([times[job.name], table[timed, 1:-1] / 1000])
         warmup += int((~timed[1:]).sum())  # the given frame is none that was tracked
-    speed = speed_of(np.concatenate(list(times.values())), tracker.device, settings.batch, warmup=0)
-    speed = None if speed is None else replace(speed, warmup=warmup)
+    speed = speed_of(np.concatenate(list(times.values())), device, settings.batch, warmup=0)
+    about = {"speed": speed and replace(speed, warmup=warmup), "settings": settings}
     if not any(sequence.annotated[1:].any() for sequence in sequences):  # GOT-10k's and TrackingNet's test sets
-        note = f"no ground truth beyond the first frames: upload {folder / RAW} to the set's server"
-        return EvaluationResult(
-            name, protocol.title, protocol.name, {}, protocol.headline, speed=speed, settings=settings, notes=(note,)
-        )
-    result = score_folder(folder / RAW, truths, protocol, name, speed=speed, settings=settings)
-    rows = []
-    for row in result.sequences:
-        track = times[row.name][:, 1:].sum(1)
-        rows.append(replace(row, frames_per_second=round(1 / float(np.median(track)), 2) if len(track) else None))
+        notes = (f"no ground truth beyond the first frames: upload {folder / RAW} to the set's server",)
+        return EvaluationResult(name, protocol.title, protocol.name, {}, protocol.headline, notes=notes, **about)
+    result = score_folder(folder / RAW, truths, protocol, name, **about)
+    rates = {of: round(1 / float(np.median(rows[:, 1:].sum(1))), 2) for of, rows in times.items() if len(rows)}
+    rows = [replace(row, frames_per_second=rates.get(row.name)) for row in result.sequences]
     return replace(result, sequences=tuple(rows))

@@ -126,15 +126,9 @@ class Protocol:
         raise NotImplementedError
 
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> Measured:
-        """Measures sequences.
-
-        Args:
-            truths (list of [`Truth`]), results (list of [`RawResult`]): `results[i]` belongs to `truths[i]`.
-
-        Raises:
-            ValueError: a result shorter than its sequence, a bad row where the protocol rejects it, or a sequence
-                that lacks what the protocol needs (image size, second boxes, anchors). Names sequence and frame.
-        """
+        """Measures sequences; `results[i]` belongs to `truths[i]`. ValueError, with sequence and frame, for a result
+        shorter than its sequence, a bad row where the protocol rejects it, or a sequence that lacks what the protocol
+        needs (image size, second boxes, anchors)."""
         raise NotImplementedError
 
 
@@ -147,9 +141,8 @@ def whole_boxes(truth: Truth, result: RawResult) -> np.ndarray:
 
 def needed(truth: Truth, name: str) -> np.ndarray | tuple[int, int]:
     """A field of a truth that this protocol cannot do without."""
-    value = getattr(truth, name)
-    if value is None:
+    if getattr(truth, name) is None:
         what = {"second_boxes_xywh": "boxes of the second modality", "image_size": "the size of its frames"}[name]
         raise ValueError(f"sequence {truth.name!r} lacks {what}, which this protocol needs")
-    return value
+    return getattr(truth, name)
 

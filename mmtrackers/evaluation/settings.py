@@ -21,25 +21,20 @@ def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Setting
     import mmtrackers
 
     model = tracker.model
-    adapters = adapter_names(model)
-    adapter = model.peft_config[active_adapter(model)] if adapters else None
+    adapter = model.peft_config[active_adapter(model)] if adapter_names(model) else None
+    same = ("modality", "streams", "absent_below", "size_momentum", "recover", "allow_missing")
     return Settings(
         tracker=name,
         system=type(model).__name__,
         base=None if adapter is None else str(adapter.base_model_name_or_path),
         tuner=None if adapter is None else str(getattr(adapter.peft_type, "value", adapter.peft_type)),
-        modality=tracker.modality,
-        streams=tracker.streams,
         weights=_weights_hash(model),
         processor=json.loads(json.dumps(tracker.image_processor.to_dict())),
         dtype=str(tracker.dtype).removeprefix("torch."),
         device=tracker.device.type,
         pack=pack,
-        absent_below=tracker.absent_below,
-        size_momentum=tracker.size_momentum,
-        recover=tracker.recover,
-        allow_missing=tracker.allow_missing,
         version=mmtrackers.__version__,
+        **{name: getattr(tracker, name) for name in same},
     )
 
 

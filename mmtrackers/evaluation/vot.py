@@ -35,10 +35,8 @@ Base = Annotated[str | None, typer.Option(help="The base, in place of the one an
 
 
 def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
-    """Answers the toolkit's requests on standard input and output (or on `TRAX_SOCKET`) until it says goodbye.
-
-    Every initialization begins a new session on the same model, so that the many runs of a multi-start experiment load
-    it once.
+    """Answers the toolkit's requests on standard input and output (or on `TRAX_SOCKET`) until it says goodbye; every
+    initialization begins a new session on the same model.
 
     Args:
         tracker (`Tracker`), name (`str`): one stream, or RGB and depth or thermal; what the toolkit is told.
@@ -91,11 +89,8 @@ def _ascii_output() -> None:
 
 @app.command("serve")
 def _serve(
-    model: Model,
-    name: Annotated[str, typer.Option(help="What the toolkit is told.")] = "mmtrackers",
-    modality: Modality = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    model: Model, name: Annotated[str, typer.Option(help="What the toolkit is told.")] = "mmtrackers",
+    modality: Modality = None, device: Device = "cpu", dtype: Dtype = "float32",
     pack: Annotated[bool, typer.Option("--pack", help="Prepare the model for inference.")] = False,
     base_model: Base = None,
 ) -> None:
@@ -109,10 +104,7 @@ def _serve(
 def register(
     registry: Annotated[Path, typer.Argument(help="trackers.ini of the workspace.")],
     name: Annotated[str, typer.Argument(help="The toolkit's identifier for the tracker.")],
-    model: Model,
-    modality: Modality = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    model: Model, modality: Modality = None, device: Device = "cpu", dtype: Dtype = "float32",
     pack: Annotated[bool, typer.Option(help="Prepare the model for inference.")] = True,
     base_model: Base = None,
     label: Annotated[str | None, typer.Option(help="Its name in the toolkit's reports.")] = None,
@@ -143,10 +135,7 @@ def register(
     command += [part for option, value in options.items() if value for part in (option, value)]
     command += ["--pack"] if pack else []
     fields = {
-        "label": label or name,
-        "protocol": "trax",
-        "command": shlex.join(command),
-        "timeout": str(TIMEOUT),
+        "label": label or name, "protocol": "trax", "command": shlex.join(command), "timeout": str(TIMEOUT),
         # The process starts in an empty folder: a checkout that is not installed would not be found there.
         "env_PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }

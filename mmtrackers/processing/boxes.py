@@ -40,6 +40,12 @@ def xywh_to_xyxy(boxes_xywh: Array) -> Array:
     return _join(x, y, x + w, y + h)
 
 
+def xyxy_to_xywh(boxes_xyxy: Array) -> Array:
+    """Left, top, right, bottom to left, top, width, height."""
+    x1, y1, x2, y2 = _parts(boxes_xyxy)
+    return _join(x1, y1, x2 - x1, y2 - y1)
+
+
 def cxcywh_to_xyxy(boxes_cxcywh: Array) -> Array:
     """Center, width, height to left, top, right, bottom."""
     cx, cy, w, h = _parts(boxes_cxcywh)

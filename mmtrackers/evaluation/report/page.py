@@ -25,13 +25,8 @@ CURVES = {
 
 
 def page(sets: Sequence[SetReport], sequences: Mapping[str, Iterable[VideoSequence]], worst: int = 4) -> str:
-    """The whole page as text: no file, font or script from elsewhere.
-
-    Args:
-        sets (list of [`SetReport`]): what to show.
-        sequences (`dict[str, list[Sequence]]`): dataset -> its sequences, for the pictures.
-        worst (`int`): sequences per set that are shown in pictures.
-    """
+    """The whole page as text: no file, font or script from elsewhere. `sequences` are a dataset's, for the pictures of
+    the `worst` of each set."""
     trackers = dict.fromkeys(result.tracker for part in sets for result in part.results)
     styles = {name: k % STYLES for k, name in enumerate(trackers)}
     shown = {part.key: {

@@ -11,7 +11,7 @@ import numpy as np
 from mmtrackers.data.annotations import read_boxes
 from mmtrackers.data.sequence import Sequence as VideoSequence
 from mmtrackers.evaluation.protocols import PROTOCOLS
-from mmtrackers.processing.boxes import iou_xywh
+from mmtrackers.processing.boxes import iou_xywh, xyxy_to_xywh
 from mmtrackers.tracking.drawing import visible
 
 from .sets import SetReport
@@ -22,11 +22,8 @@ JPEG_QUALITY = 78
 
 
 def worst_sequences(part: SetReport, sequences: Iterable[VideoSequence], count: int) -> list[dict[str, Any]]:
-    """The sequences with the lowest headline score, as the mean over the trackers, in pictures.
-
-    Sequences without images or without raw results are passed over, and multi-start sets, which have many runs of
-    each: pictures are an addition to the tables.
-    """
+    """The sequences with the lowest headline score, as the mean over the trackers, in pictures: of those with images
+    and raw results, and never of multi-start sets, which have many runs of each."""
     by_name = {sequence.name: sequence for sequence in sequences}
     scores: dict[str, dict[str, float]] = {}
     for result in part.results:
@@ -50,8 +47,11 @@ def boxes_of(part: SetReport, sequence: VideoSequence) -> dict[str, np.ndarray]:
         file = next((row.file for row in result.sequences if row.name == sequence.name), None)
         if file is None or files == "anchors" or not Path(file).is_file():
             continue
-        rows = read_boxes(file) if files == "vot" else _as_xywh(read_boxes(file), sequence)
-        boxes = np.full((len(sequence), 4), np.nan)
+        rows, boxes = read_boxes(file), np.full((len(sequence), 4), np.nan)
+        if files != "vot" and len(rows) and sequence.present[0]:
+            # a result does not say whether it has corners, but its first box does
+            truth, corners = sequence.boxes_xywh[0], xyxy_to_xywh(rows)
+            rows = corners if iou_xywh(rows[0], truth) < 0.5 and iou_xywh(corners[0], truth) > 0.9 else rows
         count = min(len(rows), len(boxes))
         # A result that begins with the first visible frame is shorter by the frames before it
         shift = int(np.argmax(sequence.present)) if 0 < len(boxes) - len(rows) == np.argmax(sequence.present) else 0
@@ -60,36 +60,22 @@ def boxes_of(part: SetReport, sequence: VideoSequence) -> dict[str, np.ndarray]:
     return found
 
 
-def _as_xywh(rows: np.ndarray, sequence: VideoSequence) -> np.ndarray:
-    """The rows as they are, or turned from two corners: a result does not say which, but its first box does."""
-    corners = np.concatenate([rows[:, :2], rows[:, 2:] - rows[:, :2]], axis=1)
-    if len(rows) and sequence.present[0]:
-        truth = sequence.boxes_xywh[0]
-        if iou_xywh(rows[0], truth) < 0.5 and iou_xywh(corners[0], truth) > 0.9:
-            return corners
-    return rows
-
-
 def _strip(sequence: VideoSequence, boxes: dict[str, np.ndarray]) -> dict[str, Any]:
     """Frames spread evenly over the annotated ones, without the given first one where there are others."""
     known = np.flatnonzero(sequence.annotated)
     known = known[1:] if len(known) > 1 else np.arange(len(sequence))
     chosen = sorted({int(known[round(k)]) for k in np.linspace(0, len(known) - 1, FRAMES)})
-    overlaps = {name: _overlaps(rows, sequence) for name, rows in boxes.items()}
+    overlaps = {}
+    for name, rows in boxes.items():
+        overlaps[name] = np.full(len(sequence), np.nan)
+        both = sequence.present & np.isfinite(rows).all(1)
+        overlaps[name][both] = iou_xywh(rows[both], sequence.boxes_xywh[both])
     return {
         "name": sequence.name,
         "frames": [_pictures(sequence, index, boxes) for index in chosen],
         "captions": [f"frame {k}" + ("" if sequence.present[k] else " · target absent") for k in chosen],
         "timeline": _timeline(overlaps),
     }
-
-
-def _overlaps(boxes: np.ndarray, sequence: VideoSequence) -> np.ndarray:
-    overlaps = np.full(len(sequence), np.nan)
-    with np.errstate(invalid="ignore"):
-        known = sequence.present & np.isfinite(boxes).all(1)
-        overlaps[known] = iou_xywh(boxes[known], sequence.boxes_xywh[known])
-    return overlaps
 
 
 def _pictures(sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -161,10 +147,6 @@ def _timeline(overlaps: dict[str, np.ndarray]) -> dict[str, Any]:
         step = int(np.median(np.diff(known))) if len(known) > 1 else 1
         runs = np.split(known, np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
         lines += [(tracker, line_points(run / last, values[run], (0, 0, 1000, 100))) for run in runs]
-    return {"lines": lines, "ticks": [(frame, 100 * frame / last) for frame in _round_frames(last)]}
-
-
-def _round_frames(last: int) -> range:
-    """At most seven round frame numbers from 0 to the last."""
-    step = next(s for k in range(9) for s in (10**k, 2 * 10**k, 5 * 10**k) if last / s <= 6)
-    return range(0, last + 1, step)
+    # at most seven round frame numbers
+    tick = next(s for k in range(9) for s in (10**k, 2 * 10**k, 5 * 10**k) if last / s <= 6)
+    return {"lines": lines, "ticks": [(frame, 100 * frame / last) for frame in range(0, last + 1, tick)]}

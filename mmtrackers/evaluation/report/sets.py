@@ -1,6 +1,7 @@
 """What a report says of one set: its results, the published figures beside them, and what to bear in mind."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,13 +71,6 @@ class SetReport:
         frames = max(sum(row.frames for row in result.sequences) for result in self.results)
         return f"{self.sequences:,} sequence{'' if self.sequences == 1 else 's'}, {frames:,} frames"
 
-    @property
-    def whole(self) -> bool:
-        """Whether the results are of the same sequences as the published figures, as far as can be seen."""
-        counts = {len(result.sequences) for result in self.results}
-        partial = any(result.partial for result in self.results)
-        return self.split in ("", "test") and counts == {self.published_sequences} and not partial
-
     def best(self, metric: str) -> float | None:
         """The largest of the measured scores, if there are several to compare and they are complete."""
         values = [result.scores[metric] for result in self.results if metric in result.scores and not result.partial]
@@ -93,9 +87,9 @@ class SetReport:
     def note(self) -> str:
         """What to bear in mind where published figures stand beside the measured ones."""
         note = "Published figures are their authors' and were not measured here."
-        if not self.whole:
-            split = f" of the split {self.split}" if self.split not in ("", "test") else ""
-            partial = ", some of them partial" if any(result.partial for result in self.results) else ""
+        split = f" of the split {self.split}" if self.split not in ("", "test") else ""
+        partial = ", some of them partial" if any(result.partial for result in self.results) else ""
+        if split or partial or {len(result.sequences) for result in self.results} != {self.published_sequences}:
             note += (f" They are of the whole test split ({self.published_sequences} sequences), the measured ones of "
                      f"{self.sequences}{split}{partial}: no comparison.")  # fmt: skip
         return note
@@ -108,11 +102,10 @@ class SetReport:
     @property
     def attributes(self) -> dict[str, int]:
         """Attribute -> the number of sequences that have it, the commonest first."""
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for result in self.results:
-            for name, row in result.attributes.items():
-                counts[name] = max(counts.get(name, 0), len(row.sequences))
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+            counts |= Counter({name: len(row.sequences) for name, row in result.attributes.items()})
+        return dict(counts.most_common())
 
     def attribute_score(self, result: EvaluationResult, attribute: str) -> float | None:
         """The headline score over the sequences that have an attribute."""
@@ -150,13 +143,11 @@ def published_on(protocol: str) -> list[Published]:
         >>> [row.scores["SR"] for row in published_on("lasher") if row.tracker == "SEATrack"]
         [0.573]
     """
-    record = _published_file()
-    rows = record["sets"].get(protocol, {"rows": []})["rows"]
-    return [
-        Published(row["tracker"], {name: round(value / 100, 6) for name, value in row["scores"].items()},
-                  record["sources"][row["source"]])
-        for row in rows
-    ]  # fmt: skip
+    sources, found = _published_file()["sources"], []
+    for row in _published_file()["sets"].get(protocol, {"rows": []})["rows"]:
+        scores = {name: round(value / 100, 6) for name, value in row["scores"].items()}
+        found.append(Published(row["tracker"], scores, sources[row["source"]]))
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -27,12 +27,9 @@ def render(template: str, sets: Sequence[SetReport], **more: Any) -> str:
     speeds = [{"tracker": result.tracker, "title": title, "speed": result.speed,
                "total": sum(stage.median for name, stage in result.speed.stages.items() if name in STAGES)}
               for title, result in results if result.speed is not None and result.speed.stages]  # fmt: skip
+    settings = [(title, result) for title, result in results if result.settings or result.notes]
     return environment.get_template(template).render(
-        sets=sets,
-        stages=STAGES,
-        speeds=speeds,
-        settings=[(title, result) for title, result in results if result.settings or result.notes],
-        **more,
+        sets=sets, stages=STAGES, speeds=speeds, settings=settings, **more
     )
 
 

@@ -19,10 +19,8 @@ from .text import latex, markdown
 
 
 def write_report(
-    results: Sequence[EvaluationResult],
-    folder: str | Path,
-    sequences: Mapping[str, Iterable[VideoSequence]] | None = None,
-    worst: int = 4,
+    results: Sequence[EvaluationResult], folder: str | Path,
+    sequences: Mapping[str, Iterable[VideoSequence]] | None = None, worst: int = 4,
 ) -> list[Path]:
     """Writes the report of one or more evaluations; returns its files.
 
