@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,8 @@ def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
     lines = _lines(path)
     rows = [line.translate(_DELIMITERS).split() for line in lines]
     if not corners and all(len(fields) == 4 for fields in rows):
-        try:
+        with suppress(ValueError):  # something that is no number: the way below can say where
             values = np.array(rows, dtype=np.float64).reshape(-1, 4)
-        except ValueError:  # something that is no number: the way below can say where
-            pass
-        else:
             values[np.isnan(values).any(1)] = np.nan
             return values
     return np.array([_box(path, k, *row, corners) for k, row in enumerate(zip(lines, rows, strict=True), 1)]

@@ -182,10 +182,11 @@ def walk(folder: Path, stamps: FileStamps, bare: list[Entry], depth: int = 4) ->
 def _of_split(root: Path, row: DatasetRow, name: str, stamps: FileStamps) -> list[Entry]:
     """The sequences of a split: those in its folders that its lists name, or do not leave out."""
     split = row.splits[name]
-    folders = next((found for pattern in split.folders if (found := _glob(root, pattern))), [])
+    globbed = ([str(path) for path in root.glob(pattern) if path.is_dir()] for pattern in split.folders)
+    folders = [Path(path) for path in natural_names(next(filter(None, globbed), []))]
     folders_decide = bool(folders) or any(root.match(pattern) for pattern in split.folders)
     found = _in_folders(root, folders or [root], row, split, stamps)
-    own_list = next((root / name for name in split.lists if (root / name).is_file()), None)
+    own_list = first_file(root, split.lists)
     wanted: list[str] | None = None
     without: set[str] = set()
     if own_list is not None:
@@ -232,10 +233,6 @@ def _with_any_part(folder: Path, row: DatasetRow, depth: int, stamps: FileStamps
 
 def _packaged_names(split: Split, lists: tuple[str, ...]) -> list[str]:
     return [split.pattern.format(entry) for name in lists for entry in packaged_list(name)]
-
-
-def _glob(root: Path, pattern: str) -> list[Path]:
-    return [Path(path) for path in natural_names(str(path) for path in root.glob(pattern) if path.is_dir())]
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -319,14 +316,13 @@ def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: 
     names = names[: len(rows)] if cut else names
     count, kept, second_boxes = len(names), slice(None), None
     if len(streams) == 2:
-        stream = next(stream for stream in streams if stream != "rgb")
+        [stream] = streams.keys() - {"rgb"}
         other_place, others = streams[stream]
         try:
             kept, partners = paired(names, others, stream, pair_by, cut)
         except ValueError as error:
             raise ValueError(f"sequence {entry.name!r} in {folder}: {error}") from None
-        second = first_file(folder, layout.second_boxes)
-        if second is not None:
+        if (second := first_file(folder, layout.second_boxes)) is not None:
             second_boxes = _on_frames(second, _rows(second, entry, stamps), len(others), layout)[0][partners]
         streams[stream] = other_place, [others[i] for i in partners]
         names = [names[i] for i in kept]
@@ -369,17 +365,12 @@ def _on_frames(path: Path | None, rows: np.ndarray, count: int, layout: Layout) 
     boxes, annotated = np.full((count, 4), np.nan), np.zeros(count, dtype=bool)
     if path is None:
         return boxes, annotated
-    if len(rows) == count:
-        at = slice(None)
-    elif len(rows) == 1:
-        at = slice(0, 1)
-    else:
-        step = next((step for step in layout.steps if len(rows) == -(-count // step)), None)
-        if step is None:
-            also = "".join(f", or one per {step} frames ({-(-count // step)})" for step in layout.steps)
-            where = f"line {count + 1} is one too many" if len(rows) > count else f"it ends with line {len(rows)}"
-            raise ValueError(f"{path} has {len(rows)} boxes for {count} frames ({where}): expected one per "
-                             f"frame{also}, or a single one for the first frame")
-        at = slice(None, None, step)
-    boxes[at], annotated[at] = rows, True
+    # one line is the first frame's
+    step = next((step for step in (1, *layout.steps, count) if len(rows) == -(-count // step)), None)
+    if step is None:
+        also = "".join(f", or one per {step} frames ({-(-count // step)})" for step in layout.steps)
+        where = f"line {count + 1} is one too many" if len(rows) > count else f"it ends with line {len(rows)}"
+        raise ValueError(f"{path} has {len(rows)} boxes for {count} frames ({where}): expected one per frame{also}, "
+                         "or a single one for the first frame")
+    boxes[::step], annotated[::step] = rows, True
     return boxes, annotated

@@ -4,6 +4,7 @@ The picture is the one that the scripts of VisEvent (wangxiao5791509/VisEvent_SO
 (Event-AHU/COESOT) make of the events within a frame's exposure.
 """
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,8 @@ import numpy as np
 POSITIVE, NEGATIVE = (220, 30, 30), (30, 30, 200)
 
 _CHUNK = 1_000_000  # events, or words of a file, that are read at a time
-_NAMES = {
-    "t": ("t", "ts", "timestamp", "timestamps", "time"),
-    "x": ("x", "xs"),
-    "y": ("y", "ys"),
-    "p": ("p", "ps", "pol", "polarity", "polarities", "on"),
-}
+_NAMES = {"t": ("t", "ts", "timestamp", "timestamps", "time"), "x": ("x", "xs"), "y": ("y", "ys"),
+          "p": ("p", "ps", "pol", "polarity", "polarities", "on")}  # fmt: skip
 
 
 class Events(NamedTuple):
@@ -109,7 +106,7 @@ def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
 
 def in_windows(chunks: Iterable[Events], windows: Iterable[tuple[int, int]]) -> Iterator[Events]:
     """The events of each window `[begin, end)`; windows in order of time. Holds no more than a window and a chunk;
-    ValueError where the recording's clock goes back by more than that.
+    ValueError where the recording's clock goes back by more than a second.
 
     Example:
         >>> some = Events(np.array([1, 5, 9]), *[np.zeros(3, int)] * 2, np.ones(3, bool))
@@ -119,10 +116,7 @@ def in_windows(chunks: Iterable[Events], windows: Iterable[tuple[int, int]]) -> 
     following = iter(chunks)
     held = Events(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, bool)))
     for begin, end in windows:
-        while not len(held.t) or held.t[-1] < end:
-            more = next(following, None)
-            if more is None:
-                break
+        while (not len(held.t) or held.t[-1] < end) and (more := next(following, None)) is not None:
             if len(more.t) and len(held.t) and more.t[0] < held.t[0] - 1_000_000:
                 raise ValueError(f"the time stamps go back from {held.t[-1]} to {more.t[0]} microseconds: cut the "
                                  "recording there")  # fmt: skip
@@ -168,15 +162,15 @@ def _open_npz(path: Path) -> EventFile:
     return EventFile(path, lambda: iter([_events(**columns)]))
 
 
-def _needed(module: str, package: str) -> Any:
+def _needed(package: str) -> Any:
     try:
-        return __import__(module)
+        return importlib.import_module(package)
     except ImportError:
         raise ValueError(f"this event format needs the package {package}: pip install 'mmtrackers[events]'") from None
 
 
 def _open_h5(path: Path) -> EventFile:
-    h5py = _needed("h5py", "h5py")
+    h5py = _needed("h5py")
 
     def chunks() -> Iterator[Events]:
         with h5py.File(path) as file:
@@ -316,45 +310,33 @@ def _words(path: Path, begin: int, group: int) -> Iterator[np.ndarray]:
             yield np.frombuffer(data[: len(data) // (4 * group) * 4 * group], "<u4")
 
 
+def _packets(path: Path, kind: str) -> Iterator[Any]:
+    return (packet[kind] for packet in _needed("aedat").Decoder(str(path)) if kind in packet)
+
+
 def _open_aedat4(path: Path) -> EventFile:
-    aedat = _needed("aedat", "aedat")
-
-    def packets(kind: str) -> Iterator[Any]:
-        return (packet[kind] for packet in aedat.Decoder(str(path)) if kind in packet)
-
+    aedat = _needed("aedat")
     try:
         streams = aedat.Decoder(str(path)).id_to_stream().values()
         sizes = [(s["height"], s["width"]) for s in streams if s["type"] == "events"]
-        exposures = [(f["exposure_begin_t"], f["exposure_end_t"]) for f in packets("frame")]
+        exposures = [(f["exposure_begin_t"], f["exposure_end_t"]) for f in _packets(path, "frame")]
     except Exception as error:  # the decoder raises its own kinds
         raise ValueError(f"{path} cannot be read as AEDAT4: {error}") from None
     if not sizes:
         raise ValueError(f"{path} has no stream of events")
-    return EventFile(
-        path,
-        lambda: (_events(e["t"], e["x"], e["y"], e["on"]) for e in packets("events")),
-        sizes[0],
-        np.array(exposures, np.int64) if exposures else None,
-    )
+    return EventFile(path, lambda: (_events(e["t"], e["x"], e["y"], e["on"]) for e in _packets(path, "events")),
+                     sizes[0], np.array(exposures, np.int64) if exposures else None)
 
 
 def aedat4_frames(path: Path) -> Iterator[np.ndarray]:
     """The frames that a DAVIS camera took beside its events, `[H, W, 3]` RGB uint8."""
-    for packet in _needed("aedat", "aedat").Decoder(str(path)):
-        if "frame" in packet:
-            pixels = packet["frame"]["pixels"]
-            pixels = np.atleast_3d(pixels)[..., :3]
-            yield np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    for frame in _packets(path, "frame"):
+        pixels = np.atleast_3d(frame["pixels"])[..., :3]
+        yield np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 _OPENERS: dict[str, Callable[[Path], EventFile]] = {
-    ".aedat4": _open_aedat4,
-    ".npz": _open_npz,
-    ".h5": _open_h5,
-    ".hdf5": _open_h5,
-    ".txt": _open_text,
-    ".csv": _open_text,
-    ".raw": _open_evt2,
-    ".dat": _open_dat,
-}
+    ".aedat4": _open_aedat4, ".npz": _open_npz, ".h5": _open_h5, ".hdf5": _open_h5, ".txt": _open_text,
+    ".csv": _open_text, ".raw": _open_evt2, ".dat": _open_dat,
+}  # fmt: skip
 EVENT_SUFFIXES = tuple(_OPENERS)

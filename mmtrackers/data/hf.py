@@ -10,10 +10,6 @@ from .sets import SequenceSet, columns, row_of, sequence_of
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
-_NEEDED = ("name", "frames", "boxes")
-# what save_to_disk leaves beside one dataset, and beside several splits
-_SAVED = ("state.json", "dataset_dict.json")
-
 
 def features() -> "Features":
     """The columns of a tracking set (see `sets.columns`), with the encoded images `frames` and `frames_x`."""
@@ -25,16 +21,13 @@ def features() -> "Features":
 
 
 def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
-    """Make a Hugging Face dataset of sequences, one row each, with the image files as they are.
+    """Make a `datasets.Dataset` of sequences, one row each with the columns of `features`, image files as they are.
 
     The files are copied, undecoded, into a temporary file that the dataset keeps; `save_to_disk` or `push_to_hub` make
     it last. Rows hold file names without folders.
 
     Args:
         sequences (iterable of [`Sequence`]): what `open_dataset` returns.
-
-    Returns:
-        `datasets.Dataset`: with the columns of `features`.
 
     Example:
         >>> import numpy as np
@@ -64,15 +57,14 @@ def _with_files(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(sequence: Sequence) -> dict[str, Any]:
-    def files(modality: str) -> list[dict[str, Any]] | None:
-        if modality not in sequence.frames:
-            return None
-        return [{"path": file.name, "bytes": file.read_bytes()} if isinstance(file, EncodedImage)
-                else {"path": str(file), "bytes": None} for file in sequence.frames[modality]]  # fmt: skip
-
-    second = None if sequence.modality == "rgb" else files(sequence.modality)
     row = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row_of(sequence).items()}
-    return row | {"frames": files("rgb"), "frames_x": second}
+    row["frames_x"] = None
+    for modality, files in sequence.frames.items():
+        row["frames" if modality == "rgb" else "frames_x"] = [
+            {"path": file.name, "bytes": file.read_bytes()} if isinstance(file, EncodedImage)
+            else {"path": str(file), "bytes": None} for file in files
+        ]  # fmt: skip
+    return row
 
 
 def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | SequenceStream":
@@ -97,7 +89,7 @@ def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | Sequ
     from datasets import IterableDataset
 
     columns = dataset.column_names
-    if columns is not None and (missing := [name for name in _NEEDED if name not in columns]):
+    if columns is not None and (missing := [name for name in ("name", "frames", "boxes") if name not in columns]):
         raise ValueError(f"the dataset lacks the column {', '.join(missing)}; it has {', '.join(columns)}. Make it "
                          "with mmtrackers.data.to_hf_dataset")
     return SequenceStream(dataset) if isinstance(dataset, IterableDataset) else _HubRows(dataset)
@@ -131,7 +123,8 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
 
-    saved = any((Path(source) / name).is_file() for name in _SAVED)
+    # what save_to_disk leaves beside one dataset, and beside several splits
+    saved = any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         found = load_from_disk(str(source)) if saved else load_dataset(str(source), split=split)
     except (DatasetsError, OSError, ValueError) as error:

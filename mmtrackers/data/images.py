@@ -87,11 +87,9 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
         raise ValueError(f"{path} has {pages} pages, which are a sequence: give the file itself in the folder's place")
     if data[:2] == b"\xff\xd8" and _FLIR.search(data, 0, 1 << 18):
         folder = path.place if isinstance(path, EncodedImage) else Path(path).parent
-        warnings.warn(
-            f"the pictures of {folder} are radiometric JPEG (FLIR): read is the 8-bit picture that they show, in its "
-            "palette's colors, not their temperatures; to have these, export them as 16-bit or float TIFF",
-            stacklevel=2,
-        )
+        warnings.warn(f"the pictures of {folder} are radiometric JPEG (FLIR): read is the 8-bit picture that they "
+                      "show, in its palette's colors, not their temperatures; to have these, export them as 16-bit or "
+                      "float TIFF", stacklevel=2)  # fmt: skip
     # not IMREAD_UNCHANGED, which leaves pictures as the camera was held
     flags = cv2.IMREAD_COLOR if modality == "rgb" and not _may_be_deep(data) else _AS_STORED
     image = _decoded(data, flags)

@@ -40,9 +40,8 @@ def frame_times(names: Sequence[str]) -> np.ndarray | None:
     return np.array([float(stem) for stem in stems])
 
 
-def paired(
-    rgb: Sequence[str], other: Sequence[str], modality: str, by: str | None = None, cut: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def paired(rgb: Sequence[str], other: Sequence[str], modality: str, by: str | None = None, cut: bool = False
+           ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The frames of two lists of files that go together: indices into each, int64 `[N]`.
 
     Args:
@@ -98,9 +97,8 @@ def _mismatch(rgb: Sequence[str], other: Sequence[str], a: np.ndarray, b: np.nda
     return f"frame {alone} ({name}) has no {lacks} frame of that number ({counts}){_WAYS}"
 
 
-def nearest_in_time(
-    rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float, B]], tolerance: float
-) -> Iterator[tuple[A, B]]:
+def nearest_in_time(rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float, B]], tolerance: float
+                    ) -> Iterator[tuple[A, B]]:  # fmt: skip
     """With each item of the first stream the item of the second that is nearest in time; ValueError, which says when,
     where that is further than the tolerance (seconds).
 
@@ -118,8 +116,6 @@ def nearest_in_time(
         while ahead is not None and abs(ahead[0] - time) < abs(now[0] - time):
             now, ahead = ahead, next(following, None)
         if now is None or abs(now[0] - time) > tolerance:
-            raise ValueError(
-                f"nothing within {tolerance:.3f} s of {time:.3f} s in the second stream"
-                + (f" (its nearest frame is at {now[0]:.3f} s)" if now is not None else " (it has no frame)")
-            )
+            nearest = "it has no frame" if now is None else f"its nearest frame is at {now[0]:.3f} s"
+            raise ValueError(f"nothing within {tolerance:.3f} s of {time:.3f} s in the second stream ({nearest})")
         yield item, now[1]

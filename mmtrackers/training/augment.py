@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 
 Sample = dict[str, torch.Tensor]
 Window = Crop | AlignedCrop
+Frames = list[Sequence[View]]
+Arrays = Sequence[np.ndarray]
+Role = Literal["template", "search"]
+Rng = np.random.Generator
 SMALLEST_LABEL = 10.0
 JITTER_DRAWS = 12
 SOLARIZE_FROM = 128
 LOST_SCALE = (1.5, 2.5)
 
 
-def as_sample(
-    processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], labels: Sequence[np.ndarray], templates: int
-) -> Sample:
+def as_sample(processor: "TrackerImageProcessor", crops: Arrays, labels: Arrays, templates: int) -> Sample:
     """Crops uint8 `[s, s, 3 S]`, the `templates` first, and for each search crop its label `[4]` (x, y, w, h in
     fractions), as a training item: `template` uint8 `[T, S, 3, h, w]`, `search` uint8 `[S, 3, H, W]` and `labels`
     float32 `[4]`, both with an axis of frames before them where there is more than one search crop."""
     search = processor.to_tensor(crops[templates:])
     boxes = torch.as_tensor(np.asarray(labels, dtype=np.float32))
-    single = len(search) == 1
-    return {
-        "template": processor.to_tensor(crops[:templates]),
-        "search": search[0] if single else search,
-        "labels": boxes[0] if single else boxes,
-    }
+    if len(search) == 1:
+        search, boxes = search[0], boxes[0]
+    return {"template": processor.to_tensor(crops[:templates]), "search": search, "labels": boxes}
 
 
 class TrainingAugmentation:
@@ -44,7 +43,7 @@ class TrainingAugmentation:
 
     def __call__(
         self, processor: "TrackerImageProcessor", images: Sequence[np.ndarray | Sequence[View]],
-        boxes_xywh: list[np.ndarray], templates: int, rng: np.random.Generator,
+        boxes_xywh: list[np.ndarray], templates: int, rng: Rng,
     ) -> Sample | None:
         """Frames (as the processor's `stack` or `views` gives them) and their boxes `[4]` in pixels, templates first,
         to a training item; None if a crop would show nothing. `rng` is the only source of chance."""
@@ -55,15 +54,13 @@ class TrainingAugmentation:
         crops = [processor.cut(views, where) for views, where in zip(frames, windows, strict=True)]
         return self.apply(processor, crops, windows, boxes_xywh, templates, rng)
 
-    def joint(
-        self, frames: list[Sequence[View]], boxes_xywh: list[np.ndarray], rng: np.random.Generator
-    ) -> tuple[list[Sequence[View]], list[np.ndarray]]:
+    def joint(self, frames: Frames, boxes_xywh: list[np.ndarray], rng: Rng) -> tuple[Frames, list[np.ndarray]]:
         """Changes of whole frames and their boxes, the same for all of them; none unless a family has some."""
         return frames, boxes_xywh
 
     def crop_windows(
-        self, processor: "TrackerImageProcessor", boxes_xywh: Sequence[np.ndarray], frames: Sequence[tuple[int, int]],
-        templates: int, rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", boxes_xywh: Arrays, frames: Sequence[tuple[int, int]],
+        templates: int, rng: Rng,
     ) -> list[Window] | None:
         """Where the crops round boxes are taken, in frames of (height, width); else as for a call."""
         windows = []
@@ -75,15 +72,14 @@ class TrainingAugmentation:
         return windows
 
     def window(
-        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],
-        role: Literal["template", "search"], rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int], role: Role, rng: Rng
     ) -> Window | None:
         """Where one crop is taken."""
         raise NotImplementedError
 
     def apply(
-        self, processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], windows: Sequence[Window],
-        boxes_xywh: Sequence[np.ndarray], templates: int, rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", crops: Arrays, windows: Sequence[Window], boxes_xywh: Arrays,
+        templates: int, rng: Rng,
     ) -> Sample:
         """Crops `[s, s, 3 S]` of 0 to 255, where they were taken, and the boxes `[4]` (pixels) of their frames, to a
         training item."""
@@ -123,25 +119,20 @@ class Augmentation(TrainingAugmentation):
     brightness: float = 0.2
     crop_flip: float = 0.5
 
-    def joint(
-        self, frames: list[Sequence[View]], boxes_xywh: list[np.ndarray], rng: np.random.Generator
-    ) -> tuple[list[Sequence[View]], list[np.ndarray]]:
+    def joint(self, frames: Frames, boxes_xywh: list[np.ndarray], rng: Rng) -> tuple[Frames, list[np.ndarray]]:
         """Gray and mirror; the mirror takes a corner x to (W - 1) - x as the official code does."""
         gray, flip = rng.random(2) < (self.gray, self.flip)
         if gray and all(sum(view.picture.shape[2] for view in views) == 3 for views in frames):
             frames = [[replace(view, picture=_gray(view.picture)) for view in views] for views in frames]
         if flip:
-            boxes_xywh = [
-                np.array([views[0].size[1] - 1 - x - w, y, w, h])
-                for views, (x, y, w, h) in zip(frames, boxes_xywh, strict=True)
-            ]
+            boxes_xywh = [np.array([views[0].size[1] - 1 - x - w, y, w, h])
+                          for views, (x, y, w, h) in zip(frames, boxes_xywh, strict=True)]  # fmt: skip
             # only what crops take of them is copied
             frames = [[replace(view, picture=view.picture[:, ::-1]) for view in views] for views in frames]
         return frames, boxes_xywh
 
     def window(
-        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],
-        role: Literal["template", "search"], rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int], role: Role, rng: Rng
     ) -> Crop | None:
         """None where the crop is less than a pixel wide, or does not touch the frame."""
         x, y, w, h = region = box_xywh if role == "template" else self.jitter(box_xywh, rng)
@@ -152,7 +143,7 @@ class Augmentation(TrainingAugmentation):
             return None
         return processor.locate(region, role)
 
-    def jitter(self, box_xywh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def jitter(self, box_xywh: np.ndarray, rng: Rng) -> np.ndarray:
         """Move and scale a box [4] (pixels): the place where the search crop is taken."""
         size = box_xywh[2:] * np.exp(self.size_jitter * rng.standard_normal(2))
         if self.lost_crops and rng.random() < self.lost_crops:
@@ -161,8 +152,8 @@ class Augmentation(TrainingAugmentation):
         return np.concatenate([box_xywh[:2] + box_xywh[2:] / 2 + shift - size / 2, size])
 
     def apply(
-        self, processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], windows: Sequence[Window],
-        boxes_xywh: Sequence[np.ndarray], templates: int, rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", crops: Arrays, windows: Sequence[Window], boxes_xywh: Arrays,
+        templates: int, rng: Rng,
     ) -> Sample:
         """Brightness and mirror."""
         crops = list(crops)
@@ -202,8 +193,7 @@ class DeiTAugmentation(TrainingAugmentation):
     template_grid: int = 8
 
     def window(
-        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int],
-        role: Literal["template", "search"], rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", box_xywh: np.ndarray, frame: tuple[int, int], role: Role, rng: Rng
     ) -> AlignedCrop | None:
         """None where 12 draws leave less than 10 pixels of the target in a search crop."""
         if role == "template":
@@ -213,18 +203,19 @@ class DeiTAugmentation(TrainingAugmentation):
             scale = aligned_scale(box_xywh, factor, size) / np.exp(self.size_jitter * rng.standard_normal(2))
             reach = self.center_jitter * (box_xywh[2:] * scale).sum() / 2
             where = aligned_crop(box_xywh, factor, size, *frame, scale=scale, shift=rng.uniform(-1, 1, 2) * reach)
-            if (_inside(where, box_xywh)[2:] >= SMALLEST_LABEL).all():
+            if (inside(where.box_to_crop(box_xywh), where.size)[2:] >= SMALLEST_LABEL).all():
                 return where
         return None
 
     def apply(
-        self, processor: "TrackerImageProcessor", crops: Sequence[np.ndarray], windows: Sequence[Window],
-        boxes_xywh: Sequence[np.ndarray], templates: int, rng: np.random.Generator,
+        self, processor: "TrackerImageProcessor", crops: Arrays, windows: Sequence[Window], boxes_xywh: Arrays,
+        templates: int, rng: Rng,
     ) -> Sample:
         """Mirror, colors and the change that all crops share; labels are cut to the crop."""
         crops = list(crops)
         masks = processor.template_mask(windows[:templates], self.template_grid)
-        labels = [_inside(where, box) / where.size for where, box in zip(windows, boxes_xywh, strict=True)]
+        labels = [inside(where.box_to_crop(box), where.size) / where.size
+                  for where, box in zip(windows, boxes_xywh, strict=True)]  # fmt: skip
         for index in np.flatnonzero(rng.random(len(crops)) < self.flip):
             crops[index], labels[index] = crops[index][:, ::-1], _mirrored(labels[index])
             if index < templates:
@@ -233,7 +224,7 @@ class DeiTAugmentation(TrainingAugmentation):
         crops = [change(np.rint(self.colors(crop, rng)).astype(np.uint8)) for crop in crops]
         return as_sample(processor, crops, labels[templates:], templates) | {"template_mask": masks}
 
-    def colors(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def colors(self, crop: np.ndarray, rng: Rng) -> np.ndarray:
         """Brightness, contrast and saturation in random order; float32 `[s, s, 3 S]`, 0 to 255."""
         factors, order = rng.uniform(1 - self.color, 1 + self.color, 3), rng.permutation(3)
 
@@ -244,14 +235,14 @@ class DeiTAugmentation(TrainingAugmentation):
 
         return _per_stream(crop.astype(np.float32), blend)
 
-    def _common_change(self, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    def _common_change(self, rng: Rng) -> Callable[[np.ndarray], np.ndarray]:
         """Gray, solarize or blur, as a function of a uint8 crop."""
         which, deviation = rng.integers(3), rng.uniform(*self.blur)
         if which == 0:
             return lambda crop: _per_stream(crop, _gray)
         if which == 1:
-            levels = np.arange(256)
-            return lambda crop: cv2.LUT(crop, np.where(levels >= SOLARIZE_FROM, 255 - levels, levels).astype(np.uint8))
+            levels = np.arange(256, dtype=np.uint8)
+            return lambda crop: cv2.LUT(crop, np.where(levels >= SOLARIZE_FROM, 255 - levels, levels))
         return lambda crop: cv2.GaussianBlur(crop, (0, 0), deviation)
 
 
@@ -261,11 +252,10 @@ def _mirrored(box_xywh: np.ndarray) -> np.ndarray:
     return np.array([1 - x - w, y, w, h])
 
 
-def _inside(where: AlignedCrop, box_xywh: np.ndarray) -> np.ndarray:
-    """The part of a frame's box that lies inside a crop, in pixels of the crop."""
-    box = where.box_to_crop(box_xywh)
-    first = box[:2].clip(0, where.size)
-    return np.concatenate((first, (box[:2] + box[2:]).clip(0, where.size) - first))
+def inside(boxes_xywh: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The parts of boxes `[..., 4]` that lie inside a picture of (width, height), or a square."""
+    first = boxes_xywh[..., :2].clip(0, size)
+    return np.concatenate((first, (boxes_xywh[..., :2] + boxes_xywh[..., 2:]).clip(0, size) - first), axis=-1)
 
 
 def _gray(picture: np.ndarray) -> np.ndarray:
@@ -294,8 +284,7 @@ def fitting(augment: TrainingAugmentation | None, processor: "TrackerImageProces
     augment = Augmentation() if augment is None else augment
     kind, option = (DeiTAugmentation, "deit") if processor.crop_style == "lorat" else (Augmentation, "ostrack")
     if not isinstance(augment, kind):
-        raise ValueError(
-            f"the processor's crop style is {processor.crop_style!r}, whose crops are changed by a {kind.__name__} "
-            f"(examples/finetune.py: --augmentation {option}); got a {type(augment).__name__}"
-        )
+        raise ValueError(f"the processor's crop style is {processor.crop_style!r}, whose crops are changed by a "
+                         f"{kind.__name__} (examples/finetune.py: --augmentation {option}); got a "
+                         f"{type(augment).__name__}")  # fmt: skip
     return augment

@@ -36,10 +36,8 @@ class CausalSampler:
         (ascending) show the target; ValueError where none of them can be the newest template."""
         bases = visible[(visible >= self.templates - 1) & (visible < length - self.searches)]
         if len(bases) == 0 or visible[-1] <= bases[0] or (self.templates > 1 and visible[0] >= bases[-1]):
-            raise ValueError(
-                f"{self.templates} template and {self.searches} search frames cannot be drawn in order from "
-                f"{len(visible)} visible frames of {length}"
-            )
+            raise ValueError(f"{self.templates} template and {self.searches} search frames cannot be drawn in order "
+                             f"from {len(visible)} visible frames of {length}")  # fmt: skip
         gap = self.max_gap
         while True:
             base = int(rng.choice(bases))
@@ -110,22 +108,15 @@ class OrderedSampler:
             if len(near) < self.templates:
                 continue
             references = np.sort([middle, *rng.choice(near, self.templates - 1)])
-            sides = self._sides(visible, references)
-            if sides:
+            first, last = int(references[0]), int(references[-1])
+            before = visible[(visible >= first - self.search_gap) & (visible < first)]
+            after = visible[(visible > last) & (visible <= last + self.search_gap)]
+            if sides := [side for side in (before, after) if len(side) >= self.searches]:
                 searches = rng.choice(sides[int(rng.integers(len(sides)))], self.searches)
                 frames = np.sort([*references, *searches])[:: 1 if rng.random() < 0.5 else -1].tolist()
                 return frames[: self.templates], frames[self.templates :]
-        raise ValueError(
-            f"{self.templates} references with {self.searches} search frames beside them cannot be drawn from "
-            f"{len(visible)} visible frames of {length}"
-        )
-
-    def _sides(self, visible: np.ndarray, references: np.ndarray) -> list[np.ndarray]:
-        """The visible frames before and after the references, where there are enough."""
-        first, last = int(references[0]), int(references[-1])
-        before = visible[(visible >= first - self.search_gap) & (visible < first)]
-        after = visible[(visible > last) & (visible <= last + self.search_gap)]
-        return [side for side in (before, after) if len(side) >= self.searches]
+        raise ValueError(f"{self.templates} references with {self.searches} search frames beside them cannot be drawn "
+                         f"from {len(visible)} visible frames of {length}")  # fmt: skip
 
 
 FrameSampler = CausalSampler | IntervalSampler | OrderedSampler

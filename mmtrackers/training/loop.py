@@ -59,9 +59,8 @@ class Trainer:
         self.options, self.accelerator, self.build, self.validation = options, accelerator, build, validation
         self.steps_per_epoch = options.samples_per_epoch // options.batch_size
         if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"--samples-per-epoch {options.samples_per_epoch} is less than one step ({options.batch_size} pairs)."
-            )
+            raise ValueError(f"--samples-per-epoch {options.samples_per_epoch} is less than one step "
+                             f"({options.batch_size} pairs).")  # fmt: skip
         self.batches_per_epoch = self.steps_per_epoch * options.gradient_accumulation
         self.all_steps = self.steps_per_epoch * options.epochs
         self.total_steps = min(self.all_steps, options.max_steps or sys.maxsize)
@@ -82,16 +81,12 @@ class Trainer:
         # The command line rules the rate and the decay: both are written into the optimizer anew, step by step.
         optimizer = torch.optim.AdamW(parameter_groups(model, options))
         loader = DataLoader(
-            self.dataset,
-            batch_size=options.samples_per_pass(accelerator.num_processes),
-            drop_last=True,
-            num_workers=options.workers,
-            worker_init_fn=quiet_worker,
-            prefetch_factor=4 if options.workers else None,
+            self.dataset, options.samples_per_pass(accelerator.num_processes), drop_last=True,
+            num_workers=options.workers, worker_init_fn=quiet_worker, prefetch_factor=4 if options.workers else None,
             pin_memory=accelerator.device.type == "cuda",
             # Without its own generator a loader draws from the global one, and dropout after a resume would differ.
             generator=torch.Generator().manual_seed(options.seed),
-        )
+        )  # fmt: skip
         if accelerator.is_fsdp2:
             # Autocast as everywhere else. FSDP's own policy would cast all of a layer, labels and losses too.
             accelerator.state.fsdp_plugin.mixed_precision_policy = None
@@ -116,10 +111,8 @@ class Trainer:
         wanted, newest = self.options.resume, self.store.newest()
         if wanted is None:
             if newest is not None:
-                raise ValueError(
-                    f"{self.output.name} already holds {newest.name} of an earlier run: add --resume to go on with "
-                    "it, or choose another --output."
-                )
+                raise ValueError(f"{self.output.name} already holds {newest.name} of an earlier run: add --resume to "
+                                 "go on with it, or choose another --output.")  # fmt: skip
             return
         folder = newest if wanted == "latest" else Path(wanted)
         if folder is None:
@@ -129,10 +122,9 @@ class Trainer:
         before, now = self.progress.fixed, self.fixed_options()
         changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
         if changed:
-            raise ValueError(
-                f"{folder.name} cannot go on with other pairs per step ({', '.join(changed)}). Keep these options, or "
-                "start a new run in another --output with --model pointing at this result."
-            )
+            raise ValueError(f"{folder.name} cannot go on with other pairs per step ({', '.join(changed)}). Keep "
+                             "these options, or start a new run in another --output with --model pointing at this "
+                             "result.")  # fmt: skip
         # the batches of a step may be others: its pairs are the same on any number of processes and passes
         done = self.progress.step - self.progress.epoch * self.steps_per_epoch
         self.progress.batch = done * self.options.gradient_accumulation
@@ -152,14 +144,19 @@ class Trainer:
                 f"{self.rate():.2g}); {batch}; {back}. Lower --lr or raise --warmup-steps, and --resume."
             ) from error
         self.finish()
-        self.release()
+        # the wrapped model is let go: if it outlives the process group, a process can hang at its end
+        self.model = self.unwrapped
+        self.accelerator.free_memory()
 
     def train(self) -> None:
         """Runs until the end of the last epoch, a limit, a signal, or a loss that is not a number."""
         self.model.train()
         before = self.progress.step
         finished = before >= self.total_steps
-        with StopRequest() as stop, self.bar() as bar:
+        # rare lines where nobody watches
+        look = {"disable": not self.accelerator.is_main_process, "mininterval": 0.5 if sys.stderr.isatty() else 30.0}
+        bar = tqdm(total=self.total_steps, initial=before, unit="step", **look)
+        with StopRequest() as stop, bar:
             while self.progress.epoch < self.options.epochs and not finished:
                 finished = self.train_epoch(bar, stop)
         if self.state == "running":
@@ -255,10 +252,10 @@ class Trainer:
             if not self.accelerator.is_main_process:
                 return
             success = validation_overlap(Tracker(model, self.processor), self.validation)
-            best = max((entry["validation"] for entry in self.progress.history if "validation" in entry), default=-1.0)
+            best = self.best()
             self.progress.history.append({"step": self.progress.step, "validation": success})
             tqdm.write(f"epoch {self.progress.epoch}: mean overlap {success:.3f} on {len(self.validation)} sequences")
-            if success > best:
+            if best is None or success > best["validation"]:
                 self.write(self.output / "best", model)
 
     @contextmanager
@@ -312,20 +309,13 @@ class Trainer:
         self.progress.history.append(entry | means | speed)
         if waiting > STARVED and not self.warned:
             self.warned = True
-            tqdm.write(
-                f"{waiting:.0%} of the time goes into waiting for data: raise --workers (now {self.options.workers}), "
-                "or put the images on a faster disk"
-            )
+            tqdm.write(f"{waiting:.0%} of the time goes into waiting for data: raise --workers (now "
+                       f"{self.options.workers}), or put the images on a faster disk")  # fmt: skip
         shown = {name: f"{means[name]:.3f}" for name in ("loss", "iou") if name in means}
         bar.set_postfix(shown | {"pairs/s": f"{pairs_per_second:.1f}", "waiting": f"{waiting:.0%}"})
         self.accelerator.log({**means, "lr": entry["lr"], **speed}, step=self.progress.step)
         if self.accelerator.is_main_process:
             self.write_log(self.output)
-
-    def bar(self) -> tqdm:
-        """Progress on the main process; rare lines where nobody watches."""
-        silent, pause = not self.accelerator.is_main_process, 0.5 if sys.stderr.isatty() else 30.0
-        return tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=silent, mininterval=pause)
 
     def facts(self) -> TrainingFacts:
         """What the model card says of the training. Folders appear by name only."""
@@ -338,23 +328,22 @@ class Trainer:
         on_hub = [place for name, _, place in places if name.split("/")[0] == "hf" and not Path(place).is_dir()]
         names = [place if place in on_hub else name or Path(place).name for name, _, place in places]
         data = f"sequences of {', '.join(names)}" if names else "sequences composed from pictures, at random"
+        figures = []
+        if best := self.best():
+            validated = [name or Path(place).name for name, _, place in (v.rpartition("=") for v in o.validate)]
+            note = f"validation on {len(self.validation)} sequences, at step {best['step']}"
+            figures = [{"dataset": ", ".join(validated), "metric": "mean overlap",
+                        "value": round(best["validation"], 4), "note": note}]  # fmt: skip
         hardware = f"{self.accelerator.num_processes} x {self.accelerator.device.type}"
         steps, minutes = self.progress.step, round(self.progress.seconds / 60, 1)
-        pairs = steps * o.batch_size
         return TrainingFacts(
-            data, on_hub, pairs, steps, minutes, hardware, recipe, self.figures(), license=self.options.license
+            data, on_hub, steps * o.batch_size, steps, minutes, hardware, recipe, figures, license=o.license
         )
 
-    def figures(self) -> list[dict[str, Any]]:
-        """The best validation so far, for the card."""
+    def best(self) -> dict[str, Any] | None:
+        """The entry of the best validation so far."""
         found = [entry for entry in self.progress.history if "validation" in entry]
-        if not found:
-            return []
-        best = max(found, key=lambda entry: entry["validation"])
-        places = [entry.rpartition("=") for entry in self.options.validate]
-        names = ", ".join(name or Path(place).name for name, _, place in places)
-        note = f"validation on {len(self.validation)} sequences, at step {best['step']}"
-        return [{"dataset": names, "metric": "mean overlap", "value": round(best["validation"], 4), "note": note}]
+        return max(found, key=lambda entry: entry["validation"], default=None)
 
     def write_log(self, folder: Path) -> None:
         """`training_log.json`: the course of the losses."""
@@ -390,8 +379,3 @@ class Trainer:
         print(f"try it: mmtrackers track VIDEO --box x,y,width,height --model {self.output}")
         if self.options.push_to_hub:  # checkpoints and logs are sub-folders, which stay here
             push(self.output, self.options.push_to_hub, base_model=self.options.hub_base)
-
-    def release(self) -> None:
-        """Lets go of the wrapped model: if it outlives the process group, a process can hang at its end."""
-        self.model = self.unwrapped
-        self.accelerator.free_memory()

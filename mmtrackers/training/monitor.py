@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,14 +118,12 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-class StopRequest:
+class StopRequest(ExitStack):
     """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once."""
 
-    def __init__(self) -> None:
-        self.wanted = False
-        self._before: dict[int, Any] = {}
+    wanted = False
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, *_: Any) -> None:
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
@@ -132,12 +131,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+                self.callback(signal.signal, number, signal.signal(number, self._receive))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def quiet_worker(_: int) -> None:

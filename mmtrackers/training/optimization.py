@@ -57,27 +57,18 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         >>> [(group["decays"], len(group["params"])) for group in groups]
         [(False, 2)]
     """
-    norms = {
-        f"{name}.{part}" if name else part
-        for name, module in model.named_modules()
-        if isinstance(module, NORMS)
-        for part, _ in module.named_parameters(recurse=False)
-    }
+    norms = {f"{name}.{part}".lstrip(".") for name, module in model.named_modules() if isinstance(module, NORMS)
+             for part, _ in module.named_parameters(recurse=False)}  # fmt: skip
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             axes = sum(size > 1 for size in parameter.shape) if recipe.decay == "weights" else parameter.ndim
-            table = re.search("embed|position", name) is not None
-            decays = recipe.decay == "all" or (
-                axes > 1 and not table and (recipe.decay == "matrices" or name not in norms)
-            )
+            matrix = axes > 1 and not re.search("embed|position", name)
+            decays = recipe.decay == "all" or (matrix and (recipe.decay == "matrices" or name not in norms))
             factor = recipe.trunk_lr_factor if name.startswith("model.") else 1.0
             groups.setdefault((factor, decays), []).append(parameter)
-    return [
-        {"params": params, "factor": factor, "decays": decays, "lr": recipe.lr * factor,
-         "weight_decay": recipe.weight_decay * decays}
-        for (factor, decays), params in groups.items()
-    ]  # fmt: skip
+    return [{"params": params, "factor": factor, "decays": decays, "lr": recipe.lr * factor,
+             "weight_decay": recipe.weight_decay * decays} for (factor, decays), params in groups.items()]  # fmt: skip
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -94,8 +94,6 @@ class TrainingOptions(Recipe):
         """Samples of one process and pass. Raises ValueError where a step cannot be split evenly."""
         parts = processes * self.gradient_accumulation
         if self.batch_size % parts:
-            raise ValueError(
-                f"--batch-size {self.batch_size} cannot be split over {processes} processes x "
-                f"{self.gradient_accumulation} passes: it counts all samples of an optimizer step."
-            )
+            raise ValueError(f"--batch-size {self.batch_size} cannot be split over {processes} processes x "
+                             f"{self.gradient_accumulation} passes: it counts all samples of an optimizer step.")
         return self.batch_size // parts

@@ -20,10 +20,8 @@ def listed(text: str) -> Any:
 
 @dataclass
 class Recipe:
-    """What decides the result of a training run, besides data and start weights. The defaults are OSTrack's choices.
-
-    The loss belongs to the model. Every field is an option of `examples/finetune.py`; `--preset` chooses one of
-    `RECIPES`.
+    """What decides the result of a training run, besides data, start weights and the model's loss; the defaults are
+    OSTrack's. Every field is an option of `examples/finetune.py`; `--preset` chooses one of `RECIPES`.
 
     Example:
         >>> RECIPES["seatrack-rgbe"].lr, RECIPES["lorat"].make_frame_sampler()
@@ -73,20 +71,14 @@ class Recipe:
     seed: int = option(0, "Of weights, data and dropout.")
 
     def make_frame_sampler(self) -> FrameSampler:
-        """The rule that chooses the frames of a sample.
-
-        Raises:
-            ValueError: numbers of frames that the rule cannot give.
-        """
+        """The rule that chooses the frames of a sample; ValueError for numbers of frames that it cannot give."""
         if self.frame_sampler == "causal":
             return CausalSampler(self.templates, self.searches, self.max_gap)
         if self.frame_sampler == "ordered":
             return OrderedSampler(self.templates, self.searches, self.max_gap, self.search_gap)
         if (self.templates, self.searches) != (1, 1):
-            raise ValueError(
-                f"frame sampler 'interval' draws one template and one search frame, not {self.templates} and "
-                f"{self.searches}: use 'causal' or 'ordered' for clips"
-            )
+            raise ValueError(f"frame sampler 'interval' draws one template and one search frame, not {self.templates} "
+                             f"and {self.searches}: use 'causal' or 'ordered' for clips")  # fmt: skip
         return IntervalSampler(self.max_gap)
 
     def values(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mmtrackers.data.sets import JoinedSet, SequenceSet
 from mmtrackers.processing.alignment import View
 from mmtrackers.processing.frames import ANY
 
-from .augment import Sample, TrainingAugmentation, fitting
+from .augment import Sample, TrainingAugmentation, fitting, inside
 from .failures import Failures
 from .frame_samplers import CausalSampler, FrameSampler
 
@@ -29,22 +29,33 @@ MIN_FRAMES = 20
 MAX_DRAWS = 50
 
 
-class EpochDataset(Dataset):
-    """A data set whose item is a function of (seed, epoch, index) alone, whatever the workers and processes."""
+class Epochs:
+    """Samples that differ from epoch to epoch: so many per epoch, or per sequence."""
 
-    def __init__(self, samples_per_epoch: int, seed: int) -> None:
-        if samples_per_epoch < 1 or seed < 0:
-            raise ValueError(f"samples_per_epoch={samples_per_epoch} must be positive and seed={seed} not negative")
-        self.samples_per_epoch, self.seed = samples_per_epoch, seed
+    _make: "SampleMaker | None" = None
+
+    def __init__(self, samples: int, seed: int, per: str = "epoch") -> None:
+        if samples < 1 or seed < 0:
+            raise ValueError(f"samples_per_{per}={samples} must be positive and seed={seed} not negative")
+        self.samples, self.seed = samples, seed
         # in shared memory, so that workers that live on through the epochs see a new one too
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __len__(self) -> int:
-        return self.samples_per_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) whose samples are drawn; call it before the epoch's iterator is made."""
         self._epoch.fill_(epoch)
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """What could not be read so far, by this process and its workers -> how often it was met."""
+        return Counter() if self._make is None else self._make.failures.counts()
+
+
+class EpochDataset(Epochs, Dataset):
+    """A data set whose item is a function of (seed, epoch, index) alone, whatever the workers and processes."""
+
+    def __len__(self) -> int:
+        return self.samples
 
     def rng(self, index: int) -> np.random.Generator:
         """An item's source of chance in this epoch."""
@@ -105,11 +116,10 @@ class PairDataset(EpochDataset):
         super().__init__(samples_per_epoch, seed)
         self._make = SampleMaker(processor, modality, streams, augment, frame_sampler)
         self._sequences = sequences if isinstance(sequences, SequenceSet) else SequenceSet(sequences)
-        chances = np.ones(len(self._sequences)) if chances is None else np.array(list(chances), dtype=np.float64)
-        if len(chances) != len(self._sequences) or not (chances >= 0).all():
-            raise ValueError(
-                f"{len(chances)} chances for {len(self._sequences)} sequences: expected one each, none negative"
-            )
+        count = len(self._sequences)
+        chances = np.ones(count) if chances is None else np.array(list(chances), dtype=np.float64)
+        if len(chances) != count or not (chances >= 0).all():
+            raise ValueError(f"{len(chances)} chances for {count} sequences: expected one each, none negative")
         if streams == 2 and modality != ANY and self._sequences.modalities - {modality}:
             other = next(sequence for sequence in self._sequences if sequence.modality != modality)
             raise ValueError(f"sequence {other.name!r} has {other.modality} as its second stream, the tracker takes "
@@ -128,10 +138,10 @@ class PairDataset(EpochDataset):
         least = self._make.frame_sampler.least_visible
         fits = (lengths >= MIN_FRAMES) & (usable >= least) | (lengths == 1) & (usable == 1)
         short = np.flatnonzero(~fits)
-        if not len(short) and len(fits):
-            return np.flatnonzero(fits)
         if not len(fits):
             raise ValueError("there are no sequences to train on")
+        if not len(short):
+            return np.flatnonzero(fits)
         names = [f"{self._sequences.names[i]!r} ({lengths[i]} frames, {usable[i]} with a usable box)"
                  for i in short[:5]]  # fmt: skip
         message = (f"training takes sequences of at least {MIN_FRAMES} frames with at least {least} usable "
@@ -140,11 +150,6 @@ class PairDataset(EpochDataset):
             raise ValueError(message + ("" if skip_short else ". Remove them, or pass skip_short=True"))
         logger.warning("%d of %d sequences are left out: %s", len(short), len(fits), message)
         return np.flatnonzero(fits)
-
-    @property
-    def unreadable(self) -> Counter[str]:
-        """What could not be read so far, by this process and its workers -> how often it was met."""
-        return self._make.failures.counts()
 
     def __getitem__(self, index: int) -> Sample:
         rng = self.rng(index)
@@ -179,7 +184,7 @@ class PairDataset(EpochDataset):
         return self._sequences[int(self._kept[np.searchsorted(self._ladder, rng.random(), side="right")])]
 
 
-class StreamSamples(IterableDataset):
+class StreamSamples(Epochs, IterableDataset):
     """Samples of sequences that are streamed: some of each sequence while it is at hand.
 
     A sample is a function of (seed, epoch, sequence, its number) alone; their order follows the stream's. Sequences
@@ -194,21 +199,8 @@ class StreamSamples(IterableDataset):
     def __init__(self, stream: "SequenceStream", processor: "TrackerImageProcessor", modality: str = "rgb",
                  streams: int = 1, samples_per_sequence: int = 16, seed: int = 0,
                  augment: TrainingAugmentation | None = None, frame_sampler: FrameSampler | None = None):
-        self._make = SampleMaker(processor, modality, streams, augment, frame_sampler)
-        if samples_per_sequence < 1 or seed < 0:
-            raise ValueError(f"samples_per_sequence={samples_per_sequence} must be positive and seed={seed} not "
-                             "negative")
-        self.stream, self.samples_per_sequence, self.seed = stream, samples_per_sequence, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # as in EpochDataset
-
-    @property
-    def unreadable(self) -> Counter[str]:
-        """As for [`PairDataset`]."""
-        return self._make.failures.counts()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0): other samples, and another order if the stream is shuffled."""
-        self._epoch.fill_(epoch)
+        super().__init__(samples_per_sequence, seed, per="sequence")
+        self.stream, self._make = stream, SampleMaker(processor, modality, streams, augment, frame_sampler)
 
     def __iter__(self) -> Iterator[Sample]:
         epoch = int(self._epoch)
@@ -220,7 +212,7 @@ class StreamSamples(IterableDataset):
                                         f"with a usable box; at least {MIN_FRAMES} and {least} are needed")
                 continue
             name = zlib.crc32(sequence.name.encode())
-            for number in range(self.samples_per_sequence):
+            for number in range(self.samples):
                 rng = np.random.default_rng((self.seed, epoch, name, number))
                 made = (self._make(sequence, rng)[0] for _ in range(MAX_DRAWS))
                 sample = next((sample for sample in made if sample is not None), None)
@@ -279,12 +271,7 @@ class SampleMaker:
 
     def _fitted(self, boxes_xywh: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Boxes `[..., 4]` cut to a picture of (height, width, ...), where the recipe does so."""
-        if not self.fits_boxes:
-            return boxes_xywh
-        size = np.array([shape[1], shape[0]])
-        first = boxes_xywh[..., :2].clip(0, size)
-        last = (boxes_xywh[..., :2] + boxes_xywh[..., 2:]).clip(0, size)
-        return np.concatenate((first, last - first), axis=-1)
+        return inside(boxes_xywh, (shape[1], shape[0])) if self.fits_boxes else boxes_xywh
 
     def _shape(self, sequence: Sequence) -> tuple[int, ...]:
         """Height and width of a sequence's frames; its first one is read once."""

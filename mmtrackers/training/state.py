@@ -107,19 +107,17 @@ class WeightAverage:
 
 
 class CheckpointStore:
-    """The newest `limit` checkpoints of a run under `folder`: `checkpoint-00000100`, ...; of the prepared accelerator
+    """The newest two checkpoints of a run under `folder`: `checkpoint-00000100`, ...; of the prepared accelerator
     and optimizer and the tracker without wrappers. Only what training changes is stored, never a frozen base. Each is
     written beside its place and moved there, so a crash leaves the previous one whole."""
 
     TENSORS, AVERAGE, OPTIMIZER = "trained.safetensors", "average.safetensors", "optimizer.bin"
     PROGRESS = "progress.json"
 
-    def __init__(
-        self, accelerator: Accelerator, model: nn.Module, folder: Path, optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None = None, limit: int = 2,
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, model: nn.Module, folder: Path, optimizer: torch.optim.Optimizer,
+                 average: WeightAverage | None = None) -> None:  # fmt: skip
         self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
-        self.optimizer, self.average, self.limit = optimizer, average, limit
+        self.optimizer, self.average = optimizer, average
         if accelerator.is_main_process:
             self._put_back()
         accelerator.wait_for_everyone()
@@ -155,11 +153,9 @@ class CheckpointStore:
         wanted = {name: tuple(t.shape) for name, t in target.items()}
         if shapes != wanted:
             differing = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
-            raise ValueError(
-                f"The checkpoint {folder.name} holds other trained tensors than this model ({len(differing)} "
-                f"differ, first {differing[0]}): resume with the options it was started with, or without --resume "
-                "into another --output."
-            )
+            raise ValueError(f"The checkpoint {folder.name} holds other trained tensors than this model "
+                             f"({len(differing)} differ, first {differing[0]}): resume with the options it was "
+                             "started with, or without --resume into another --output.")  # fmt: skip
         for name, tensor in target.items():
             whole = source[name]
             if isinstance(tensor, DTensor):
@@ -193,7 +189,7 @@ class CheckpointStore:
                 os.replace(final, replaced)
             os.replace(staging, final)
             shutil.rmtree(replaced, ignore_errors=True)
-            for old in self._listed()[: -self.limit]:
+            for old in self._listed()[:-2]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return final
