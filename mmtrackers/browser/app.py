@@ -49,14 +49,8 @@ watch('value', () => { show(); requestAnimationFrame(() => show()); });
 
 @dataclass(frozen=True)
 class Limits:
-    """What a visitor may ask for.
-
-    Args:
-        megabytes (`int`): of one upload.
-        seconds (`int`): of video that are tracked; the rest is left out.
-        side (`int`): longer side of a frame in pixels.
-        any_tracker (`bool`): folders and Hub ids of trackers besides the embedded ones.
-    """
+    """What a visitor may ask for: megabytes of one upload, seconds of video that are tracked (the rest is left out),
+    the longer side of a frame in pixels, and folders and Hub ids of trackers besides the embedded ones."""
 
     megabytes: int = 200
     seconds: int = 120
@@ -95,14 +89,14 @@ class App:
     ) -> Iterator[tuple[Any, ...]]:
         """Begins, or goes on with a run that pauses; yields what the page shows."""
         with _told():
-            if run is None or not run.paused:
+            if run is not None and run.paused:
+                run.place(self._boxes(stage, run.frame["rgb"].shape))
+            else:
                 if run is not None:
                     run.close()
                 if not video:
                     raise ValueError("choose a video first, or take the sample")
                 run = self._begin(stage, video, other, kind, repo, int(frame or 0))
-            else:
-                run.place(self._boxes(stage, run.frame["rgb"].shape))
             yield from self._watched(run, repo)
 
     def _begin(self, stage: Any, video: str, other: str | None, kind: str, repo: str, frame: int) -> LiveRun:
@@ -153,18 +147,12 @@ class App:
             said = f"**Done**{reason}: {len(run.predictions)} frames, {speed}"
         scored = [(run.first + k, found.score, str(number))
                   for k, frame in enumerate(run.predictions) for number, found in frame.items()]  # fmt: skip
-        running = state in ("loading", "running")
-        return (
-            run,
-            self._stage(run.frame, {number: found.box for number, found in run.found.items()}, state != "pausing"),
-            said,
-            pd.DataFrame(scored, columns=["frame", "score", "target"]),
-            files[0] if files else None,
-            files[1:] if files else None,
-            gr.Button("Go on" if state == "pausing" else "Track", interactive=not running),
-            gr.Button(interactive=running),
-            gr.Button(interactive=running or state == "pausing"),
-        )
+        running, boxes = state in ("loading", "running"), {number: found.box for number, found in run.found.items()}
+        go = gr.Button("Go on" if state == "pausing" else "Track", interactive=not running)
+        pause, stop = gr.Button(interactive=running), gr.Button(interactive=running or state == "pausing")
+        curve = pd.DataFrame(scored, columns=["frame", "score", "target"])
+        done, rest = (files[0], files[1:]) if files else (None, None)
+        return run, self._stage(run.frame, boxes, state != "pausing"), said, curve, done, rest, go, pause, stop
 
     @staticmethod
     def pause(run: LiveRun | None) -> None:
@@ -214,14 +202,10 @@ class App:
         other = next((name for name in frame if name != "rgb"), None)
         known = [{"id": number, "xywh": [round(float(v), 1) for v in box]} for number, box in boxes.items()]
         return {
-            "image": data_url(frame["rgb"]),
-            "second": data_url(visible(frame[other], other)) if other else "",
-            "width": width,
-            "height": height,
-            "boxes": known,
-            "chosen": known[0]["id"] if len(known) == 1 and not locked else None,
-            "locked": locked,
-        }
+            "image": data_url(frame["rgb"]), "second": data_url(visible(frame[other], other)) if other else "",
+            "width": width, "height": height, "boxes": known,
+            "chosen": known[0]["id"] if len(known) == 1 and not locked else None, "locked": locked,
+        }  # fmt: skip
 
     def build(self) -> gr.Blocks:
         """The page, not yet served."""
@@ -272,13 +256,8 @@ class App:
         return page
 
     def launch(self, port: int | None = None, host: str | None = None, open_browser: bool = False) -> None:
-        """Serves the page until Ctrl-C.
-
-        Args:
-            port (`int`, *optional*): gradio's choice from 7860 by default.
-            host (`str`, *optional*): `GRADIO_SERVER_NAME`, else this machine alone.
-            open_browser (`bool`): show it at once.
-        """
+        """Serves the page until Ctrl-C, by default on gradio's choice of a port from 7860, and on the host that
+        `GRADIO_SERVER_NAME` says, else to this machine alone."""
         page = self.build().queue(max_size=16, default_concurrency_limit=4, api_open=False)
         theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         page.launch(

@@ -31,17 +31,11 @@ SAFE = {
 
 
 def ask_boxes(picture: np.ndarray, name: str, say: Callable[[str], None] = print) -> list[list[float]]:
-    """Shows a picture in the browser and waits for the boxes that a person draws on it.
+    """Shows a picture (RGB, `[H, W, 3]` uint8) in the browser and waits for the boxes that a person draws on it: x, y,
+    width, height in pixels, one per target.
 
-    The page is served to this machine only, under an address with a secret in it; a browser is opened where there is a
-    desktop. Ctrl-C ends the waiting.
-
-    Args:
-        picture (`np.ndarray` `[H, W, 3]` uint8), name (`str`): RGB; of the video, shown.
-        say (callable): told the address, once.
-
-    Returns:
-        `list[list[float]]`: x, y, width, height in pixels, one per target.
+    The page is served to this machine only, under an address with a secret in it, which `say` is told; a browser is
+    opened where there is a desktop. Ctrl-C ends the waiting.
     """
     server = _Server(page(picture, name), picture.shape[:2])
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -61,13 +55,10 @@ def ask_boxes(picture: np.ndarray, name: str, say: Callable[[str], None] = print
 def page(picture: np.ndarray, name: str) -> str:
     """The page as one text: picture, script and style inside, nothing fetched from anywhere."""
     height, width = picture.shape[:2]
-    return string.Template((HERE / "first_frame.html").read_text(encoding="utf-8")).substitute(
-        name=html.escape(name),
-        width=width,
-        height=height,
-        image=data_url(picture, widest=width, quality=92),
-        css=(HERE / "stage.css").read_text(encoding="utf-8"),
-        js=(HERE / "stage.js").read_text(encoding="utf-8"),
+    text, css, js = ((HERE / f).read_text(encoding="utf-8") for f in ("first_frame.html", "stage.css", "stage.js"))
+    image = data_url(picture, widest=width, quality=92)
+    return string.Template(text).substitute(
+        name=html.escape(name), width=width, height=height, image=image, css=css, js=js
     )
 
 

@@ -41,9 +41,8 @@ class LiveRun:
         ```
     """
 
-    def __init__(
-        self, tracker: Tracker, source: FrameSource, folder: Path, first: int = 0, most: int | None = None
-    ) -> None:
+    def __init__(self, tracker: Tracker, source: FrameSource, folder: Path, first: int = 0, most: int | None = None
+                 ) -> None:  # fmt: skip
         self.tracker, self.source, self.folder = tracker, source, folder
         self.targets = Targets(tracker)
         self._frames = iter(source)
@@ -84,17 +83,15 @@ class LiveRun:
         The last frame before a pause is drawn when the run goes on, with the boxes as a person left them.
         """
         self.pausing = False
-        while True:
-            if self.stopping or self.pausing:
-                self.ended = "stopped" if self.stopping else ""
-                return
+        while not (self.stopping or self.pausing):
             self._draw()
+            over = self.index + 1 == self.end
             try:
-                frame = None if self.index + 1 == self.end else next(self._frames, None)
+                frame = None if over else next(self._frames, None)
             except ValueError as error:
                 frame, self.ended = None, str(error)
             if frame is None:
-                self.ended = self.ended or ("the bound of this app" if self.index + 1 == self.end else "the end")
+                self.ended = self.ended or ("the bound of this app" if over else "the end")
                 return
             begin = time.perf_counter()
             self.found = self.targets.update(frame)
@@ -102,6 +99,7 @@ class LiveRun:
             self.frame, self.index, self._drawn = frame, self.index + 1, False
             self.predictions.append(dict(self.found))
             yield self.index
+        self.ended = "stopped" if self.stopping else ""
 
     def _draw(self) -> None:
         if not self._drawn:

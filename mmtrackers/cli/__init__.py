@@ -9,27 +9,15 @@ import warnings
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from . import align, browse, data, evaluate, export, finetune, info, share, track
 from .ending import Commands, interrupt_on_signals
 
-app = typer.Typer(
-    cls=Commands,
-    help="Track objects in RGB, thermal, depth and event video.",
-    epilog="Exit codes: 0 done, 1 a fault of this program, 2 something that you can mend, 130 Ctrl-C.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-for command in (
-    track.track,
-    browse.app,
-    align.align,
-    evaluate.evaluate,
-    info.info,
-    share.push,
-    share.convert,
-    export.export,
-):
+CODES = "Exit codes: 0 done, 1 a fault of this program, 2 something that you can mend, 130 Ctrl-C."
+app = typer.Typer(cls=Commands, epilog=CODES, no_args_is_help=True, pretty_exceptions_enable=False)
+for command in (track.track, browse.app, align.align, evaluate.evaluate, info.info, share.push, share.convert,
+                export.export):  # fmt: skip
     app.command()(command)
 app.command(context_settings=finetune.OWN_OPTIONS)(finetune.finetune)
 app.add_typer(data.app, name="data")
@@ -45,10 +33,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of every error.")] = False,
+    version: Annotated[bool, Option("--version", help="Show the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Track objects in RGB, thermal, depth and event video."""
 

@@ -111,8 +111,7 @@ def _check(repos: dict[str, str], folders: dict[str, str], card: bool) -> None:
     """What can be said before hours of tracking."""
     if not repos and not folders:
         raise ValueError("nothing to evaluate: give --tracker REPO, or --results FOLDER of raw results")
-    twice = sorted(set(repos) & set(folders))
-    if twice:
+    if twice := sorted(set(repos) & set(folders)):
         raise ValueError(f"{', '.join(twice)}: a name for a tracker and for results; choose another with NAME=PLACE")
     for repo in repos.values():
         if card and not Path(repo).is_dir():

@@ -10,13 +10,10 @@ from typer import Argument
 from .ending import quiet_loading
 from .options import BaseModel
 
+REPO = "Folder or Hub id of a tracker or an adapter; without it: all that there is."
 
-def info(
-    repo: Annotated[
-        str | None, Argument(help="Folder or Hub id of a tracker or an adapter; without it: all that there is.")
-    ] = None,
-    base_model: BaseModel = None,
-) -> None:
+
+def info(repo: Annotated[str | None, Argument(help=REPO)] = None, base_model: BaseModel = None) -> None:
     """List systems, tuners, presets and embedded checkpoints; or show what one tracker is made of."""
     if repo is None:
         for line in overview():

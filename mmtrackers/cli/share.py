@@ -20,14 +20,12 @@ def push(
     typer.echo(f"pushed to {publish.push(folder, repo, private=private, base_model=base_model, license=license)}")
 
 
+FILE = "Official checkpoint, as published (.pth.tar, .pth) or .safetensors; org/name:FILE is one of the Hub."
+
+
 def convert(
     system: Annotated[str, Argument(help="Whose file: lorat, ostrack, odtrack, patrack, seatrack, spmtrack.")],
-    file: Annotated[
-        str,
-        Argument(
-            help="Official checkpoint, as published (.pth.tar, .pth) or .safetensors; org/name:FILE is one of the Hub."
-        ),
-    ],
+    file: Annotated[str, Argument(help=FILE)],
     out: Annotated[Path, Argument(help="Folder to write.")],
     base: Annotated[str | None, Option(help="Folder or Hub id of the base that an adapter belongs to.")] = None,
     modality: Annotated[str | None, Option(help="thermal, depth or event.")] = None,

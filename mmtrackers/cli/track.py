@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SOURCE = ("Video file, image folder, dataset sequence folder, camera index or /dev/video0, address of a stream "
           "(rtsp://..., http://...), or sample: the clip of the package.")  # fmt: skip
+RANGE = "Counts or degrees that become black and white; default: found."
 BOX = ("x,y,width,height in pixels of the first frame; repeat it for more targets. Without it, and without an "
        "annotation, a browser page asks for it.")  # fmt: skip
 
@@ -41,10 +42,7 @@ def track(
     fps: Annotated[float | None, Option(help="Frames per second of folders of images.")] = None,
     event_window: Annotated[str | None, Option(help="Events of each RGB frame: exposure or interval.")] = None,
     event_start: Annotated[int | None, Option(help="Microseconds of the events at the first RGB frame.")] = None,
-    thermal_range: Annotated[
-        tuple[float, float] | None,
-        Option(metavar="LOW HIGH", help="Counts or degrees that become black and white; default: found."),
-    ] = None,
+    thermal_range: Annotated[tuple[float, float] | None, Option(metavar="LOW HIGH", help=RANGE)] = None,
     thermal_per_frame: Annotated[bool, Option("--thermal-per-frame", help="Stretch each frame alone.")] = False,
     output: Annotated[Path, Option(help="Folder of the results.")] = Path("tracked"),
     device: Device = "cpu",

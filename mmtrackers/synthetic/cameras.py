@@ -38,23 +38,18 @@ _EVENTS = _EVENTS.astype(np.uint8)[None]
 def render(scene: "SyntheticScene", time: float, view: View) -> tuple[np.ndarray, np.ndarray | None]:
     """Both cameras' pictures of a window; see `SyntheticScene.render`."""
     # a smaller window is rendered at the frame's own resolution and enlarged, as a crop of a real frame is
-    native = replace(
-        view, columns=max(4, min(view.columns, round(view.width))), rows=max(4, min(view.rows, round(view.height)))
-    )
+    columns, rows = max(4, min(view.columns, round(view.width))), max(4, min(view.rows, round(view.height)))
+    native = replace(view, columns=columns, rows=rows)
 
     def enlarged(picture: np.ndarray, how: int = cv2.INTER_LINEAR) -> np.ndarray:
         return picture if native == view else cv2.resize(picture, (view.columns, view.rows), interpolation=how)
 
     scene.seen.clear()
     rgb = enlarged(render_rgb(scene, time, native))
-    if scene.modality == "thermal":
-        return rgb, enlarged(render_thermal(scene, time, native))
-    if scene.modality == "event":
-        return rgb, enlarged(render_event(scene, time, native))
-    if scene.modality == "depth":
-        # unknown depth next to a known one must not turn into a distance in between
-        return rgb, enlarged(render_depth(scene, time, native), cv2.INTER_NEAREST)
-    return rgb, None
+    second = {"thermal": render_thermal, "event": render_event, "depth": render_depth}.get(scene.modality)
+    # unknown depth next to a known one must not turn into a distance in between
+    how = cv2.INTER_NEAREST if scene.modality == "depth" else cv2.INTER_LINEAR
+    return rgb, second and enlarged(second(scene, time, native), how)
 
 
 def raster(layer: Layer, time: float, view: View, picture: Picture) -> tuple[np.ndarray, int, int]:
@@ -119,8 +114,7 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
             continue
         color = layer.color
         if layer is scene.target:
-            gain = math.exp(scene.target_gain(time))
-            color = color * np.array([[gain], [gain], [gain], [1]], np.float32)
+            color = color * np.array([[math.exp(scene.target_gain(time))]] * 3 + [[1]], np.float32)
         patch = cv2.transform(patch, color)
         if not events and layer is scene.target and scene.blur[0]:
             patch = motion_blur(patch, layer, time, view, scene.exposure)
@@ -157,7 +151,8 @@ def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     if scene.blur[1] and draw.chance(0.5):
         canvas = camera_blur(draw, canvas)
     if scene.lowres > 1:
-        canvas = low_resolution(canvas, scene.lowres)
+        small = [max(2, int(side / scene.lowres)) for side in (view.columns, view.rows)]
+        canvas = cv2.resize(cv2.resize(canvas, small), (view.columns, view.rows), interpolation=cv2.INTER_LINEAR)
     add_noise(canvas, draw, max(scene.noise, 5.0) if dark else scene.noise)
     if scene.jpeg:
         _, code = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg])
@@ -207,12 +202,6 @@ def camera_blur(draw: Draw, canvas: np.ndarray) -> np.ndarray:
         angle, length = draw.uniform(0, 3.2), draw.uniform(2, 7)
         return cv2.filter2D(canvas, -1, line_kernel(length * math.cos(angle), length * math.sin(angle)))
     return cv2.GaussianBlur(canvas, (0, 0), draw.uniform(0.5, 1.6))
-
-
-def low_resolution(canvas: np.ndarray, factor: float) -> np.ndarray:
-    rows, columns = canvas.shape[:2]
-    small = cv2.resize(canvas, (max(2, int(columns / factor)), max(2, int(rows / factor))))
-    return cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
 
 def interlace(canvas: np.ndarray, pixels: int) -> None:
@@ -331,10 +320,8 @@ def render_event(scene: "SyntheticScene", time: float, view: View) -> np.ndarray
     """Changes of brightness since a moment ago, uint8 [rows, columns, 3]: red brighter, blue darker, on white; an
     event camera sees in the dark and against the light."""
     own = misaligned(scene, view)
-    before, now = (
-        cv2.LUT(cv2.cvtColor(compose_rgb(scene, moment_seen, own, events=True), cv2.COLOR_RGB2GRAY), _LOG)
-        for moment_seen in (time - scene.event_step, time)
-    )
+    before, now = (cv2.LUT(cv2.cvtColor(compose_rgb(scene, at, own, events=True), cv2.COLOR_RGB2GRAY), _LOG)
+                   for at in (time - scene.event_step, time))  # fmt: skip
     noise = noise_field(moment(scene, time + 0.25), *now.shape)
     # in units of the sensor's threshold; the noise alone fires in one pixel of a hundred
     seen = np.float32(_EVENT_STEPS / scene.event_threshold * (1 - 0.9 * scene.poor))

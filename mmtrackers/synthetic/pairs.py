@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mmtrackers.processing.boxes import xyxy_to_xywh
 from mmtrackers.processing.crops import AlignedCrop, Crop, mean_color
 from mmtrackers.processing.frames import ANY, MODALITIES
 from mmtrackers.training.augment import Sample, TrainingAugmentation, fitting
@@ -59,17 +60,13 @@ class SyntheticPairs(EpochDataset):
         super().__init__(samples_per_epoch, seed)
         self.augment = fitting(augment, processor)
         if not 0 <= absent < 1 or (absent and processor.crop_style != "ostrack"):
-            raise ValueError(
-                f"absent is {absent!r} with crops of the {processor.crop_style!r} style; expected 0, or less than 1 "
-                "with 'ostrack'"
-            )
+            raise ValueError(f"absent is {absent!r} with crops of the {processor.crop_style!r} style; expected 0, or "
+                             "less than 1 with 'ostrack'")  # fmt: skip
         if blindness not in (None, *BLINDNESSES):
             raise ValueError(f"blindness is {blindness!r}; expected None or one of {', '.join(BLINDNESSES)}")
         if modality not in (*MODALITIES, ANY) or streams not in (1, 2) or (streams == 2 and modality == "rgb"):
-            raise ValueError(
-                f"streams={streams}, modality={modality!r}: expected streams=1, or streams=2 with a modality out of "
-                f"{', '.join((*MODALITIES[1:], ANY))}"
-            )
+            raise ValueError(f"streams={streams}, modality={modality!r}: expected streams=1, or streams=2 with a "
+                             f"modality out of {', '.join((*MODALITIES[1:], ANY))}")  # fmt: skip
         self.library, self.processor, self.streams = library, processor, streams
         self.modality = modality if streams == 2 else "rgb"
         self.templates, self.searches = templates, searches
@@ -80,10 +77,9 @@ class SyntheticPairs(EpochDataset):
         # OpenCV's threads would fight with the data workers for the cores
         if cv2.getNumThreads() > 1:
             cv2.setNumThreads(0)
-        while True:
-            item = self._try(rng)
-            if item is not None:
-                return item
+        while (item := self._try(rng)) is None:
+            pass
+        return item
 
     def describe(self, index: int) -> str:
         """Where an item of this epoch comes from, for messages."""
@@ -95,7 +91,7 @@ class SyntheticPairs(EpochDataset):
         # half of the blind scenes show the target at first
         blind_from = start + 0.5 if draw.chance(0.5) else start - 1
         alone = self.streams == 1 and self.blindness is None and draw.chance(OTHER_CAMERA)
-        modality = MODALITIES[1:][draw.below(3)] if alone or self.modality == ANY else self.modality
+        modality = draw.pick(MODALITIES[1:]) if alone or self.modality == ANY else self.modality
         # where RGB is blind, the other camera is sure to see the target
         blind = "night" if alone else self.blindness
         scene = SyntheticScene(self.library, rng, modality, blind, span=(start, start + gap), blind_from=blind_from)
@@ -106,7 +102,7 @@ class SyntheticPairs(EpochDataset):
         least = [0.6] * self.templates + [0.25] * self.searches
         if any(scene.visible_share(time) < share for time, share in zip(times, least, strict=True)):
             return None
-        boxes_xywh = [_xywh(box) for box in boxes]
+        boxes_xywh = list(xyxy_to_xywh(np.array(boxes)))
         scenes, places = [scene] * len(times), boxes_xywh
         absent = self.absent > 0 and draw.chance(self.absent)
         if absent:
@@ -131,9 +127,10 @@ class SyntheticPairs(EpochDataset):
         """Scene and places of search crops that are not to show the target."""
         if draw.chance(0.5):
             other = SyntheticScene(self.library, draw.rng, scene.modality, blind, span=scene.span)
-            places = [_xywh(other.visible_box_xyxy(time)) for time in times]
+            places = xyxy_to_xywh(np.array([other.visible_box_xyxy(time) for time in times]))
             # a target that is outside its frame still has a place there
-            return other, [np.concatenate((place[:2], np.maximum(place[2:], SMALLEST_SIDE))) for place in places]
+            places[:, 2:] = np.maximum(places[:, 2:], SMALLEST_SIDE)
+            return other, list(places)
         corner = np.array((draw.uniform(0, scene.width), draw.uniform(0, scene.height)))
         return scene, [np.concatenate((corner - box[2:] / 2, box[2:])) for box in boxes_xywh]
 
@@ -167,11 +164,6 @@ class SyntheticPairs(EpochDataset):
         return other if self.streams == 1 else cv2.merge((rgb, other))
 
 
-def _xywh(box_xyxy: tuple[float, float, float, float]) -> np.ndarray:
-    x1, y1, x2, y2 = box_xyxy
-    return np.array((x1, y1, x2 - x1, y2 - y1))
-
-
 def _shows(where: Crop, box_xyxy: tuple[float, float, float, float]) -> bool:
     """Whether a square crop holds a part of a box."""
     x1, y1, x2, y2 = box_xyxy
@@ -203,8 +195,7 @@ class SyntheticSequence:
 
     def __init__(self, scene: SyntheticScene, length: int, name: str) -> None:
         self.scene, self.length, self.name, self.modality = scene, length, name, scene.modality
-        corners = np.array([scene.visible_box_xyxy(float(time)) for time in range(length)])
-        self.boxes_xywh = np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2]))
+        self.boxes_xywh = xyxy_to_xywh(np.array([scene.visible_box_xyxy(float(time)) for time in range(length)]))
         shares = np.array([scene.visible_share(float(time)) for time in range(length)])
         self.present = (shares >= 0.1) & (self.boxes_xywh[:, 2:].min(axis=1) >= 1)
         self.annotated = np.ones(length, dtype=bool)

@@ -10,12 +10,15 @@ import copy
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image
+
+T = TypeVar("T")
 
 VISIBLE_ALPHA = 128
 HELD_OUT_SHARE = 0.1
@@ -64,6 +67,10 @@ class Draw:
     def below(self, count: int) -> int:
         """An integer in [0, count)."""
         return min(int(self.unit() * count), count - 1)
+
+    def pick(self, items: Sequence[T]) -> T:
+        """One of them, each with the same chance."""
+        return items[self.below(len(items))]
 
 
 class Picture:
@@ -190,20 +197,14 @@ class PictureLibrary:
 
     def scenery(self, draw: Draw) -> Picture:
         """A random background: a photo, or as often one with clutter."""
-        pool = self.clutter if self.clutter and draw.chance(0.7) else self.backgrounds
-        return pool[draw.below(len(pool))]
+        return draw.pick(self.clutter if self.clutter and draw.chance(0.7) else self.backgrounds)
 
     def _paths(self, kind: str, pattern: str) -> list[Path]:
-        paths = [
-            path
-            for path in sorted((self.folder / kind).glob(pattern))
-            if self.split == "all" or is_held_out(path.name) == (self.split == "heldout")
-        ]
+        paths = [path for path in sorted((self.folder / kind).glob(pattern))
+                 if self.split == "all" or is_held_out(path.name) == (self.split == "heldout")]  # fmt: skip
         if not paths:
-            raise FileNotFoundError(
-                f"no {kind}/{pattern} of split {self.split!r} in {self.folder}; "
-                f"fill the folder with: python examples/collect_pictures.py {self.folder}"
-            )
+            raise FileNotFoundError(f"no {kind}/{pattern} of split {self.split!r} in {self.folder}; fill the folder "
+                                    f"with: python examples/collect_pictures.py {self.folder}")  # fmt: skip
         return paths
 
 
@@ -255,11 +256,9 @@ def body_plan(draw: Draw, size: int) -> list[tuple[tuple[float, float], tuple[fl
         return [((half, half), (0.34 * size, 0.34 * size))]
     if style < 0.75:
         wide = draw.uniform(0.13, 0.22) * size
-        return [
-            ((half, 0.70 * size), (0.8 * wide, 0.24 * size)),
-            ((half + draw.normal(0.02 * size), 0.38 * size), (wide, 0.2 * size)),
-            ((half + draw.normal(0.03 * size), 0.14 * size), (0.5 * wide, 0.09 * size)),
-        ]
+        legs = (half, 0.70 * size), (0.8 * wide, 0.24 * size)
+        trunk = (half + draw.normal(0.02 * size), 0.38 * size), (wide, 0.2 * size)
+        return [legs, trunk, ((half + draw.normal(0.03 * size), 0.14 * size), (0.5 * wide, 0.09 * size))]
     parts = [((half, 0.58 * size), (0.42 * size, draw.uniform(0.12, 0.22) * size))]
     parts.append(((half + draw.normal(0.06 * size), 0.38 * size), (draw.uniform(0.15, 0.28) * size, 0.13 * size)))
     parts += [((side * size, 0.74 * size), (0.08 * size, 0.08 * size)) for side in (0.28, 0.72)]
@@ -268,25 +267,21 @@ def body_plan(draw: Draw, size: int) -> list[tuple[tuple[float, float], tuple[fl
 
 def patch_sprite(library: PictureLibrary, draw: Draw, size: int = 96) -> Sprite:
     """A target of `size` pixels cut from photographs by random outlines: things that no stamp shows."""
-    texture = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
+    texture = random_patch(draw.pick(library.backgrounds), draw, size)
     alpha = np.zeros((size, size), np.uint8)
     for index, (center, radius) in enumerate(body_plan(draw, size)):
-        outline = random_outline(draw, center, radius)
-        if index:
-            part = np.zeros((size, size), np.uint8)
-            cv2.fillPoly(part, [outline], 255, cv2.LINE_AA, shift=4)
-            other = texture if draw.chance(0.3) else paint(library, draw, size)
-            texture = cv2.copyTo(other, part, texture)
-            alpha = cv2.max(alpha, part)
-        else:
-            cv2.fillPoly(alpha, [outline], 255, cv2.LINE_AA, shift=4)
+        part = np.zeros((size, size), np.uint8)
+        cv2.fillPoly(part, [random_outline(draw, center, radius)], 255, cv2.LINE_AA, shift=4)
+        if index and not draw.chance(0.3):
+            texture = cv2.copyTo(paint(library, draw, size), part, texture)
+        alpha = cv2.max(alpha, part)
     return Sprite(cv2.merge((*cv2.split(texture), alpha)))
 
 
 def textured(library: PictureLibrary, draw: Draw, sprite: Sprite) -> Sprite:
     """A cut-out with a photograph's texture over its own: many cut-outs are drawings in plain colors."""
     rgba = sprite.picture.levels[0]
-    patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, 96)
+    patch = random_patch(draw.pick(library.backgrounds), draw, 96)
     patch = cv2.resize(patch, (rgba.shape[1], rgba.shape[0]), interpolation=cv2.INTER_LINEAR)
     share = draw.uniform(0.3, 0.9)
     return sprite.repainted(cv2.addWeighted(patch, share, cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), 1 - share, 0))
@@ -294,7 +289,7 @@ def textured(library: PictureLibrary, draw: Draw, sprite: Sprite) -> Sprite:
 
 def paint(library: PictureLibrary, draw: Draw, size: int) -> np.ndarray:
     """Filling of one part: a photo patch, or a nearly plain color with a little of the patch's shading."""
-    patch = random_patch(library.backgrounds[draw.below(len(library.backgrounds))], draw, size)
+    patch = random_patch(draw.pick(library.backgrounds), draw, size)
     if draw.chance(0.5):
         return patch
     color = np.array([draw.uniform(0, 255) for _ in range(3)]) * draw.uniform(0.3, 1.0)
@@ -304,15 +299,13 @@ def paint(library: PictureLibrary, draw: Draw, size: int) -> np.ndarray:
 
 def cluttered(library: PictureLibrary, draw: Draw) -> Picture:
     """A background in which many things stand about: a photo, pieces of others, cut-outs and patches on it."""
-    photos, cutouts = library.backgrounds, library.cutouts
-    canvas = photos[draw.below(len(photos))].levels[0].copy()
-    height = canvas.shape[0]
+    canvas = draw.pick(library.backgrounds).levels[0].copy()
     for _ in range(draw.below(4)):
-        piece = random_patch(photos[draw.below(len(photos))], draw, int(draw.uniform(60, 0.8 * height)))
+        piece = random_patch(draw.pick(library.backgrounds), draw, int(draw.uniform(60, 0.8 * canvas.shape[0])))
         paste(canvas, np.dstack((piece, np.full(piece.shape[:2], 255, np.uint8))), draw)
     for _ in range(int(draw.uniform(6, 45))):
         own = draw.chance(0.5)
-        sprite = cutouts[draw.below(len(cutouts))] if own else patch_sprite(library, draw, int(draw.uniform(24, 160)))
+        sprite = draw.pick(library.cutouts) if own else patch_sprite(library, draw, int(draw.uniform(24, 160)))
         picture = sprite.picture.levels[0]
         scale = draw.log_uniform(0.2, 1.3) if own else 1.0
         size = (max(8, int(picture.shape[1] * scale)), max(8, int(picture.shape[0] * scale)))

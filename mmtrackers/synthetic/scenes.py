@@ -48,7 +48,7 @@ class SyntheticScene:
         self.library, self.draw, self.modality, self.span = library, draw, modality, span
         self.height, self.width = size or self._frame_size()
         if blindness is None:
-            blindness = BLINDNESSES[draw.below(3)] if modality != "rgb" and draw.chance(0.5) else "none"
+            blindness = draw.pick(BLINDNESSES) if modality != "rgb" and draw.chance(0.5) else "none"
         self.blindness, self.blind_from = blindness, blind_from
         self._make_background()
         self.target = self._make_target()
@@ -68,7 +68,7 @@ class SyntheticScene:
 
     def _frame_size(self) -> tuple[int, int]:
         height = int(self.draw.log_uniform(240, 720))
-        return height, int(height * (1.333, 1.333, 1.778, 1.0)[self.draw.below(4)])
+        return height, int(height * self.draw.pick((1.333, 1.333, 1.778, 1.0)))
 
     def _make_background(self) -> None:
         draw = self.draw
@@ -100,11 +100,11 @@ class SyntheticScene:
         return affine(a, b, c, d, self.width / 2 + x - a * u - b * v, self.height / 2 + y - c * u - d * v)
 
     def _random_sprite(self) -> Sprite:
-        draw, cutouts = self.draw, self.library.cutouts
+        draw, library = self.draw, self.library
         if draw.chance(0.5):
-            return patch_sprite(self.library, draw)
-        sprite = cutouts[draw.below(len(cutouts))]
-        return textured(self.library, draw, sprite) if draw.chance(0.4) else sprite
+            return patch_sprite(library, draw)
+        sprite = draw.pick(library.cutouts)
+        return textured(library, draw, sprite) if draw.chance(0.4) else sprite
 
     def _layer(self, sprite: Sprite, x: Wobble, y: Wobble, size: float, change: float, color: np.ndarray) -> Layer:
         draw = self.draw
@@ -159,21 +159,14 @@ class SyntheticScene:
         draw, target = self.draw, self.target
         layers = []
         for _ in range(max(0, draw.below(8) - 2)):
-            alike = draw.unit()
-            size = target.size(self.span[0]) * draw.log_uniform(0.6, 1.6)
-            time = draw.uniform(*self.span)
-            color = color_matrix(draw, 0.6, permute=0.2)
-            if alike < 0.45:
-                sprite = target.sprite
+            alike, size = draw.chance(0.45), target.size(self.span[0]) * draw.log_uniform(0.6, 1.6)
+            time, color = draw.uniform(*self.span), color_matrix(draw, 0.6, permute=0.2)
+            if alike:
                 color = color @ target.color if draw.chance(0.7) else target.color
-            else:
-                sprite = self._random_sprite()
+            sprite = target.sprite if alike else self._random_sprite()
             angle, away = draw.uniform(0, 6.3), draw.uniform(1.0, 3.0) * max(size, target.size(time))
-            layer = self._layer(
-                sprite,
-                Wobble(draw, away * math.cos(angle), 0.4 * size), Wobble(draw, away * math.sin(angle), 0.4 * size),
-                size, 0.6, color,
-            )  # fmt: skip
+            place = [Wobble(draw, away * part, 0.4 * size) for part in (math.cos(angle), math.sin(angle))]
+            layer = self._layer(sprite, *place, size, 0.6, color)
             layer.anchor, layer.drift = target, (draw.normal(0.03) * size, draw.normal(0.03) * size, time)
             layer.depth = draw.log_uniform(1200, 9000)
             layers.append(layer)
@@ -190,11 +183,8 @@ class SyntheticScene:
         angle, away = draw.uniform(0, 6.3), 0.5 * (size + target.size(time)) * draw.uniform(0.35, 1.0)
         speed = size * draw.log_uniform(0.004, 0.2) * (1 if draw.chance(0.5) else -1)
         sprite = self._random_sprite()
-        still = (0.0, (50.0, 100.0))
-        layer = self._layer(
-            sprite, Wobble(draw, away * math.cos(angle), *still), Wobble(draw, away * math.sin(angle), *still),
-            size, 0.3, color_matrix(draw, 0.5),
-        )  # fmt: skip
+        place = [Wobble(draw, away * part, 0.0) for part in (math.cos(angle), math.sin(angle))]
+        layer = self._layer(sprite, *place, size, 0.3, color_matrix(draw, 0.5))
         layer.anchor, layer.drift, layer.depth = target, (speed, draw.normal(0.3) * speed, time), 0.7 * target.depth
         return [layer]
 
@@ -243,8 +233,7 @@ class SyntheticScene:
         warmer = self.heat_floor < 70 or (self.heat_floor < 160 and draw.chance(0.7))
         self.target.warmth = self.heat_floor + (difference if warmer else -difference)
         for layer in (*self.behind, *self.front):
-            near = draw.chance(0.4)
-            layer.warmth = (self.target.warmth if near else self.heat_floor) + draw.normal(25)
+            layer.warmth = (self.target.warmth if draw.chance(0.4) else self.heat_floor) + draw.normal(25)
         for layer in (self.target, *self.behind, *self.front):
             layer.heat_gain = draw.uniform(0.1, 0.5) * (1 if draw.chance(0.6) else -1)
         self.far = draw.log_uniform(5000, 12000)
@@ -265,10 +254,8 @@ class SyntheticScene:
 
     def visible_box_xyxy(self, time: float) -> tuple[float, float, float, float]:
         """The part of the box inside the frame (empty, of no width or height, where there is none); pixels."""
-        x1, y1, x2, y2 = self.target.bounds(time)
-        x1, x2 = min(max(x1, 0.0), self.width), min(max(x2, 0.0), self.width)
-        y1, y2 = min(max(y1, 0.0), self.height), min(max(y2, 0.0), self.height)
-        return x1, y1, x2, y2
+        ends = zip(self.target.bounds(time), (self.width, self.height) * 2, strict=True)
+        return tuple(min(max(value, 0.0), limit) for value, limit in ends)
 
     def visible_share(self, time: float) -> float:
         """Part of the target's area that lies in the frame and is not covered, 0..1 (on a 32 x 32 raster)."""
