@@ -1,6 +1,5 @@
 """`mmtrackers info`: what there is, and what a tracker is made of."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +15,7 @@ REPO = "Folder or Hub id of a tracker or an adapter; without it: all that there 
 def info(repo: Annotated[str | None, Argument(help=REPO)] = None, base_model: BaseModel = None) -> None:
     """List systems, tuners, presets and embedded checkpoints; or show what one tracker is made of."""
     if repo is None:
-        for line in overview():
-            typer.echo(line)
-        return
+        return _overview()
     from mmtrackers.hub.auto import AutoTracker
     from mmtrackers.pretrained import located
 
@@ -29,35 +26,33 @@ def info(repo: Annotated[str | None, Argument(help=REPO)] = None, base_model: Ba
         typer.echo(f"{name:<12}{value}")
 
 
-def overview() -> Iterator[str]:
-    """What the package knows, line by line."""
+def _overview() -> None:
     from mmtrackers.pretrained import FOLDER
     from mmtrackers.register import SYSTEMS, TUNERS
     from mmtrackers.training.recipes import RECIPES
 
-    yield "systems (a row each in README.md; official checkpoints by `mmtrackers convert`):"
+    typer.echo("systems (a row each in README.md; official checkpoints by `mmtrackers convert`):")
     for system, name in SYSTEMS.items():
         presets = [preset for preset, recipe in RECIPES.items() if preset.split("-")[0] == system]
-        yield f"  {name:<12}presets: {', '.join(presets) or 'none'}"
-    yield f"tuners: {', '.join(folder.upper() for folder in TUNERS)}, and peft's LORA"
-    yield "embedded checkpoints (`mmtrackers info NAME` says more):"
+        typer.echo(f"  {name:<12}presets: {', '.join(presets) or 'none'}")
+    typer.echo(f"tuners: {', '.join(folder.upper() for folder in TUNERS)}, and peft's LORA")
+    typer.echo("embedded checkpoints (`mmtrackers info NAME` says more):")
     for folder in sorted(path.parent for path in FOLDER.glob("*/*model.safetensors")):
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        yield f"  {folder.name:<24}{size / 1e6:.1f} MB"
+        typer.echo(f"  {folder.name:<24}{size / 1e6:.1f} MB")
 
 
 def describe(model: Any, repo: str) -> dict[str, str]:
     """What `mmtrackers info` shows of a loaded model that came from `repo`."""
+    from huggingface_hub import ModelCard
+
     from mmtrackers.hub.adapters import adapter_state_dict
 
-    config = model.config
-    adapters = getattr(model, "peft_config", None) or {}
+    config, adapters = model.config, getattr(model, "peft_config", None) or {}
     own = sum(tensor.numel() for name in adapters for tensor in adapter_state_dict(model, name).values())
     total = sum(p.numel() for p in model.parameters())
-    described = {
-        "tracker": f"{type(model).__name__} ({config.model_type})",
-        "modality": "rgb" if config.streams == 1 else f"rgb + {config.modality}",
-    }
+    described = {"tracker": f"{type(model).__name__} ({config.model_type})",
+                 "modality": "rgb" if config.streams == 1 else f"rgb + {config.modality}"}  # fmt: skip
     for adapter in adapters.values():
         described["base"] = str(adapter.base_model_name_or_path)
         described["tuner"] = str(getattr(adapter.peft_type, "value", adapter.peft_type))
@@ -68,10 +63,13 @@ def describe(model: Any, repo: str) -> dict[str, str]:
         "MACs": f"{multiply_adds(model) / 1e9:.2f} G per frame and target",
     }
     for name in ("model.safetensors", "adapter_model.safetensors"):
-        path = _file(repo, name)
-        if path is not None:
+        if path := _file(repo, name):
             described["adapter" if adapters else "weights"] = f"{path.stat().st_size:,} bytes ({name})"
-    return described | _card(repo)
+    if path := _file(repo, "README.md"):
+        card = ModelCard.load(path).data
+        figures = [f"{r.dataset_name} {r.metric_name} {r.metric_value}" for r in card.eval_results or []]
+        described |= {"license": card.license or "none stated"} | ({"figures": "; ".join(figures)} if figures else {})
+    return described
 
 
 def multiply_adds(model: Any) -> int:
@@ -91,19 +89,6 @@ def multiply_adds(model: Any) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         session.update(frame)
     return counter.get_total_flops() // 2
-
-
-def _card(repo: str) -> dict[str, str]:
-    """License and figures, where the repository's card states them."""
-    from huggingface_hub import ModelCard
-
-    path = _file(repo, "README.md")
-    if path is None:
-        return {}
-    data = ModelCard.load(path).data
-    told = {"license": data.license or "none stated"}
-    figures = [f"{r.dataset_name} {r.metric_name} {r.metric_value}" for r in data.eval_results or []]
-    return told | ({"figures": "; ".join(figures)} if figures else {})
 
 
 def _file(repo: str, name: str) -> Path | None:

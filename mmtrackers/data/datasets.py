@@ -58,9 +58,15 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
     if modality is not None:
         check_modality(modality)
     entry = _recognized(folder)
-    if entry is None:
-        raise ValueError(_not_recognized(folder))
-    return read_entry(entry, modality, pair_by, FileStamps())
+    if entry is not None:
+        return read_entry(entry, modality, pair_by, FileStamps())
+    for layout in LAYOUTS:
+        there = [m for m, names in (layout.streams | layout.optional).items() if _stream_folder(folder, names)]
+        lacking = [m for m in layout.streams if m not in there]
+        if there and lacking:
+            raise ValueError(f"{folder} has the {there[0]} frames of a sequence ({layout.name}) but no {lacking[0]} "
+                             f"frames: the folder {layout.streams[lacking[0]][0]}/ is missing")  # fmt: skip
+    raise ValueError(f"no sequence was recognized in {folder}. {EXPECTED}")
 
 
 def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = None, modality: str | None = None, *,
@@ -167,11 +173,11 @@ def walk(folder: Path, stamps: FileStamps, bare: list[Entry], depth: int = 4) ->
     """The annotated sequences at most four levels below a folder; `bare` gets those without an annotation."""
     stamps.add(folder)
     entry = _recognized(folder)
-    # Pictures without annotation are a sequence only where somebody points at them.
-    if entry is not None and first_file(folder, entry.layout.boxes) is not None:
-        yield entry
-        return
     if entry is not None:
+        if first_file(folder, entry.layout.boxes) is not None:
+            yield entry
+            return
+        # Pictures without annotation are a sequence only where somebody points at them.
         pictures = _images(_stream_folder(folder, entry.layout.streams["rgb"]))
         if len(list(itertools.islice(pictures, 2))) == 2:
             bare.append(entry)
@@ -279,18 +285,6 @@ EXPECTED = ("Expected images in the folder itself, or one of: "
              + "; own folders may add thermal/, depth/ or event/ to rgb/")
 
 
-def _not_recognized(folder: Path) -> str:
-    for layout in LAYOUTS:
-        streams = layout.streams | layout.optional
-        there = [m for m, names in streams.items() if _stream_folder(folder, names) is not None]
-        lacking = [m for m in layout.streams if m not in there]
-        if there and lacking:
-            names = layout.streams[lacking[0]]
-            return (f"{folder} has the {there[0]} frames of a sequence ({layout.name}) but no {lacking[0]} frames: "
-                    f"the folder {names[0]}/ is missing")
-    return f"no sequence was recognized in {folder}. {EXPECTED}"
-
-
 def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: FileStamps) -> Sequence:
     """The sequence of an entry: its streams paired, its annotation laid on the frames."""
     folder, layout = entry.folder.resolve(), entry.layout
@@ -302,7 +296,12 @@ def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: 
         place = _stream_folder(folder, names)
         if place is not None:
             stamps.add(place)
-            streams[stream] = place, _frame_names(entry, place)
+            found = natural_names(_images(place))
+            if not found:
+                raise ValueError(f"sequence {entry.name!r}: no images in {place}")
+            if entry.first:
+                found = [name for name in found if int(re.findall(r"[0-9]+", name)[-1]) >= entry.first]
+            streams[stream] = place, found[entry.skip :]
         elif stream in layout.streams:
             raise ValueError(f"sequence {folder} has no {stream} frames: the folder "
                              f"{names[0].format(name=folder.name)}/ is missing")
@@ -341,16 +340,6 @@ def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: 
     files = {stream: FrameFiles.of(place, names) for stream, (place, names) in streams.items()}
     return Sequence(entry.name, files, boxes[kept], present[kept], annotated[kept], second_boxes, layout.name,
                     layout.min_side, extras=extras)  # fmt: skip
-
-
-def _frame_names(entry: Entry, folder: Path) -> list[str]:
-    """The names of an entry's frames in a folder, in order."""
-    names = natural_names(_images(folder))
-    if not names:
-        raise ValueError(f"sequence {entry.name!r}: no images in {folder}")
-    if entry.first:
-        names = [name for name in names if int(re.findall(r"[0-9]+", name)[-1]) >= entry.first]
-    return names[entry.skip :]
 
 
 def _rows(path: Path | None, entry: Entry, stamps: FileStamps) -> np.ndarray:

@@ -211,27 +211,23 @@ def _open_text(path: Path) -> EventFile:
             elif len(head) != 2:  # two numbers are width and height
                 lines = chain([" ".join(head)] if head else [], lines)
             while block := list(islice(lines, _CHUNK)):
-                yield _text_events(block, columns, path)
+                try:
+                    rows = np.loadtxt(block, ndmin=2)
+                except ValueError as error:
+                    raise ValueError(f"{path} is no table of events: {error}") from None
+                if rows.shape[1] < 4:
+                    raise ValueError(f"{path} has {rows.shape[1]} numbers a line, expected four (t x y p): events "
+                                     "without time stamps or polarity cannot go with frames")  # fmt: skip
+                found = {name: rows[:, i] for name, i in columns.items()}
+                if not set(block[0].split()[columns["t"]]) & set(".e"):
+                    found["t"] = found["t"].astype(np.int64)
+                yield _events(**found)
 
     try:
         next(chunks(), None)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text") from None
     return EventFile(path, chunks)
-
-
-def _text_events(block: list[str], columns: Mapping[str, int], path: Path) -> Events:
-    try:
-        rows = np.loadtxt(block, ndmin=2)
-    except ValueError as error:
-        raise ValueError(f"{path} is no table of events: {error}") from None
-    if rows.shape[1] < 4:
-        raise ValueError(f"{path} has {rows.shape[1]} numbers a line, expected four (t x y p): events without time "
-                         "stamps or polarity cannot go with frames")  # fmt: skip
-    found = {name: rows[:, i] for name, i in columns.items()}
-    if not set(block[0].split()[columns["t"]]) & set(".e"):
-        found["t"] = found["t"].astype(np.int64)
-    return _events(**found)
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:

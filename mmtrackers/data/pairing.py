@@ -66,35 +66,25 @@ def paired(rgb: Sequence[str], other: Sequence[str], modality: str, by: str | No
         if len(rgb) != count or (len(other) != count and not cut):
             raise ValueError(f"{len(rgb)} rgb frames but {len(other)} {modality} frames: the streams must be paired")
         return np.arange(count), np.arange(count)
-    offset = _offset(a, b)
-    if cut:
-        b = b[b + offset <= a[-1]]
-    _, left, right = np.intersect1d(a, b + offset, assume_unique=True, return_indices=True)
+    # another start is added to the second stream's numbers only where it makes all of them meet, or most
+    start = int(a[0] - b[0])
+    if not (len(a) == len(b) and (a - b == start).all()):
+        meeting = [len(np.intersect1d(a, b + shift, assume_unique=True)) for shift in (0, start)]
+        start = start if meeting[1] > 2 * meeting[0] else 0
+    b = b + start
+    b = b[b <= a[-1]] if cut else b
+    _, left, right = np.intersect1d(a, b, assume_unique=True, return_indices=True)
     if by != "number" and not len(left) == len(a) == len(b):
-        raise ValueError(_mismatch(rgb, other, a, b + offset, modality))
+        alone = np.setxor1d(a, b, assume_unique=True)[0]
+        lacks = "rgb" if alone in b else modality
+        name = other[int(np.searchsorted(b, alone))] if lacks == "rgb" else rgb[int(np.searchsorted(a, alone))]
+        raise ValueError(
+            f"frame {alone} ({name}) has no {lacks} frame of that number ({len(rgb)} rgb frames, {len(other)} "
+            f"{modality} frames): --pair-by number takes the frames that both have, --pair-by rank pairs them in order"
+        )
     if not len(left):
         raise ValueError(f"the rgb and the {modality} frames have no number in common ({rgb[0]}, {other[0]})")
     return left, right
-
-
-_WAYS = ": --pair-by number takes the frames that both have, --pair-by rank pairs them in order"
-
-
-def _offset(a: np.ndarray, b: np.ndarray) -> int:
-    """What to add to the second stream's numbers: nothing, unless only another start makes them meet."""
-    if len(a) == len(b) and (a - b == a[0] - b[0]).all():
-        return int(a[0] - b[0])
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    shift = int(a[0] - b[0])
-    return shift if len(np.intersect1d(a, b + shift, assume_unique=True)) > 2 * shared else 0
-
-
-def _mismatch(rgb: Sequence[str], other: Sequence[str], a: np.ndarray, b: np.ndarray, modality: str) -> str:
-    alone = np.setxor1d(a, b, assume_unique=True)[0]
-    lacks = "rgb" if alone in b else modality
-    name = other[int(np.searchsorted(b, alone))] if lacks == "rgb" else rgb[int(np.searchsorted(a, alone))]
-    counts = f"{len(rgb)} rgb frames, {len(other)} {modality} frames"
-    return f"frame {alone} ({name}) has no {lacks} frame of that number ({counts}){_WAYS}"
 
 
 def nearest_in_time(rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float, B]], tolerance: float

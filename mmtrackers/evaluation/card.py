@@ -33,8 +33,7 @@ def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
     alone; `training_facts.json` gets the figures all the same.
 
     Args:
-        folder (`str` or `Path`): as `save_pretrained` wrote it.
-        result ([`EvaluationResult`]): of the whole set.
+        folder (`str` or `Path`), result ([`EvaluationResult`]): as `save_pretrained` wrote it; of the whole set.
 
     Returns:
         `list[Path]`: the files that were written.

@@ -119,7 +119,13 @@ class CheckpointStore:
         self.accelerator, self.model, self.folder = accelerator, model, Path(folder)
         self.optimizer, self.average = optimizer, average
         if accelerator.is_main_process:
-            self._put_back()
+            # left half done when a run was killed between the two moves of `save`
+            for replaced in self.folder.glob(".replaced-*"):
+                final = self.folder / replaced.name.removeprefix(".replaced-")
+                if final.exists():
+                    shutil.rmtree(replaced)
+                else:
+                    os.replace(replaced, final)
         accelerator.wait_for_everyone()
 
     def _state_of_accelerator(self) -> dict[str, Any]:
@@ -196,15 +202,6 @@ class CheckpointStore:
 
     def _listed(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*"))
-
-    def _put_back(self) -> None:
-        """Undoes what was left half done when a run was killed between the two moves of `save`."""
-        for replaced in self.folder.glob(".replaced-*"):
-            final = self.folder / replaced.name.removeprefix(".replaced-")
-            if final.exists():
-                shutil.rmtree(replaced)
-            else:
-                os.replace(replaced, final)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that can be read, or None. Damaged ones are passed over."""
