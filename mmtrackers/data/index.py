@@ -13,7 +13,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from .sequence import Sequence
 from .sets import SequenceSet, columns, row_of, sequence_of
@@ -83,33 +82,24 @@ def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -
         "watched": pa.list_(pa.binary()), "stamps": pa.list_(pa.int64()),
     })  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-        try:
-            with pa.ipc.new_file(file, schema) as writer:
-                rows: list[dict[str, Any]] = []
-                for sequence in sequences:
-                    if sum(row["length"] for row in rows) >= FRAMES_PER_BATCH:
-                        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-                        rows = []
-                    rows.append(_row(sequence))
-                rows[-1] |= {"watched": [*map(os.fsencode, stamps)], "stamps": [*stamps.values()]}
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-            file.close()
-            final = path.with_name(f"{path.name}-{_checksum(Path(file.name))}.arrow")
-            os.replace(file.name, final)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.part") as folder:
+        file, rows = Path(folder, "index"), []
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for sequence in sequences:
+                if sum(row["length"] for row in rows) >= FRAMES_PER_BATCH:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                    rows = []
+                rows.append(row_of(sequence))
+                for name in ("boxes", "boxes_x"):
+                    rows[-1][name] = None if rows[-1][name] is None else rows[-1][name].ravel()
+                for modality, files in sequence.frames.items():
+                    end = "" if modality == "rgb" else "_x"
+                    rows[-1] |= {f"folder{end}": os.fsencode(files.folder), f"files{end}": bytes(files.blob)}
+            rows[-1] |= {"watched": [*map(os.fsencode, stamps)], "stamps": [*stamps.values()]}
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+        final = path.with_name(f"{path.name}-{_checksum(file)}.arrow")
+        os.replace(file, final)
     return final
-
-
-def _row(sequence: Sequence) -> dict[str, Any]:
-    row = row_of(sequence)
-    row |= {name: None if row[name] is None else row[name].ravel() for name in ("boxes", "boxes_x")}
-    for modality, files in sequence.frames.items():
-        end = "" if modality == "rgb" else "_x"
-        row |= {f"folder{end}": os.fsencode(files.folder), f"files{end}": bytes(files.blob)}
-    return row
 
 
 def _checksum(path: Path) -> str:

@@ -16,14 +16,13 @@ from .vot_scoring import MultiStart
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of a tracker: a sequence (its index, name and length) from its start, or from one of its anchors,
-    through `frames` in order, with a box given in the first of them."""
+    """One run of a tracker: a sequence (index and name) from its start, or from one of its anchors, through `frames`
+    in order, with a box given in the first of them."""
 
     sequence: int
     name: str
     frames: np.ndarray
     box_xywh: np.ndarray
-    length: int
     anchor: int | None = None
 
     @property
@@ -42,7 +41,7 @@ def planned(truths: Sequence[Truth], sequences: Sequence[data.Sequence], protoco
             first = int(np.argmax(sequence.present)) if sequence.present.any() else 0
             runs = {None: np.arange(first, len(truth))}
         for anchor, frames in runs.items():
-            jobs.append(Job(i, truth.name, frames, truth.boxes_xywh[frames[0]], len(truth), anchor))
+            jobs.append(Job(i, truth.name, frames, truth.boxes_xywh[frames[0]], anchor))
     return jobs
 
 
@@ -62,7 +61,7 @@ def dealt(groups: Sequence[list[Job]], count: int) -> list[list[list[Job]]]:
     """Groups dealt to `count` processes, each to the one that has the fewest frames so far.
 
     Example:
-        >>> jobs = [Job(i, str(n), np.arange(n), np.ones(4), n) for i, n in enumerate((9, 5, 4, 1))]
+        >>> jobs = [Job(i, str(n), np.arange(n), np.ones(4)) for i, n in enumerate((9, 5, 4, 1))]
         >>> [[group[0].name for group in part] for part in dealt([[job] for job in jobs], 2)]
         [['9', '1'], ['5', '4']]
     """

@@ -252,7 +252,7 @@ def _is_done(folder: Path, job: Job, protocol: Protocol) -> bool:
         rows = read_boxes(result_file(folder / RAW, job.name, protocol, job.anchor))
     except (OSError, ValueError):
         return False
-    if len(rows) != (len(job.frames) if job.anchor is not None else job.length):
+    if len(rows) != (len(job.frames) if job.anchor is not None else job.frames[-1] + 1):
         return False
     # the toolkit's first line is a code
     return protocol.files in ("vot", "anchors") or np.allclose(rows[0], job.box_xywh, atol=1e-3)

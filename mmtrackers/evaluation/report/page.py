@@ -24,15 +24,12 @@ CURVES = {
 }
 
 
-def page(sets: Sequence[SetReport], sequences: Mapping[str, Iterable[VideoSequence]], worst: int = 4) -> str:
-    """The whole page as text: no file, font or script from elsewhere. `sequences` are a dataset's, for the pictures of
-    the `worst` of each set."""
+def page(sets: Sequence[SetReport], sequences: Mapping[str, Iterable[VideoSequence]]) -> str:
+    """The whole page as text: no file, font or script from elsewhere. `sequences`: dataset -> those to show."""
     trackers = dict.fromkeys(result.tracker for part in sets for result in part.results)
     styles = {name: k % STYLES for k, name in enumerate(trackers)}
-    shown = {part.key: {
-        "charts": _charts(part), "rows": _sequence_rows(part),
-        "worst": worst_sequences(part, sequences.get(part.dataset, ()), worst),
-    } for part in sets}  # fmt: skip
+    shown = {part.key: {"charts": _charts(part), "rows": _sequence_rows(part),
+                        "worst": worst_sequences(part, sequences.get(part.dataset, ()))} for part in sets}  # fmt: skip
     return render("report.html.jinja", sets, shown=shown, trackers=styles, version=mmtrackers.__version__)
 
 

@@ -16,12 +16,13 @@ from mmtrackers.tracking.drawing import visible
 
 from .sets import SetReport
 
+WORST = 4
 FRAMES = 6
 PICTURE_WIDTH = 380
 JPEG_QUALITY = 78
 
 
-def worst_sequences(part: SetReport, sequences: Iterable[VideoSequence], count: int) -> list[dict[str, Any]]:
+def worst_sequences(part: SetReport, sequences: Iterable[VideoSequence]) -> list[dict[str, Any]]:
     """The sequences with the lowest headline score, as the mean over the trackers, in pictures: of those with images
     and raw results, and never of multi-start sets, which have many runs of each."""
     by_name = {sequence.name: sequence for sequence in sequences}
@@ -33,7 +34,7 @@ def worst_sequences(part: SetReport, sequences: Iterable[VideoSequence], count: 
     strips = []
     for name in sorted(scores, key=lambda name: float(np.mean([*scores[name].values()]))):
         boxes = boxes_of(part, by_name[name])
-        if boxes and len(strips) < count:
+        if boxes and len(strips) < WORST:
             shown = {result.tracker: scores[name].get(result.tracker) for result in part.results}
             strips.append({"scores": shown} | _strip(by_name[name], boxes))
     return strips

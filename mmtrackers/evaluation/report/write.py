@@ -20,7 +20,7 @@ from .text import latex, markdown
 
 def write_report(
     results: Sequence[EvaluationResult], folder: str | Path,
-    sequences: Mapping[str, Iterable[VideoSequence]] | None = None, worst: int = 4,
+    sequences: Mapping[str, Iterable[VideoSequence]] | None = None,
 ) -> list[Path]:
     """Writes the report of one or more evaluations; returns its files.
 
@@ -33,8 +33,7 @@ def write_report(
             `dataset`, `split` and `protocol` stand in one table. Partial results are marked in every file.
         folder (`str` or `Path`): made if need be; files of an earlier report are replaced.
         sequences (`dict[str, list[Sequence]]`, *optional*): dataset (as in the results) -> its sequences, for the
-            pictures of the worst ones. Those whose raw results (`SequenceScore.file`) cannot be found are left out.
-        worst (`int`): so many sequences per set are shown in pictures.
+            pictures of the worst four. Those whose raw results (`SequenceScore.file`) cannot be found are left out.
 
     Raises:
         ValueError: no result, or two of the same tracker, set and protocol.
@@ -55,6 +54,6 @@ def write_report(
         "report.md": markdown(sets),
         "report.tex": latex(sets),
         "report.json": json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-        "report.html": page(sets, sequences or {}, worst),
+        "report.html": page(sets, sequences or {}),
     }
     return [write_text(Path(folder) / name, text) for name, text in texts.items()]
