@@ -27,9 +27,7 @@ class LiveRun:
     Results go into `folder`; the first boxes belong to frame `first`, and at most `most` frames are tracked. `found`
     are the targets of the last `frame` by their numbers. Another thread sets `pausing` or `stopping` to leave the
     loop; a run that has left it and waits is `paused`. `ended` says why no frame is left, and is empty before.
-
-    Raises:
-        ValueError: the source has no such frame.
+    ValueError where the source has no such frame.
 
     Example:
         ```python
@@ -78,10 +76,8 @@ class LiveRun:
         self.predictions[-1] = dict(self.found)
 
     def __iter__(self) -> Iterator[int]:
-        """Moves on frame by frame until the source ends, or `pausing` or `stopping` is set; yields the index.
-
-        The last frame before a pause is drawn when the run goes on, with the boxes as a person left them.
-        """
+        """Moves on frame by frame until the source ends, or `pausing` or `stopping` is set; yields the index. The last
+        frame before a pause is drawn when the run goes on, with the boxes as a person left them."""
         self.pausing = False
         while not (self.stopping or self.pausing):
             self._draw()

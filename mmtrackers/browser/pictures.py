@@ -18,11 +18,8 @@ def data_url(picture: np.ndarray, widest: int = 1280, quality: int = 88) -> str:
 
 
 def unpack_pictures(archive: Path, folder: Path, most: int, most_bytes: int) -> None:
-    """The PNG files of a zip, by their bare names, into a new folder.
-
-    Raises:
-        ValueError: no zip, no PNG in it, two of one name, or more than `most` or (unpacked) `most_bytes` of them.
-    """
+    """The PNG files of a zip, by their bare names, into a new folder; ValueError for no zip, no PNG in it, two of one
+    name, or more than `most` or (unpacked) `most_bytes` of them."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [m for m in opened.infolist() if m.filename.lower().endswith(".png") and not m.is_dir()]

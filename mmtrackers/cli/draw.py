@@ -11,10 +11,8 @@ if TYPE_CHECKING:
 
 
 def drawn_boxes(source: "FrameSource") -> list[list[float]]:
-    """Boxes drawn in a browser on the first frame; empty where the annotation knows one, or nobody is at a terminal.
-
-    A camera has no first frame to wait for: by the time that a box is drawn the picture is another.
-    """
+    """Boxes drawn in a browser on the first frame; none where the annotation knows one, nobody is at a terminal, or
+    the source is a camera, whose picture is another by the time that a box is drawn."""
     if source.boxes_xywh is not None or source.live or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return []
     from mmtrackers.browser.first_frame import ask_boxes

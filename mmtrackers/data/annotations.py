@@ -12,7 +12,8 @@ _DELIMITERS = str.maketrans(",;", "  ")
 
 
 def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
-    """Read a box file: rectangles, polygons, masks or corner pairs, one per line.
+    """Read a box file (rectangles, polygons, masks or corner pairs, one per line) as [N, 4] float64 x, y, w, h, NaN
+    where there is no box; ValueError, which names file and line, for a line that is none of these.
 
     Args:
         path (`str` or `Path`): text, or a file of the VOT toolkit (`.bin`). Numbers are parted by comma, tab, space or
@@ -20,12 +21,6 @@ def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
             are taken; `m` with numbers is a mask of the VOT toolkit, which begins with its bounds. A single number
             (VOT's special code), NaN, or a line without numbers means no box; blank lines at the end are no rows.
         corners (`bool`): four numbers are two opposite corners instead, in any order.
-
-    Returns:
-        `np.ndarray`: [N, 4] float64 x, y, w, h; NaN rows where there is no box.
-
-    Raises:
-        ValueError: a line that is none of these; names file and line.
 
     Example:
         >>> import tempfile
@@ -58,11 +53,9 @@ def read_flags(path: str | Path, count: int) -> np.ndarray:
 
 
 def read_nfs_boxes(path: str | Path) -> np.ndarray:
-    """Read a box file of NFS as distributed: `id x1 y1 x2 y2 frame lost occluded generated "class"` per line.
-
-    The boxes are those of the 240 fps video (Kiani Galoogahi et al., ICCV 2017), so every eighth belongs to a frame of
-    the 30 fps version, as visionml/pytracking's converted files have it. Files of x, y, w, h are taken as they are.
-    """
+    """Read a box file of NFS as distributed: `id x1 y1 x2 y2 frame lost occluded generated "class"` per line, of the
+    240 fps video (Kiani Galoogahi et al., ICCV 2017). Every eighth belongs to a frame of the 30 fps version, as in
+    visionml/pytracking's converted files. Files of x, y, w, h are taken as they are."""
     rows = [line.split() for line in _lines(path)]
     if not rows or len(rows[0]) < 6:
         return read_boxes(path)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str | None = None) -> Sequence:
-    """Open a sequence folder; what lies in it decides which layout it has.
+    """Open a sequence folder; what lies in it decides which layout it has. Without annotation its boxes are NaN.
 
     Args:
         folder (`str` or `Path`): a sequence of a public set (see `layouts.LAYOUTS`); or images, or `rgb/` with
@@ -34,9 +34,6 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
             there.
         pair_by (`str`, *optional*): "number" takes the frames that both streams have, "rank" pairs them by order
             alone. By default the numbers in their names must agree, but for a constant.
-
-    Returns:
-        [`Sequence`]: without annotation its boxes are NaN and `annotated` is False.
 
     Raises:
         ValueError: the folder or a stream is missing or empty, counts or frame numbers differ, or an annotation
@@ -79,15 +76,12 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
         root (`str` or `Path`): the set's folder. Without `dataset` also one sequence, or a folder that holds sequences
             at most four levels down; each is recognized by what lies in it.
         names (`str`, `Path` or iterable of `str`, *optional*): the sequences to take, in this order: names, or a text
-            file with one per line. By default all of the split.
+            file with one per line. By default all of the split, in its list's order, else sorted.
         modality (`str`, *optional*): as in `open_sequence`.
         dataset (`str`, *optional*): key of `DATASETS`: "lasher", "rgbt234", "got10k", ... Says what would otherwise be
             guessed, and is needed for splits and for the sequences' attributes.
         split (`str`, *optional*): key of the set's splits; may be left out where there is only one.
         pair_by (`str`, *optional*): as in `open_sequence`.
-
-    Returns:
-        [`SequenceSet`]: a sequence of [`Sequence`], in the order of `names` or of the split's list, else sorted.
 
     Raises:
         ValueError: unknown set or split; no annotated sequence was found; a listed one is missing (named); one cannot

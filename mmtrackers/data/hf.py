@@ -72,14 +72,11 @@ def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | Sequ
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): with the columns of `features`, of which `name`,
-            `frames` and `boxes` must be there; without `present` it is whether a box has a size.
+            `frames` and `boxes` must be there (else ValueError); without `present` it is whether a box has a size.
 
     Returns:
         [`SequenceSet`] over a dataset on disk: a sequence is made when it is asked for, and of its frames only those
         that are read leave the disk. [`SequenceStream`] over a streamed one.
-
-    Raises:
-        ValueError: a column lacks.
 
     Example:
         ```python
@@ -107,9 +104,6 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
             out, or else the dataset's id on the Hub (org/name).
         split (`str`, *optional*): its part, such as "train"; may be left out where there is only one. A single dataset
             that was saved without a name of its own is taken for any split.
-
-    Returns:
-        [`SequenceSet`]: as `from_hf_dataset` makes it.
 
     Raises:
         ValueError: there is no such folder or dataset, it has no such split, or it lacks a column; names the source.
@@ -162,10 +156,8 @@ class _HubRows(SequenceSet):
 
 
 class SequenceStream:
-    """Sequences of a streamed dataset, in its order; each whole while it is at hand.
-
-    Shuffle the dataset before (`dataset.shuffle(seed, buffer_size)`); several workers or processes share its files.
-    """
+    """Sequences of a streamed dataset, in its order; each whole while it is at hand. To shuffle, shuffle the dataset
+    (`dataset.shuffle(seed, buffer_size)`); several workers or processes share its files."""
 
     def __init__(self, dataset: "IterableDataset") -> None:
         self._rows = dataset.with_format("arrow")

@@ -53,7 +53,8 @@ class EncodedImage:
 
 
 def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.ndarray:
-    """Read one image file as the image processor wants it.
+    """Read one image file as the image processor wants it; ValueError, which names it, where it is missing, empty,
+    truncated, no image, or no image of that modality.
 
     Args:
         path (`str`, `Path` or [`EncodedImage`]): an image file.
@@ -63,9 +64,6 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
         `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is gray. thermal: as
         event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). depth: [H, W] uint16 in the file's
         own unit (mm in the public sets). All of them turned as their EXIF orientation says.
-
-    Raises:
-        ValueError: the file is missing, empty, truncated, no image, or no image of that modality; names the file.
 
     Example:
         >>> import tempfile

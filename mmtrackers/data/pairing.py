@@ -42,7 +42,8 @@ def frame_times(names: Sequence[str]) -> np.ndarray | None:
 
 def paired(rgb: Sequence[str], other: Sequence[str], modality: str, by: str | None = None, cut: bool = False
            ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The frames of two lists of files that go together: indices into each, int64 `[N]`.
+    """The frames of two lists of files that go together: indices into each, int64 `[N]`; ValueError where counts or
+    numbers do not agree, which names the first frame that has no partner.
 
     Args:
         rgb, other (list of `str`): file names in order.
@@ -50,9 +51,6 @@ def paired(rgb: Sequence[str], other: Sequence[str], modality: str, by: str | No
         by (`str`, *optional*): "number" takes the frames that both streams have, "rank" goes by order alone. By
             default by order where the numbers agree: the same, or a constant apart.
         cut (`bool`): frames of the second stream behind the last RGB frame do not count.
-
-    Raises:
-        ValueError: counts or numbers do not agree; names the first frame that has no partner.
 
     Example:
         >>> [side.tolist() for side in paired(["1.jpg", "2.jpg", "4.jpg"], ["2i.png", "4i.png"], "thermal", "number")]

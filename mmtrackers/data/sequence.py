@@ -20,10 +20,8 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 
 
 def natural_names(names: Iterable[str]) -> list[str]:
-    """Sort file names as a person would: 2.jpg before 10.jpg.
-
-    Names that are numbers throughout (also with a decimal part, as time stamps have) are compared as numbers,
-    others piece by piece with their digits as integers.
+    """Sort file names as a person would: names that are numbers throughout (also with a decimal part, as time stamps
+    have) as numbers, others piece by piece with their digits as integers.
 
     Example:
         >>> natural_names(["10.jpg", "2.jpg"])
@@ -191,11 +189,8 @@ class Sequence:
         return replace(self, frames={"rgb": self.frames["rgb"]}, second_boxes_xywh=None)
 
     def second_as_rgb(self) -> "Sequence":
-        """The second modality alone, in the place of RGB and with its own boxes where it has them.
-
-        Raises:
-            ValueError: there is no second modality, or it is depth (which is no picture).
-        """
+        """The second modality alone, in the place of RGB and with its own boxes where it has them; ValueError where
+        there is none, or it is depth (which is no picture)."""
         if self.modality in ("rgb", "depth"):
             raise ValueError(f"sequence {self.name!r} has no thermal or event stream to show as RGB")
         boxes = self.boxes_xywh if self.second_boxes_xywh is None else self.second_boxes_xywh

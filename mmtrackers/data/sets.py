@@ -86,11 +86,8 @@ class JoinedSet(SequenceSet):
 
 
 def columns() -> dict[str, "pyarrow.DataType"]:
-    """What a row holds of a sequence beside its frames; `row_of` fills it, `sequence_of` is the inverse.
-
-    `boxes`, `boxes_x` (of the second modality) are x, y, w, h in pixels; `length` and `usable` are numbers of frames
-    (with a box that may be trained on). Lists that do not apply are null.
-    """
+    """What a row holds of a sequence beside its frames (see `row_of`): boxes, of the second modality `boxes_x`, are x,
+    y, w, h in pixels; `usable` frames have a box that may be trained on; lists that do not apply are null."""
     import pyarrow as pa
 
     boxes, flags = pa.list_(pa.list_(pa.float64(), 4)), pa.list_(pa.bool_())
@@ -103,7 +100,7 @@ def columns() -> dict[str, "pyarrow.DataType"]:
 
 
 def row_of(sequence: Sequence) -> dict[str, Any]:
-    """The columns of a sequence, lists of numbers as arrays."""
+    """The columns of a sequence, lists of numbers as arrays; `sequence_of` is the inverse."""
     return {
         **{name: fact(sequence) for name, fact in _FACTS.items()},
         "dataset": sequence.dataset, "layout": sequence.layout, "min_side": sequence.min_side,

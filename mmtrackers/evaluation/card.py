@@ -27,20 +27,14 @@ def _figures_of(result: EvaluationResult) -> list[dict[str, Any]]:
 
 
 def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
-    """Writes the scores into the card (`README.md` with its `model-index`) of a saved tracker or adapter.
+    """Writes the scores into the card (`README.md` with its `model-index`) of a saved tracker or adapter; returns the
+    files. ValueError for a result that is partial or without scores, OSError where the folder holds neither.
 
     They take the place of figures of the same set, split, metric and protocol. A card that a person wrote is left
     alone; `training_facts.json` gets the figures all the same.
 
     Args:
         folder (`str` or `Path`), result ([`EvaluationResult`]): as `save_pretrained` wrote it; of the whole set.
-
-    Returns:
-        `list[Path]`: the files that were written.
-
-    Raises:
-        ValueError: the result is partial or without scores: no figure for a card.
-        OSError: the folder holds neither a tracker nor an adapter.
     """
     folder = Path(folder)
     if result.partial or not result.scores:

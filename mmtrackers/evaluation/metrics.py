@@ -123,17 +123,13 @@ def f_score(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 def long_term_curves(
     overlaps: Sequence[np.ndarray], confidences: Sequence[np.ndarray], visible: Sequence[int], resolution: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tracking precision and recall of every sequence over confidence thresholds of the whole set.
-
-    As in votchallenge/toolkit, `longterm.py` (Lukezic et al., "Now you see me", arXiv 1804.07056).
+    """Tracking precision and recall `[S, T]` of every sequence over confidence thresholds `[T]` of the whole set, from
+    +inf down to -inf, as in votchallenge/toolkit, `longterm.py` (Lukezic et al., "Now you see me", arXiv 1804.07056).
 
     Args:
         overlaps, confidences (list of `np.ndarray`): per sequence `[N]`; confidence NaN where the tracker gave none.
         visible (list of `int`): per sequence, frames with ground truth.
         resolution (`int`, *optional*): as for [`LongTerm`].
-
-    Returns:
-        `(thresholds, precision, recall)`: `[T]` from +inf down to -inf, and `[S, T]` each.
 
     Example:
         >>> long_term_curves([np.array([0, 1.0])], [np.array([0, 0.7])], [2], None)[2].tolist()
@@ -159,11 +155,8 @@ def long_term_curves(
 
 
 def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1, grace: int = 10) -> int:
-    """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row, else all.
-
-    Bad are overlaps `[L]` at or below `threshold`; frames that are not `seen` `[L]` (without ground truth) interrupt
-    no failure and count as good.
-    """
+    """Frames that a multi-start run lasts: up to the first of `grace` bad frames in a row, else all. Bad are overlaps
+    `[L]` at or below `threshold` of frames that are `seen` `[L]` (with ground truth); others interrupt no failure."""
     bad = (overlaps <= threshold) & seen
     since = np.arange(len(bad)) - np.maximum.accumulate(np.where(bad, -1, np.arange(len(bad))))
     failed = np.flatnonzero(since >= grace)
@@ -171,13 +164,9 @@ def run_progress(overlaps: np.ndarray, seen: np.ndarray, threshold: float = 0.1,
 
 
 def expected_overlap(runs: Sequence[np.ndarray], progress: Sequence[int], high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the mean overlaps over the first j frames of each run, j from 0 to `high` - 1.
-
-    Runs that end before j count only where they failed (their overlaps from there on being 0): see
-    votchallenge/toolkit, `multistart.py`.
-
-    Returns:
-        `(total, number)`: `[high]` each; their quotient is the expected average overlap curve.
+    """Sum and number `[high]` of the mean overlaps over the first j frames of each run, j from 0 to `high` - 1; their
+    quotient is the expected average overlap curve. Runs that end before j count only where they failed (their overlaps
+    from there on being 0): see votchallenge/toolkit, `multistart.py`.
 
     Example:
         >>> total, number = expected_overlap([np.array([0, 0.5, 0.7])], [3], high=4)

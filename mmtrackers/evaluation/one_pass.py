@@ -164,10 +164,8 @@ class OnePassMeasured(Measured):
 
 
 class _Frames:
-    """The frames of all sequences one behind the other, prepared as a protocol says.
-
-    `owner` `[F]` is the index of each counted frame's sequence, `usable` `[F]` whether it is measured.
-    """
+    """The frames of all sequences one behind the other, prepared as a protocol says: `owner` `[F]` is the index of
+    each counted frame's sequence, `usable` `[F]` whether it is measured."""
 
     def __init__(self, protocol: OnePass, truths: Sequence[Truth], results: Sequence[RawResult]) -> None:
         if not truths:

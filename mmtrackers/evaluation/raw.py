@@ -38,11 +38,9 @@ def result_file(folder: str | Path, name: str, protocol: Protocol, anchor: int |
 
 
 def write_result(folder: str | Path, name: str, protocol: Protocol, result: RawResult) -> None:
-    """Writes a sequence's raw result in the layout of the set's toolkit: `x,y,w,h` with 4 decimals per frame.
-
-    Files of the VOT toolkit begin with the code 1 (initialization) and have the confidences beside them, in
-    `<name>_001_confidence.value`. Every file is written whole or not at all, confidences before boxes.
-    """
+    """Writes a sequence's raw result in the layout of the set's toolkit: `x,y,w,h` with 4 decimals per frame. VOT's
+    files begin with the code 1 (initialization) and have the confidences beside them, in
+    `<name>_001_confidence.value`, which are written before the boxes."""
     runs = result.runs if protocol.files == "anchors" else {None: result.boxes_xywh}
     for anchor, boxes in runs.items():
         path = result_file(folder, name, protocol, anchor)
@@ -63,7 +61,8 @@ def score_folder(
     folder: str | Path, truths: Sequence[Truth], protocol: Protocol | str, tracker: str | None = None,
     form: Form = "xywh", partial: bool = False, **about: Any,
 ) -> EvaluationResult:
-    """Scores the raw results of any tracker, in the layout that the set's toolkit reads.
+    """Scores the raw results of any tracker, in the layout that the set's toolkit reads. ValueError, which names file
+    and line, for no result at all, without `partial` also for a part that is missing, and for a line that is no box.
 
     Args:
         folder (`str` or `Path`): one file per sequence: `<name>.txt`, `<name>/<name>_001.txt` or, for multi-start
@@ -75,10 +74,6 @@ def score_folder(
         partial (`bool`): score what is there, where sequences or frames are missing. Missing frames are misses; the
             result is marked.
         about: further fields of the result, as in [`score`].
-
-    Raises:
-        ValueError: no result at all; a missing sequence or a short result without `partial`; a line that cannot be
-            used. Names the file and the line.
 
     Example:
         ```python
@@ -220,21 +215,17 @@ def _note_broken(result: RawResult, protocol: OnePass) -> None:
         result.notes.append(f"{result.file}, line {line}: {rows[line - 1].tolist()} is no box and {then}{others}")
 
 
-def _first_boxes(result: RawResult, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """`[1, 4]` each: the first box of the ground truth and of the result; NaN where there is none."""
+def _first_boxes(result: RawResult, truth: Truth) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The first box of the ground truth and of the result, `[1, 4]`, and whether one is the other moved by a pixel."""
     at = slice(truth.first_visible, truth.first_visible + 1)
-    return truth.boxes_xywh[at], result.boxes_xywh[at]
-
-
-def _is_moved_by_one(given: np.ndarray, first: np.ndarray) -> bool:
-    change = (first - given)[0]
-    return np.allclose(change[2:], 0, atol=1e-3) and np.allclose(np.abs(change[:2]), 1, atol=1e-3)
+    given, first = truth.boxes_xywh[at], result.boxes_xywh[at]
+    return given, first, np.allclose(np.abs(first - given), [1, 1, 0, 0], atol=1e-3)
 
 
 def _check_first(result: RawResult, truth: Truth, form: Form) -> None:
     """Whether a result begins with the box that was given; tells corners, and the file of another sequence."""
-    given, first = _first_boxes(result, truth)
-    if np.isnan([given, first]).any() or _is_moved_by_one(given, first) or metrics.overlaps(given, first)[0] >= 0.5:
+    given, first, moved = _first_boxes(result, truth)
+    if np.isnan([given, first]).any() or moved or metrics.overlaps(given, first)[0] >= 0.5:
         return
     place = f"{result.file}, line {truth.first_visible + 1}: {first[0].tolist()}"
     if form == "xywh" and metrics.overlaps(given, xyxy_to_xywh(first))[0] > 0.9:
@@ -248,9 +239,9 @@ def _moved_by_one(truths: Sequence[Truth], results: Sequence[RawResult]) -> list
     files = []
     for truth, result in zip(truths, results, strict=True):
         if not result.runs:
-            given, first = _first_boxes(result, truth)
+            given, first, moved = _first_boxes(result, truth)
             x, y = (first - given)[0, :2]
-            files += [str(result.file)] if _is_moved_by_one(given, first) and x == y else []
+            files += [str(result.file)] if moved and x == y else []
     if not files:
         return []
     mixed = "mixed pixel bases: " if len(files) < len(results) else ""

@@ -42,7 +42,7 @@ def evaluate_tracker(
     output: str | Path | None = None, batch: int = 1, settings: Settings | None = None, overwrite: bool = False,
     progress: bool = False, split: str = "", title: str | None = None,
 ) -> EvaluationResult:
-    """Tracks through every sequence of a set and scores the boxes under its protocol.
+    """Tracks through every sequence of a set and scores the boxes by its protocol, where the ground truth is public.
 
     Sequences are put in groups of `batch`, longest first; a group shares its forward passes. Which sequences share one
     depends on nothing else, so a resumed run and a run in several processes give the same boxes. Under
@@ -62,9 +62,6 @@ def evaluate_tracker(
         settings ([`Settings`], *optional*): of the tracker, where it was packed since.
         overwrite (`bool`): throw away what a run with other settings left in `output`.
         progress (`bool`): show a bar with the time left, and say what is reused.
-
-    Returns:
-        [`EvaluationResult`]: with speed and settings. Without scores where the set's ground truth is not public.
 
     Raises:
         ValueError: `output` holds results of other settings (they are named); a stream that the tracker needs is

@@ -17,22 +17,13 @@ _THERE = {Path(file).stem: there for layout in LAYOUTS for file, there in layout
 
 
 def truth_of(sequence: Sequence, protocol: Protocol | str) -> Truth:
-    """What a protocol needs to know of a sequence; the size of its frames is read where the rules need it.
-
-    Args:
-        sequence ([`Sequence`]): as `open_dataset` gives it.
-        protocol (`Protocol` or `str`): the rules.
-
-    Raises:
-        ValueError: the sequence has no ground truth, or its first image cannot be read.
-    """
+    """What a protocol (or one of that name) needs to know of a sequence; the size of its frames is read where the
+    rules need it. ValueError where there is no ground truth, or the first image cannot be read."""
     protocol = get_protocol(protocol)
     if not np.isfinite(sequence.boxes_xywh).all(1).any():
         raise ValueError(f"sequence {sequence.name!r} has no ground truth, not even of its first frame")
-    size = None
-    if not isinstance(protocol, OnePass) or protocol.clip:
-        height, width = read_image(sequence.frames["rgb"][0]).shape[:2]
-        size = (width, height)
+    sized = not isinstance(protocol, OnePass) or protocol.clip
+    size = read_image(sequence.frames["rgb"][0]).shape[1::-1] if sized else None
     # from the set's own flags alone, whatever the boxes say
     flags = [np.isin(values, _THERE[name]) for name, values in sequence.extras.items() if name in _THERE]
     return Truth(

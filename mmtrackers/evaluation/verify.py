@@ -27,9 +27,11 @@ class Agreement:
         return f"{self.sequence}: mean overlap {self.mean_iou:.4f} over {self.frames} frames, {where}"
 
 
-def verify(tracker: Tracker, sequences: Iterable[Sequence], folder: str | Path, same: float = 0.95
-           ) -> Iterator[Agreement]:  # fmt: skip
-    """Tracks through the sequences that a folder of raw results has a file of, and compares box by box.
+def verify(
+    tracker: Tracker, sequences: Iterable[Sequence], folder: str | Path, same: float = 0.95
+) -> Iterator[Agreement]:
+    """Tracks through the sequences that a folder of raw results has a file of, and compares box by box; yields as each
+    is done. ValueError where there is no file of any, or one of another number of frames.
 
     Once a box differs, the crops of all later frames do: the first frame that differs says more than the mean.
 
@@ -38,12 +40,6 @@ def verify(tracker: Tracker, sequences: Iterable[Sequence], folder: str | Path, 
         sequences (iterable of [`Sequence`]): of the set that the results belong to.
         folder (`str` or `Path`): `<sequence>.txt` each, a line x,y,w,h per frame, as the authors publish them.
         same (`float`): overlap from which two boxes count as the same; published boxes are rounded.
-
-    Yields:
-        [`Agreement`] per sequence, as each is done.
-
-    Raises:
-        ValueError: no sequence has a file there, or a file has another number of frames.
 
     Example:
         ```python

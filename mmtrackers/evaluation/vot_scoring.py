@@ -12,11 +12,9 @@ from .scoring import Measured, Protocol, RawResult, Scores, Truth, needed, whole
 
 @dataclass(frozen=True)
 class LongTerm(Protocol):
-    """Precision, recall and F over confidence thresholds; overlap in whole pixels inside the image.
-
-    The first frame has no region and confidence 0; a frame without ground truth has overlap 0. Ground truth given as a
-    polygon or a mask counts by its upright bounds, where the VOT toolkit fills its pixels; the sets named here have
-    rectangles.
+    """Precision, recall and F over confidence thresholds; overlap in whole pixels inside the image. The first frame
+    has no region and confidence 0, one without ground truth overlap 0. A polygon or mask counts by its upright bounds,
+    where the VOT toolkit fills its pixels; the sets named here have rectangles.
 
     Args:
         resolution (`int`, *optional*): thresholds in all, +inf and -inf among them; `None` takes every confidence.

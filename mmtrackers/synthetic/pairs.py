@@ -185,12 +185,10 @@ class SyntheticSequence:
 
     Args:
         scene ([`SyntheticScene`]): what is shown; its span begins at 0.
-        length (`int`): number of frames.
-        name (`str`): for reports.
+        length (`int`), name (`str`): number of frames; for reports.
 
-    Attributes:
-        boxes_xywh (`np.ndarray` float64 `[length, 4]`): the part of the target's box inside the frame; pixels.
-        present (`np.ndarray` bool `[length]`): whether a tenth of the target or more can be seen.
+    `boxes_xywh` float64 `[length, 4]` is the part of the target's box inside the frame, in pixels; `present` bool
+    `[length]` says whether a tenth of the target or more can be seen.
     """
 
     def __init__(self, scene: SyntheticScene, length: int, name: str) -> None:
@@ -221,19 +219,16 @@ def synthetic_sequence(
     library: PictureLibrary, seed: int, modality: str = "rgb", length: int = 60, size: tuple[int, int] = (240, 320),
     blind: str | None = None,
 ) -> SyntheticSequence:
-    """A composed video, the same for the same arguments.
+    """A composed video, the same for the same arguments; its target is seen well in the first frame and present in
+    four fifths of the others.
 
     Args:
         library ([`PictureLibrary`]): the pictures; of `split="heldout"` to measure.
         seed (`int`): chooses the video.
-        modality (`str`): the second stream, or "rgb" for none.
-        length (`int`): number of frames.
+        modality (`str`), length (`int`): the second stream, or "rgb" for none; number of frames.
         size (two `int`): height and width of a frame in pixels.
         blind (`str`, *optional*): "none", "night", "camouflage" or "glare"; drawn by default. Night and glare set in
             at the first frame or within the first quarter.
-
-    Returns:
-        [`SyntheticSequence`]: its target is seen well in the first frame and present in four fifths of the others.
 
     Example:
         >>> video = synthetic_sequence(library, seed=3, modality="thermal", blind="night")  # doctest: +SKIP

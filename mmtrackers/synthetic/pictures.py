@@ -161,24 +161,20 @@ def outline_hull(alpha: np.ndarray) -> np.ndarray:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a picture belongs to the held-out tenth: decided by its file name alone, the same everywhere.
-
-    Versions of one picture (dark and light, several sizes) stay together, lest one part knows the other's pictures.
-    """
+    """Whether a picture belongs to the held-out tenth: decided by its file name alone, the same everywhere, and for
+    all versions of a picture (dark and light, several sizes)."""
     stem = re.sub(r"(_contents_images|_dark|_light|_d|_l|_no_logo|_\d+x\d+)+$", "", Path(name).stem)
     return int.from_bytes(hashlib.sha256((SPLIT_NAME + stem).encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 class PictureLibrary:
-    """Cut-outs and backgrounds of a folder made by `examples/collect_pictures.py`, in memory.
+    """Cut-outs and backgrounds of a folder made by `examples/collect_pictures.py`, in memory; FileNotFoundError where
+    it lacks some of this split.
 
     Args:
         folder (`str` or `Path`): holds `cutouts/*.png` (RGBA) and `backgrounds/*.jpg`.
         split (`str`): "train", "heldout" (about a tenth of the files, chosen by the hash of their names) or "all".
         clutter (`int`): how many further backgrounds are composed from photos strewn with cut-outs and patches.
-
-    Raises:
-        FileNotFoundError: the folder lacks cut-outs or backgrounds of this split.
 
     Example:
         >>> library = PictureLibrary("pictures", split="train")  # doctest: +SKIP

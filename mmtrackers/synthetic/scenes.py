@@ -20,7 +20,8 @@ BLINDNESSES = ("night", "camouflage", "glare")
 
 
 class SyntheticScene:
-    """One random scene: what is there, how it moves, how it is lit, and how well each camera sees it.
+    """One random scene: what is there, how it moves, how it is lit, and how well each camera sees it; ValueError for
+    an unknown modality or blindness.
 
     Args:
         library ([`PictureLibrary`]), rng (`np.random.Generator`): the pictures; decides everything about the scene.
@@ -30,9 +31,6 @@ class SyntheticScene:
         size (two `int`, *optional*): height and width of the frame in pixels; drawn by default.
         span (two `float`): the times between which the scene is looked at; an occluder passes within them.
         blind_from (`float`): time at which night or glare sets in.
-
-    Raises:
-        ValueError: unknown modality or blindness.
     """
 
     def __init__(

@@ -8,13 +8,8 @@ from .recipes import RECIPES, Recipe, listed, option
 
 @dataclass
 class TrainingOptions(Recipe):
-    """What to train, on what, and how: a recipe, and what a run needs besides.
-
-    Every field is an option of `mmtrackers finetune`.
-
-    Raises:
-        ValueError: options that contradict each other, or one that lacks.
-    """
+    """What to train, on what, and how: a recipe, and what a run needs besides. Every field is an option of `mmtrackers
+    finetune`; ValueError for options that contradict each other, or one that lacks."""
 
     output: str = option("", "Folder for the result, its checkpoints and logs.")
     preset: str = option("", f"A published recipe, whose fields the other options replace: {', '.join(RECIPES)}.")

@@ -74,10 +74,8 @@ class TrainingProgress:
 
 
 class WeightAverage:
-    """Exponential moving average of what training changes; `swap` lends the averaged weights to the model.
-
-    Of the old average `decay` is kept per step, in the first steps less: min(decay, (1 + n) / (10 + n)).
-    """
+    """Exponential moving average of what training changes; `swap` lends the averaged weights to the model. Of the old
+    average `decay` is kept per step, in the first steps less: min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:

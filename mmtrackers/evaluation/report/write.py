@@ -22,7 +22,8 @@ def write_report(
     results: Sequence[EvaluationResult], folder: str | Path,
     sequences: Mapping[str, Iterable[VideoSequence]] | None = None,
 ) -> list[Path]:
-    """Writes the report of one or more evaluations; returns its files.
+    """Writes the report of one or more evaluations; returns its files. ValueError for no result, or two of the same
+    tracker, set and protocol.
 
     `report.md` (tables to paste), `report.tex` (booktabs), `report.json` (everything) and `report.html`: one page
     without anything from elsewhere, with curves, attributes, a table of sequences to sort, the worst sequences in
@@ -34,9 +35,6 @@ def write_report(
         folder (`str` or `Path`): made if need be; files of an earlier report are replaced.
         sequences (`dict[str, list[Sequence]]`, *optional*): dataset (as in the results) -> its sequences, for the
             pictures of the worst four. Those whose raw results (`SequenceScore.file`) cannot be found are left out.
-
-    Raises:
-        ValueError: no result, or two of the same tracker, set and protocol.
 
     Example:
         >>> import tempfile
