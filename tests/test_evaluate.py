@@ -24,9 +24,8 @@ from mmtrackers.data import open_dataset
 from mmtrackers.evaluation import EvaluationResult
 from mmtrackers.evaluation.plan import planned
 from mmtrackers.evaluation.protocols import PROTOCOLS
-from mmtrackers.evaluation.raw import score_folder
+from mmtrackers.evaluation.raw import score_folder, truth_of
 from mmtrackers.evaluation.run import SCORES, _frames, evaluate_tracker
-from mmtrackers.evaluation.truths import truth_of
 from mmtrackers.hub.card import TrainingFacts, read_facts, write_card
 from mmtrackers.tracking.ahead import ReadAhead
 from mmtrackers.tracking.session import update_together

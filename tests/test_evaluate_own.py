@@ -7,11 +7,10 @@ import pytest
 from test_evaluate import LENGTHS, call, dataset, stub, tiny, write_set  # noqa: F401 (fixtures)
 
 from mmtrackers.data import open_dataset
-from mmtrackers.evaluation import RawResult, Truth, run, score
+from mmtrackers.evaluation import RawResult, Truth, run, score, truth_of
 from mmtrackers.evaluation.plan import planned
 from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.evaluation.run import evaluate_tracker
-from mmtrackers.evaluation.truths import truth_of
 from mmtrackers.processing.files import FolderLock
 
 

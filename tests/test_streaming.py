@@ -13,9 +13,8 @@ from mmtrackers.data import from_hf_dataset, index, open_dataset, to_hf_dataset
 from mmtrackers.data.index import IndexedSet
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.training import PairDataset
-from mmtrackers.training.failures import Failures
 from mmtrackers.training.frame_samplers import IntervalSampler
-from mmtrackers.training.sampling import StreamSamples, mixture
+from mmtrackers.training.sampling import Failures, StreamSamples, mixture
 
 
 @pytest.fixture(scope="module")

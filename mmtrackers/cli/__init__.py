@@ -11,16 +11,16 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from . import align, browse, data, evaluate, export, finetune, info, share, track
+from . import align, browse, evaluate, finetune, info, share, track
 from .ending import Commands, interrupt_on_signals
 
 CODES = "Exit codes: 0 done, 1 a fault of this program, 2 something that you can mend, 130 Ctrl-C."
 app = typer.Typer(cls=Commands, epilog=CODES, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (track.track, browse.app, align.align, evaluate.evaluate, info.info, share.push, share.convert,
-                export.export):  # fmt: skip
+                share.export):  # fmt: skip
     app.command()(command)
 app.command(context_settings=finetune.OWN_OPTIONS)(finetune.finetune)
-app.add_typer(data.app, name="data")
+app.add_typer(finetune.sets, name="data")
 
 
 def _version(wanted: bool) -> None:

@@ -49,8 +49,7 @@ def evaluate(
     from mmtrackers.evaluation.plan import processes
     from mmtrackers.evaluation.protocols import OWN_SEQUENCES, PROTOCOLS
     from mmtrackers.evaluation.report.write import write_report
-    from mmtrackers.evaluation.run import SCORES
-    from mmtrackers.evaluation.settings import settings_of
+    from mmtrackers.evaluation.run import SCORES, settings_of
     from mmtrackers.pretrained import located
     from mmtrackers.tracking.tracker import Tracker
 

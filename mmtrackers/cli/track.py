@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from .draw import drawn_boxes
+from .browse import drawn_boxes
 from .ending import exit_code_of, fail, quiet_loading
 from .options import AllowMissing, BaseModel, Device, Dtype
 
@@ -166,7 +166,7 @@ def _lines(result: "RunResult", done: str) -> Iterator[str]:
         rate = f", {result.whole_frames_per_second:.1f} per second ({result.frames_per_second:.1f} in the tracker)"
     yield f"{result.source.name}: {done}{rate}"
     if result.clock is not None:
-        from mmtrackers.evaluation.speed import speed_of
+        from mmtrackers.evaluation.results import speed_of
 
         speed = speed_of(result.clock.rows, result.clock.device)
         yield str(speed or "no frame was timed: there is only the given one")

@@ -3,11 +3,10 @@
 from .card import add_to_card
 from .one_pass import Metric, OnePass
 from .protocols import PROTOCOLS, get_protocol, score
-from .raw import score_folder
+from .raw import score_folder, truth_of
 from .results import AttributeScore, Curve, EvaluationResult, SequenceScore, Settings, Speed, StageTime
 from .run import evaluate_tracker
 from .scoring import Protocol, RawResult, Truth
-from .truths import truth_of
 from .vot_scoring import LongTerm, MultiStart
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Raw results on disk: a tracker's boxes for every sequence of a set, in the set's own files."""
+"""What lies on disk: the ground truth of sequences, and raw results, a tracker's boxes in the set's own files."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmtrackers.data.annotations import read_boxes
+from mmtrackers.data.layouts import LAYOUTS
+from mmtrackers.data.sequence import Sequence as VideoSequence
+from mmtrackers.data.sequence import read_image
 from mmtrackers.processing.boxes import xyxy_to_xywh
 from mmtrackers.processing.files import write_text
 
@@ -21,6 +24,25 @@ from .vot_scoring import MultiStart
 Form = Literal["xywh", "xyxy"]
 # Stands for a frame that a partial result lacks: it overlaps nothing, and no rule repairs it.
 NOWHERE = (1e6, 1e6, 1.0, 1.0)
+# GOT-10k's `absence.label` is not among them: its toolkit counts by `cover.label`
+_THERE = {Path(file).stem: there for layout in LAYOUTS for file, there in layout.flags.items()
+          if file != "absence.label"}  # fmt: skip
+
+
+def truth_of(sequence: VideoSequence, protocol: Protocol | str) -> Truth:
+    """What a protocol (or one of that name) needs to know of a sequence; the size of its frames is read where the
+    rules need it. ValueError where there is no ground truth, or the first image cannot be read."""
+    protocol = get_protocol(protocol)
+    if not np.isfinite(sequence.boxes_xywh).all(1).any():
+        raise ValueError(f"sequence {sequence.name!r} has no ground truth, not even of its first frame")
+    sized = not isinstance(protocol, OnePass) or protocol.clip
+    size = read_image(sequence.frames["rgb"][0]).shape[1::-1] if sized else None
+    # from the set's own flags alone, whatever the boxes say
+    flags = [np.isin(values, _THERE[name]) for name, values in sequence.extras.items() if name in _THERE]
+    return Truth(
+        sequence.name, sequence.boxes_xywh, np.logical_and.reduce(flags) if flags else None, sequence.annotated,
+        sequence.second_boxes_xywh, size, sequence.extras.get("anchor"), sequence.attributes,
+    )  # fmt: skip
 
 
 def result_file(folder: str | Path, name: str, protocol: Protocol, anchor: int | None = None) -> Path:

@@ -1,5 +1,6 @@
 """Runs over whole data sets: one process or many, resumable, and the same boxes every time."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from mmtrackers import data
 from mmtrackers.data.annotations import read_boxes
+from mmtrackers.hub.adapters import active_adapter, adapter_names
 from mmtrackers.processing.files import FolderLock, write_text
 from mmtrackers.processing.frames import ANY
 from mmtrackers.tracking.ahead import ReadAhead
@@ -27,14 +29,13 @@ from mmtrackers.tracking.tracker import Tracker
 
 from .plan import Job, dealt, grouped, planned, processes
 from .protocols import get_protocol
-from .raw import check_names, result_file, score_folder, write_result
-from .results import EvaluationResult, Settings
+from .raw import check_names, result_file, score_folder, truth_of, write_result
+from .results import WARMUP, EvaluationResult, Settings, speed_of
 from .scoring import Protocol, RawResult, Truth
-from .settings import settings_of
-from .speed import WARMUP, speed_of
-from .truths import truth_of
 
 RAW, FRAMES, SETTINGS, SCORES = "raw", "frames", "settings.json", "scores.json"
+# What a config says of the files and the library, not of the model
+_BESIDE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 def evaluate_tracker(
@@ -275,3 +276,39 @@ def _scored(
     rates = {of: round(1 / float(np.median(rows[:, 1:].sum(1))), 2) for of, rows in times.items() if len(rows)}
     rows = [replace(row, frames_per_second=rates.get(row.name)) for row in result.sequences]
     return replace(result, sequences=tuple(rows))
+
+
+def settings_of(tracker: Tracker, name: str = "", pack: bool = False) -> Settings:
+    """The settings of a tracker from a folder or Hub id; to be asked for before `pack()`, which lays the weights out
+    for one machine, and saying whether it will be packed."""
+    import mmtrackers
+
+    model = tracker.model
+    adapter = model.peft_config[active_adapter(model)] if adapter_names(model) else None
+    same = ("modality", "streams", "absent_below", "size_momentum", "recover", "allow_missing")
+    return Settings(
+        tracker=name,
+        system=type(model).__name__,
+        base=None if adapter is None else str(adapter.base_model_name_or_path),
+        tuner=None if adapter is None else str(getattr(adapter.peft_type, "value", adapter.peft_type)),
+        weights=_weights_hash(model),
+        processor=json.loads(json.dumps(tracker.image_processor.to_dict())),
+        dtype=str(tracker.dtype).removeprefix("torch."),
+        device=tracker.device.type,
+        pack=pack,
+        version=mmtrackers.__version__,
+        **{name: getattr(tracker, name) for name in same},
+    )
+
+
+def _weights_hash(model: Any) -> str:
+    """32 hexadecimal digits over every tensor with its name, and over the model's config."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config = getattr(model, "config", None)
+    if config is not None:
+        kept = {key: value for key, value in config.to_dict().items() if key not in _BESIDE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]

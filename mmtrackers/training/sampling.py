@@ -1,9 +1,13 @@
 """Training pairs and clips from annotated sequences."""
 
 import logging
+import os
+import tempfile
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +20,6 @@ from mmtrackers.processing.alignment import View
 from mmtrackers.processing.frames import ANY
 
 from .augment import Sample, TrainingAugmentation, fitting, inside
-from .failures import Failures
 from .frame_samplers import CausalSampler, FrameSampler
 
 if TYPE_CHECKING:
@@ -327,3 +330,42 @@ def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tup
         raise ValueError(f"a mixture needs a positive weight for every set and sequences in each: got sets of "
                          f"{counts} sequences and weights {weights}")
     return JoinedSet(sets), np.repeat(np.array(weights, dtype=np.float64) / counts, counts)
+
+
+class Failures:
+    """Reasons and how often each was met, in this process and in those that it hands this object to.
+
+    They stand in a temporary file, a line each: workers only ever append, and a line is written in one piece.
+
+    Example:
+        >>> failures = Failures()
+        >>> failures.add("frame 7 is empty"), failures.add("frame 7 is empty")
+        (None, None)
+        >>> failures.counts()
+        Counter({'frame 7 is empty': 2})
+    """
+
+    def __init__(self) -> None:
+        file, self._path = tempfile.mkstemp(prefix="mmtrackers-failures-", suffix=".txt")
+        os.close(file)
+        self._said: set[str] = set()
+        weakref.finalize(self, _remove, self._path, os.getpid())
+
+    def add(self, reason: str) -> None:
+        """Count a reason; the first time that this process meets it, warn."""
+        if reason not in self._said:
+            self._said.add(reason)
+            logger.warning("left out of training: %s", reason)
+        with open(self._path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(" ".join(reason.split()) + "\n")
+
+    def counts(self) -> Counter[str]:
+        """Reason -> how often it was met so far."""
+        text = Path(self._path).read_text(encoding="utf-8", errors="surrogateescape")
+        return Counter(text.splitlines())
+
+
+def _remove(path: str, owner: int) -> None:
+    # A data worker has a copy of the object, and ends before the others.
+    if os.getpid() == owner:
+        Path(path).unlink(missing_ok=True)
