@@ -25,7 +25,7 @@ from mmtrackers.evaluation import (
 )
 from mmtrackers.evaluation.report.pictures import boxes_of, window_round
 from mmtrackers.evaluation.report.sets import grouped, published_on
-from mmtrackers.evaluation.report.text import markdown, tex
+from mmtrackers.evaluation.report.text import render, tex
 from mmtrackers.evaluation.report.write import write_report
 
 TRACKERS = {"good": 1.0, "a <b>bold</b> | name & \"more\"": 6.0, "lost": 40.0}
@@ -118,7 +118,7 @@ def test_markdown_is_ready_to_paste(made) -> None:
 @pytest.mark.parametrize("name", ["a\nb", "[x](http://e.vil)", "`rm`", "_a_ *b*", "# title", "~~gone~~", "<b>", "a|b"])
 def test_names_are_no_markup(name) -> None:
     result = EvaluationResult(name, name, "lasher", {"SR": 0.5}, "SR", notes=(name,))
-    text = markdown(grouped([result]))
+    text = render("report.md.jinja", grouped([result]))
     for bad in ("[x]", " `rm", " _a_", "*b*", "\n# ", " ~~", "<b>", "a|b", "a\nb"):
         assert bad not in text.replace("**\\", "\\")
 
@@ -157,7 +157,7 @@ def test_results_are_grouped_and_ranked() -> None:
     rows = tuple(SequenceScore(str(k), 9, {"AO": 0.7}) for k in range(180))
     whole = EvaluationResult("one", "GOT-10k", "got10k", {"AO": 0.7}, "AO", sequences=rows)
     for result, same in [(whole, True), (replace(whole, split="val"), False), (replace(whole, partial=True), False)]:
-        assert ("no comparison" in markdown(grouped([result]))) is not same
+        assert ("no comparison" in render("report.md.jinja", grouped([result]))) is not same
     assert [part.title for part in grouped([one, replace(one, split="test"), replace(one, split="val")])] == [
         "LasHeR", "LasHeR", "LasHeR, val"
     ]  # fmt: skip

@@ -112,10 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, text: str, kind: str = "text/plain") -> None:
         body = text.encode()
         self.send_response(status)
-        for header, value in SAFE.items():
+        about = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+        for header, value in (SAFE | about).items():
             self.send_header(header, value)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

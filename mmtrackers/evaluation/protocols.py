@@ -19,6 +19,7 @@ from .vot_scoring import LongTerm, MultiStart
 _PR, _NPR, _SR = Metric("PR", "precision", 20), Metric("NPR", "normalized_precision", 20), Metric("SR", "success")
 _MPR, _MSR = Metric("MPR", "precision", 20), Metric("MSR", "success")
 _AUC, _OP50, _OP75 = Metric("AUC", "success"), Metric("OP50", "success", 10), Metric("OP75", "success", 15)
+_P, _PNORM = Metric("P", "precision", 20), Metric("Pnorm", "normalized_precision", 20)
 _RGBT = "opacity-black/RGBT_toolkit (package rgbt 1.0.1)"
 _PYTRACKING = "visionml/pytracking, analysis/extract_results.py"
 _VOT = "votchallenge/toolkit"
@@ -37,8 +38,7 @@ _VISEVENT = OnePass(
     padded_in_front=True,
 )  # fmt: skip
 _OPE = OnePass(
-    "otb100", "OTB100", _PYTRACKING, "AUC",
-    metrics=(_AUC, _OP50, _OP75, Metric("Pnorm", "normalized_precision", 20), Metric("P", "precision", 20)),
+    "otb100", "OTB100", _PYTRACKING, "AUC", metrics=(_AUC, _OP50, _OP75, _PNORM, _P),
     first_frame="truth after repair", repair="zero side", unusable="miss",
 )  # fmt: skip
 
@@ -85,12 +85,12 @@ _ROWS: tuple[Protocol, ...] = (
     ),
     OnePass(
         "otb100_got10k", "OTB100", "got-10k/toolkit, experiments/otb.py", "AUC",
-        metrics=(_AUC, Metric("P", "precision", 20)), first_frame="truth", inclusive_edges=False,
+        metrics=(_AUC, _P), first_frame="truth", inclusive_edges=False,
     ),
     OnePass(
         "lasot_got10k", "LaSOT", "got-10k/toolkit, experiments/lasot.py", "AUC",
-        metrics=(_AUC, Metric("Pnorm", "normalized_precision", 20), Metric("P", "precision", 20)),
-        first_frame="truth", inclusive_edges=False, unannotated_removed=True, normalizer="max(1, size)",
+        metrics=(_AUC, _PNORM, _P), first_frame="truth", inclusive_edges=False, unannotated_removed=True,
+        normalizer="max(1, size)",
     ),
     # No toolkit's habits: the frames after the given one that show the target count, each sequence as much as another.
     replace(

@@ -1,4 +1,4 @@
-"""The report as texts to paste, GitHub's Markdown and LaTeX: what their templates need."""
+"""What the report's templates need: GitHub's Markdown, LaTeX (for `\\usepackage{booktabs}`) and the page."""
 
 import re
 from collections.abc import Sequence
@@ -31,16 +31,6 @@ def render(template: str, sets: Sequence[SetReport], **more: Any) -> str:
     return environment.get_template(template).render(
         sets=sets, stages=STAGES, speeds=speeds, settings=settings, **more
     )
-
-
-def markdown(sets: Sequence[SetReport]) -> str:
-    """GitHub's Markdown: per set the scores, then attributes, speed and settings."""
-    return render("report.md.jinja", sets)
-
-
-def latex(sets: Sequence[SetReport]) -> str:
-    r"""One `table` per set, for a document with `\usepackage{booktabs}`."""
-    return render("report.tex.jinja", sets)
 
 
 def percent(value: float | None) -> str:
