@@ -95,9 +95,7 @@ def evaluate(
         raise typer.Exit(exit_code_of(interrupt)) from None
     if not state.is_main_process:
         return
-    for line in _lines(found, rules.metric_names):
-        typer.echo(line)
-    typer.echo(f"written: {place}/NAME/{SCORES}")
+    typer.echo("\n".join([*_lines(found, rules.metric_names), f"written: {place}/NAME/{SCORES}"]))
     scored = [result for result in found if result.scores]
     if report and scored:
         files = write_report(scored, place.with_name(f"{place.name}-report"), {title: sequences})

@@ -148,11 +148,9 @@ def _check_streams(tracker: "Tracker", source: "FrameSource", repo: str) -> None
 
 
 def _report(result: "RunResult", quiet: bool = False, stream: bool = False) -> None:
-    count = result.count
-    done = "1 frame" if count == 1 else f"{count} frames"
+    done = "1 frame" if result.count == 1 else f"{result.count} frames"
     if not quiet:
-        for line in _lines(result, done):
-            typer.echo(line, err=stream)
+        typer.echo("\n".join(_lines(result, done)), err=stream)
     if result.stopped == "interrupted":
         typer.echo(f"interrupted after {done}; what was done is kept", err=True)
         raise typer.Exit(exit_code_of(result.interrupt))

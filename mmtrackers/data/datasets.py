@@ -104,7 +104,14 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     names = None if names is None else list(names)
     row, kind = None, (LAYOUTS,)
     if dataset is not None:
-        row, split = _row(dataset, split)
+        if dataset not in DATASETS:
+            raise ValueError(f"dataset {dataset!r}: expected one of {', '.join(DATASETS)}; leave it out for other "
+                             "folders")  # fmt: skip
+        row = DATASETS[dataset]
+        if split is None and len(row.splits) == 1:
+            [split] = row.splits
+        if split not in row.splits:
+            raise ValueError(f"{row.title} has the splits {', '.join(row.splits)}; got split={split!r}")
         kind = (dataset, split, row)
     elif split is not None:
         raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
@@ -124,17 +131,6 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
                 for sequence in sequences)  # fmt: skip
 
     return listed(index_path(root, names, modality, *kind, pair_by), listing)
-
-
-def _row(dataset: str, split: str | None) -> tuple[DatasetRow, str]:
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset {dataset!r}: expected one of {', '.join(DATASETS)}; leave it out for other folders")
-    row = DATASETS[dataset]
-    if split is None and len(row.splits) == 1:
-        [split] = row.splits
-    if split not in row.splits:
-        raise ValueError(f"{row.title} has the splits {', '.join(row.splits)}; got split={split!r}")
-    return row, split
 
 
 def _chosen(found: list[Entry], names: list[str], where: Path) -> list[Entry]:
@@ -185,11 +181,19 @@ def _of_split(root: Path, row: DatasetRow, name: str, stamps: FileStamps) -> lis
     globbed = ([str(path) for path in root.glob(pattern) if path.is_dir()] for pattern in split.folders)
     folders = [Path(path) for path in natural_names(next(filter(None, globbed), []))]
     folders_decide = bool(folders) or any(root.match(pattern) for pattern in split.folders)
-    found = _in_folders(root, folders or [root], row, split, stamps)
-    own_list = first_file(root, split.lists)
+    stamps.add(root)
+    found = [entry for folder in folders or [root] for entry in _with_any_part(folder, row, 3, stamps)
+             if not any(entry.folder.match(drop) for drop in split.drop)]  # fmt: skip
+    if row.entries is not None:
+        found = list(row.entries(found, stamps))
+    if not found:
+        forms = " or ".join(" + ".join(f"<sequence>/{names[0]}/" for names in layout.streams.values())
+                            for layout in row.layouts)  # fmt: skip
+        where = f" in {' or '.join(split.folders)}" if split.folders else ""
+        raise ValueError(f"no sequence of {row.title} below {root}. Expected {forms}{where}")
     wanted: list[str] | None = None
     without: set[str] = set()
-    if own_list is not None:
+    if (own_list := first_file(root, split.lists)) is not None:
         stamps.add(own_list)
         wanted = [name for name in read_names(own_list) if name not in split.drop]
     elif split.always or not folders_decide:
@@ -203,20 +207,6 @@ def _of_split(root: Path, row: DatasetRow, name: str, stamps: FileStamps) -> lis
     if not kept:
         raise ValueError(f"none of the {len(found)} sequences below {root} is of {row.title}'s {name!r}")
     return kept if wanted is None else _chosen(kept, wanted, root)
-
-
-def _in_folders(root: Path, folders: list[Path], row: DatasetRow, split: Split, stamps: FileStamps) -> list[Entry]:
-    stamps.add(root)
-    found = [entry for folder in folders for entry in _with_any_part(folder, row, 3, stamps)
-             if not any(entry.folder.match(drop) for drop in split.drop)]  # fmt: skip
-    if row.entries is not None:
-        found = list(row.entries(found, stamps))
-    if not found:
-        forms = " or ".join(" + ".join(f"<sequence>/{names[0]}/" for names in layout.streams.values())
-                            for layout in row.layouts)  # fmt: skip
-        where = f" in {' or '.join(split.folders)}" if split.folders else ""
-        raise ValueError(f"no sequence of {row.title} below {root}. Expected {forms}{where}")
-    return found
 
 
 def _with_any_part(folder: Path, row: DatasetRow, depth: int, stamps: FileStamps) -> Iterator[Entry]:

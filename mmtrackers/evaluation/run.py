@@ -123,9 +123,8 @@ def _readable(sequence: data.Sequence, tracker: Tracker) -> data.Sequence:
     if tracker.streams == 1 and tracker.modality == "rgb":
         # unlike `rgb_only`, with the second modality's boxes: a protocol may score against both
         return replace(sequence, frames={"rgb": sequence.frames["rgb"]})
-    if tracker.modality == ANY and sequence.modality != "rgb":
-        return sequence
-    if tracker.modality not in sequence.frames and not tracker.allow_missing:
+    fits = sequence.modality != "rgb" if tracker.modality == ANY else tracker.modality in sequence.frames
+    if not fits and not tracker.allow_missing:
         raise ValueError(f"sequence {sequence.name!r} has {' and '.join(sequence.frames)}, but the tracker reads "
                          f"{tracker.modality}: take another tracker, or allow_missing (--allow-missing) to feed RGB "
                          "in its place")  # fmt: skip

@@ -96,7 +96,7 @@ class OrderedSampler:
 
     @property
     def least_visible(self) -> int:
-        """Visible frames that a sequence must have at least."""
+        """As `CausalSampler`."""
         return self.templates + self.searches
 
     def __call__(self, visible: np.ndarray, length: int, rng: np.random.Generator) -> Drawn:

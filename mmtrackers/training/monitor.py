@@ -51,8 +51,7 @@ class LossMeter:
 
     def first_bad(self) -> int | None:
         """The `moment` of the first value that was not finite since the last `mean`, in this process."""
-        bad = -1 if self._first_bad is None else int(self._first_bad)
-        return None if bad < 0 else bad
+        return None if self._first_bad is None or self._first_bad < 0 else int(self._first_bad)
 
     def state(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
         """Sums and counts as numbers, averaged over the processes (every process must call)."""
