@@ -34,21 +34,20 @@ from mmtrackers.tracking.memory import TemplatePolicy
 
 @dataclass
 class TrackingOutput(ModelOutput):
-    """What a tracker model returns.
+    """What a tracker model returns; lengths are fractions of the search crop.
 
     Args:
-        loss (`Tensor`, shape `()`): training loss, auxiliary loss included; only with `labels`.
+        loss (`()`): training loss, auxiliary loss included; only with `labels`.
         loss_parts (`dict[str, Tensor]`): the unweighted terms of the loss and the mean overlap, detached.
-        boxes (`Tensor`, shape `[B, 4]`): center x, center y, width, height as fractions of the search crop,
-            decoded without a window.
-        score_map (`Tensor`, shape `[B, 1, g, g]`): a cell's score, 0 to 1: center heads, whether it holds the target's
-            center; MLP heads, how well its box fits.
-        score_logits (`Tensor`, shape `[B, 1, g, g]`): MLP heads: the scores before the sigmoid.
-        size_map (`Tensor`, shape `[B, 2, g, g]`): center heads: width and height as fractions of the search crop.
-        offset_map (`Tensor`, shape `[B, 2, g, g]`): center heads: x and y offset of the center in its cell, in cells.
-        box_map (`Tensor`, shape `[B, 4, g, g]`): MLP heads: every cell's box, x1, y1, x2, y2 as fractions of the crop.
+        boxes (`[B, 4]`): center x, center y, width, height, decoded without a window.
+        score_map (`[B, 1, g, g]`): a cell's score, 0 to 1: center heads, whether it holds the target's center; MLP
+            heads, how well its box fits.
+        score_logits (`[B, 1, g, g]`): MLP heads: the scores before the sigmoid.
+        size_map (`[B, 2, g, g]`): center heads: width and height.
+        offset_map (`[B, 2, g, g]`): center heads: x and y offset of the center in its cell, in cells.
+        box_map (`[B, 4, g, g]`): MLP heads: every cell's box, x1, y1, x2, y2.
         state (`Tensor`): what the next frame's forward takes as `state`, for trackers that carry one; detached.
-        auxiliary_loss (`Tensor`, shape `()`): the tuners' own losses, summed over layers.
+        auxiliary_loss (`()`): the tuners' own losses, summed over layers.
         hidden_states, attentions (`tuple[Tensor]`): on request, as in transformers.
     """
 
@@ -76,10 +75,7 @@ def refuse_kernel(attn_implementation: Any) -> None:
 
 
 class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
-    """Base class of all tracker models: saving with an adapter, packing, and batch norms of a frozen base.
-
-    A model with an injected adapter saves the adapter only (`mmtrackers.hub.publish.save_adapter`).
-    """
+    """Base class of all tracker models: loading and saving with an adapter, packing, batch norms of a frozen base."""
 
     base_model_prefix = "model"
     main_input_name = "search"
@@ -100,7 +96,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def get_input_embeddings(self) -> None:
-        """None: pictures are projected, not looked up. Whoever shards a model or ties its weights asks for it."""
+        """None: pictures are projected, not looked up. Whoever shards a model asks for it."""
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """As in transformers, but for kernels of Hub repositories, which are code: they raise ValueError."""
@@ -118,8 +114,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
             base (`str` or `Path`): repository or folder of a base of this class's family.
             modality (`str`, *optional*): "rgb" (one stream), or the second stream's "thermal", "depth" or "event"; by
                 default what the class's config says.
-            adapter_config (`PeftConfig`, *optional*): the adapter; by default the class's published one.
-            adapter_name (`str`): its name.
+            adapter_config (`PeftConfig`, *optional*), adapter_name (`str`): the adapter, by default the class's
+                published one; its name.
             kwargs: fields of the class's config that replace the base's, or arguments of `from_pretrained`
                 (`revision`, `cache_dir`, `dtype`, ...).
 
@@ -140,20 +136,25 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
     @classmethod
     def _config_on(cls, base: TrackerFiles, modality: str | None, overrides: dict[str, Any]) -> PreTrainedConfig:
         """The class's config with the fields of a base's, for a modality."""
-        base_config = read_config(base, PreTrainedConfig)
-        if not issubclass(cls.config_class, type(base_config)):
-            raise ValueError(f"{base.name} is a {base_config.model_type}, no base for {cls.__name__}.")
-        values = {name: getattr(base_config, name) for name in own_fields(base_config)}
-        if overrides.get("search_size", base_config.search_size) != base_config.search_size:
-            raise ValueError(
-                f"search_size is {overrides['search_size']}, but {base.name} was made for {base_config.search_size}, "
-                "and its positions with it: leave it out, or take a base of that size."
-            )
-        modality = modality or cls.config_class().modality
+        values = cls._fields_of(base, overrides)
+        modality = modality or overrides.get("modality") or cls.config_class().modality
         values |= {"streams": 1 if modality == "rgb" else 2, "modality": modality}
         if modality != "rgb" and "elimination_layers" in values:
             values["elimination_layers"] = []
         return cls.config_class(**(values | overrides))
+
+    @classmethod
+    def _fields_of(cls, base: TrackerFiles, overrides: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a base's config; ValueError where it is no base for this class."""
+        config = read_config(base, PreTrainedConfig)
+        if not issubclass(cls.config_class, type(config)):
+            raise ValueError(f"{base.name} is a {config.model_type}, no base for {cls.__name__}.")
+        if overrides.get("search_size", config.search_size) != config.search_size:
+            raise ValueError(
+                f"search_size is {overrides['search_size']}, but {base.name} was made for {config.search_size}, "
+                "and its positions with it: leave it out, or take a base of that size."
+            )
+        return {name: getattr(config, name) for name in own_fields(config)}
 
     def window(self) -> torch.Tensor:
         """What `decode` takes while tracking: weights `[g, g]` that favor places near the last position."""
@@ -284,8 +285,7 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
         info["missing_keys"] = set(info["missing_keys"]) - model.uninitialized_keys
         wrong = {f"{key} {list(found)} (expected {list(wanted)})" for key, found, wanted in info["mismatched_keys"]}
         kinds = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": wrong}
-        problems = [f"{len(keys)} {kind}: {shorten(sorted(keys))}" for kind, keys in kinds.items() if keys]
-        if problems:
+        if problems := [f"{len(keys)} {kind}: {shorten(sorted(keys))}" for kind, keys in kinds.items() if keys]:
             raise ValueError(
                 f"{name} does not fit {cls.__name__}: {'; '.join(problems)}. The file is incomplete or belongs to "
                 "another model."

@@ -33,15 +33,13 @@ class ConvNormAct(nn.Module):
 
 def _branch(in_channels: int, channels: int, outputs: int) -> nn.Sequential:
     widths = [in_channels, channels, channels // 2, channels // 4, channels // 8]
-    return nn.Sequential(
-        *[ConvNormAct(a, b) for a, b in itertools.pairwise(widths)], nn.Conv2d(widths[-1], outputs, 1)
-    )
+    stages = [ConvNormAct(a, b) for a, b in itertools.pairwise(widths)]
+    return nn.Sequential(*stages, nn.Conv2d(widths[-1], outputs, 1))
 
 
 class CenterHead(nn.Module):
-    """Score, size and offset maps from search features C wide (OSTrack, section 3.3 of arXiv 2203.11991).
-
-    `channels` is the width of a branch's first convolution; halved three times.
+    """Score, size and offset maps from search features (OSTrack, section 3.3 of arXiv 2203.11991); `channels` is the
+    width of a branch's first convolution, halved three times.
 
     Example:
         >>> maps = CenterHead(64, 32)(torch.zeros(1, 256, 64))
@@ -51,9 +49,7 @@ class CenterHead(nn.Module):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.score = _branch(in_channels, channels, 1)
-        self.size = _branch(in_channels, channels, 2)
-        self.offset = _branch(in_channels, channels, 2)
+        self.score, self.size, self.offset = (_branch(in_channels, channels, outputs) for outputs in (1, 2, 2))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Features `[B, g * g, C]` to the maps of `TrackingOutput`; scores and sizes are probabilities."""
@@ -76,7 +72,7 @@ class CenterHead(nn.Module):
         self, maps: Mapping[str, Tensor], boxes_cxcywh: Tensor, labels_xywh: Tensor, box_weight: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `center_loss`."""
-        return center_loss(maps["score_map"], boxes_cxcywh, labels_xywh, 2.0 * box_weight, 5.0 * box_weight)
+        return center_loss(maps["score_map"], boxes_cxcywh, labels_xywh, box_weight)
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.score(features), self.size(features), self.offset(features)

@@ -16,10 +16,9 @@ def forward_clip(
     """A model's `forward` on clips: frame after frame, the state carried, the templates embedded once.
 
     Args:
-        search (`Tensor`, shape `[B, F, S, 3, H, W]`): F search crops in the order of time.
-        template, template_mask (`Tensor`): of the whole clip, as `forward` takes them.
-        state: carried into the first frame; None at the beginning of a video.
-        labels (`Tensor`, shape `[B, F, 4]`): xywh as fractions of the crops; ValueError for another F.
+        search (`[B, F, S, 3, H, W]`): F search crops in the order of time.
+        template, template_mask, state: of the whole clip, as `forward` takes them; carried into the first frame.
+        labels (`[B, F, 4]`): xywh as fractions of the crops; ValueError for another F.
         backward (callable, *optional*): takes each frame's part of the loss, as `Tensor.backward` and
             `accelerator.backward` do. The gradients are those of the sum (states are detached), but only one frame's
             activations are held at a time; templates are embedded for every frame anew, and the output has no graph.

@@ -36,10 +36,9 @@ def resample_positions(table: Tensor, side: int) -> Tensor:
 
 
 class Dinov2Embeddings(nn.Module):
-    """Patch embedding, one position table and learned token types, for template and search alike.
+    """Patch embedding, one position table and learned token types (background and foreground of a template, search).
 
-    The table belongs to the search grid; a template takes its top-left corner (LoRAT, arXiv 2403.05231). Types are
-    background and foreground of a template, and search.
+    The table belongs to the search grid; a template takes its top-left corner (LoRAT, arXiv 2403.05231).
     """
 
     def __init__(self, config):
@@ -102,11 +101,8 @@ class SwiGLU(nn.Module):
 
 
 class Dinov2Layer(ViTLayer):
-    """Pre-norm block of DINOv2, with layer scales. Stochastic depth has one rate in all layers.
-
-    Up to a rate of 0.1 it drops whole rows in the junctions. Above, each sub-layer runs on a random part of the batch
-    only and what it gives is scaled up; junctions are bypassed then, so no tuner may stand on them.
-    """
+    """Pre-norm block of DINOv2, with layer scales, and one rate of stochastic depth in all layers. Above 0.1 each
+    sub-layer runs on a random part of the batch and what it gives is scaled up; junctions are bypassed then."""
 
     def __init__(self, config, index: int):
         super().__init__(config, index)

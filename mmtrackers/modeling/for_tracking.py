@@ -14,8 +14,7 @@ class ModelForTracking(TrackerPreTrainedModel):
 
     A head maps search features `[B, g * g, C]` to a dictionary of maps, finds boxes in them (`decode`) and has the
     loss that they are trained with (`loss`). With `config.streams == 2` both streams run through the same weights,
-    stacked on the batch axis, and their final features are fused by their sum or mean; without an adapter that is the
-    plain two-stream baseline.
+    stacked on the batch axis, and their final features are fused by their sum or mean.
     """
 
     trunk_class: type[ViTTrunk]
@@ -41,7 +40,7 @@ class ModelForTracking(TrackerPreTrainedModel):
         self, search: Tensor, template: Tensor, template_mask: Tensor | None = None, state: Tensor | None = None,
         labels: Tensor | None = None, box_weight: float = 1.0, **kwargs,
     ) -> TrackingOutput:
-        """Search crops to boxes.
+        """Search crops to boxes; ValueError for shapes that do not fit the config.
 
         Args:
             search (`Tensor`, shape `[B, S, 3, H, W]`): normalized search crops of the S streams; or clips
@@ -54,12 +53,6 @@ class ModelForTracking(TrackerPreTrainedModel):
                 clips `[B, F, 4]`.
             box_weight (`float`): factor on the terms of the loss that compare boxes, for schedules.
             elimination_keep_rate (`float`, keyword): replaces the config's rate, for base training's schedule.
-
-        Returns:
-            `TrackingOutput`
-
-        Raises:
-            ValueError: shapes that do not fit the config.
         """
         if search.ndim == 6:
             kwargs |= {"template_mask": template_mask, "box_weight": box_weight}
@@ -76,16 +69,11 @@ class ModelForTracking(TrackerPreTrainedModel):
                 raise ValueError(f"labels have shape {list(labels.shape)}, expected {list(boxes.shape)}: xywh each.")
             loss, parts = self.head.loss(maps, boxes, labels, box_weight)
             loss = loss if trunk.auxiliary_loss is None else loss + trunk.auxiliary_loss
+        state = None if trunk.state is None else trunk.state.detach()
         return TrackingOutput(
-            loss=loss,
-            loss_parts=parts,
-            boxes=boxes,
-            **maps,
-            state=None if trunk.state is None else trunk.state.detach(),
-            auxiliary_loss=trunk.auxiliary_loss,
-            hidden_states=trunk.hidden_states,
-            attentions=trunk.attentions,
-        )
+            loss=loss, loss_parts=parts, boxes=boxes, **maps, state=state, auxiliary_loss=trunk.auxiliary_loss,
+            hidden_states=trunk.hidden_states, attentions=trunk.attentions,
+        )  # fmt: skip
 
     def decode(self, output: TrackingOutput, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Boxes cxcywh `[B, 4]` (fractions of the crop) and scores `[B]` of an output, under a window `[g, g]`."""

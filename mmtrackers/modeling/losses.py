@@ -55,9 +55,8 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
-    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1), in float32: of probabilities and targets
-    of one shape, whose cells equal to 1 are the positives. The sum over all cells, divided by the number of positives
-    in the batch (undivided if none)."""
+    """Focal loss of center heads, exponents 2 and 4 (CornerNet, equation 1), in float32, of probabilities and targets
+    of one shape: the sum over all cells, divided by the number of those equal to 1 (undivided if none)."""
     if score_map.shape != heatmap.shape:
         raise ValueError(f"score map {tuple(score_map.shape)} and heat map {tuple(heatmap.shape)} differ in shape")
     score, target = score_map.float(), heatmap.float()
@@ -68,11 +67,11 @@ def focal_loss(score_map: torch.Tensor, heatmap: torch.Tensor) -> torch.Tensor:
 
 
 def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scalars float32 of predicted boxes and labels `[B, 4]`, as for [`center_loss`]: mean of 1 - GIoU, mean absolute
-    difference of corners, mean overlap.
+    """Scalars float32 of predicted boxes and labels `[B, 4]`, as for [`center_loss`], over the samples whose target is
+    present: mean of 1 - GIoU, mean absolute difference of corners, mean overlap.
 
     Truth is clamped to the crop after conversion to corners. The GIoU term counts 0 for a batch that holds a box with
-    a negative side (as where the official code's check fails). Means are over the samples whose target is present.
+    a negative side (as where the official code's check fails).
     """
     predicted = cxcywh_to_xyxy(boxes_cxcywh.float())
     truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
@@ -86,8 +85,7 @@ def box_loss(boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor) -> tuple[tor
 
 
 def center_loss(
-    score_map: torch.Tensor, boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor, giou_weight: float = 2.0,
-    l1_weight: float = 5.0, focal_weight: float = 1.0,
+    score_map: torch.Tensor, boxes_cxcywh: torch.Tensor, labels_xywh: torch.Tensor, box_weight: float = 1.0
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Training loss of a center head: `2 GIoU + 5 L1 + 1 focal` (OSTrack, Ye et al., ECCV 2022, equation 5).
 
@@ -96,6 +94,7 @@ def center_loss(
         boxes_cxcywh (`torch.Tensor` `[B, 4]`): decoded at the score map's own maximum, fractions of the search crop.
         labels_xywh (`torch.Tensor` `[B, 4]`): truth, fractions of the search crop; may leave 0..1; 0 where the target
             is absent, which then teaches a score map without a peak.
+        box_weight (`float`): a factor on the first two terms.
 
     Returns:
         `(loss, parts)`: a scalar tensor with gradients, and the unweighted terms "giou", "l1", "focal" and the mean
@@ -107,10 +106,9 @@ def center_loss(
         >>> sorted(parts)
         ['focal', 'giou', 'iou', 'l1']
     """
-    heatmap = center_heatmap(labels_xywh, score_map.shape[-1])
     giou, l1, iou = box_loss(boxes_cxcywh, labels_xywh)
-    focal = focal_loss(score_map, heatmap)
-    loss = giou_weight * giou + l1_weight * l1 + focal_weight * focal
+    focal = focal_loss(score_map, center_heatmap(labels_xywh, score_map.shape[-1]))
+    loss = 2.0 * box_weight * giou + 5.0 * box_weight * l1 + focal
     parts = {"giou": giou, "l1": l1, "focal": focal, "iou": iou}
     return loss, {name: value.detach() for name, value in parts.items()}
 
@@ -131,26 +129,19 @@ def covered_cells(boxes_xyxy: torch.Tensor, grid: int) -> torch.Tensor:
     return inside[..., 1, :, None] & inside[..., 0, None, :]
 
 
-def _mean_over_processes(count: torch.Tensor) -> torch.Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count /= torch.distributed.get_world_size()
-    return count
-
-
 def cell_loss(
     logits: torch.Tensor, box_map: torch.Tensor, labels_xywh: torch.Tensor, box_weight: float = 1.0
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Training loss of an MLP head (LitingLin/LoRAT, `box_with_score_map`): binary cross entropy and GIoU.
 
-    Positive are all cells that the true box touches. Their target score is the overlap of their own predicted box with
-    the truth, without a gradient through it; the others' is 0. GIoU counts positive cells only. Both sums are divided
-    by the number of positive cells in the batch, averaged over the processes of a run.
+    Positive are all cells that the true box touches: their target score is the overlap of their own predicted box with
+    the truth, without a gradient through it, and GIoU counts them only. Both sums are divided by the number of
+    positive cells in the batch, averaged over the processes of a run.
 
     Args:
         logits (`torch.Tensor` `[B, 1, g, g]`): scores before the sigmoid.
         box_map (`torch.Tensor` `[B, 4, g, g]`): x1, y1, x2, y2 of every cell as fractions of the search crop.
-        labels_xywh (`torch.Tensor` `[B, 4]`), box_weight (`float`): as for [`center_loss`]; of the GIoU term.
+        labels_xywh (`torch.Tensor` `[B, 4]`), box_weight (`float`): as for [`center_loss`].
 
     Returns:
         `(loss, parts)`: a scalar tensor with gradients; the unweighted terms "bce" and "giou" and the mean overlap
@@ -166,8 +157,11 @@ def cell_loss(
     positive = covered_cells(truth, logits.shape[-1])
     giou, iou = giou_xyxy(box_map.float().permute(0, 2, 3, 1), truth[:, None, None])
     target = torch.where(positive, iou.detach(), 0.0)
-    count = _mean_over_processes(positive.sum().float()).clamp(min=1)
-    logits = logits.float().squeeze(1)
+    count = positive.sum().float()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count /= torch.distributed.get_world_size()
+    count, logits = count.clamp(min=1), logits.float().squeeze(1)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count
     giou_term = torch.where(positive, 1 - giou, 0.0).sum() / count
     best = iou.detach().flatten(1).gather(1, logits.detach().flatten(1).argmax(1, keepdim=True))

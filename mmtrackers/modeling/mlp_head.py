@@ -11,9 +11,8 @@ from .packing import LinearMap, packed_map
 
 
 def _mlp(width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
-    )
+    maps = nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
+    return nn.Sequential(*maps)
 
 
 @kept
@@ -41,8 +40,7 @@ class MlpHead(nn.Module):
     def __init__(self, width: int, grid: int, window_penalty: float = 0.45):
         super().__init__()
         self.grid, self.window_penalty = grid, window_penalty
-        self.score = _mlp(width, 1)
-        self.box = _mlp(width, 4)
+        self.score, self.box = _mlp(width, 1), _mlp(width, 4)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Features `[B, g * g, C]` to the maps of `TrackingOutput`, float32; boxes are not clipped to the crop."""

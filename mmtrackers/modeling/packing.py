@@ -1,10 +1,6 @@
-"""`model.pack()`: a tracker rewritten for inference, with the same numbers.
-
-Low-rank maps are merged into their linear maps, queries, keys and values become one product, scales move into the maps
-before them, batch norms into their convolutions, and linear maps are laid out for the CPU's matrix library (where it
-has that), with GELU and residual sum fused. A mixture of experts becomes one wider product with its map. A module that
-can be rewritten offers `packed(dtype)`, which returns what stands in its place.
-"""
+"""`model.pack()`: a tracker rewritten for inference, with the same numbers: fewer and larger products, merged, folded
+and laid out for the CPU's matrix library. A module that can be rewritten offers `packed(dtype)`, which returns what
+stands in its place."""
 
 import math
 import warnings
@@ -62,10 +58,8 @@ class LinearMap:
 
 
 class PackedLinear(nn.Module):
-    """A linear map with its weight laid out for oneDNN, an optional GELU behind it, or a residual added to it.
-
-    oneDNN's operators are internal to torch, so their absence or refusal is expected: then the plain map is used.
-    """
+    """A linear map with its weight laid out for oneDNN, an optional GELU behind it, or a residual added to it; plain
+    where oneDNN's operators, which are internal to torch, are not there or refuse."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False):
         super().__init__()
@@ -105,9 +99,8 @@ def gated(gates: Tensor, hidden: Tensor, r: int, width: int) -> Tensor:
 class PackedMixtures(nn.Module):
     """Linear maps of one input, each with a mixture of experts beside it, for inference.
 
-    One product gives the router's logits and the down-projections of all maps; then `[W | U]` multiplies each map's
-    input and its experts' gated inputs side by side (see `gated`). Beside maps of lower precision the routers are
-    a product of their own, in float32.
+    One product gives the router's logits and the down-projections of all maps (two, where these are not in float32 as
+    the routers are); then `[W | U]` multiplies each map's input and its experts' gated inputs side by side.
     """
 
     def __init__(self, maps: Sequence[LinearMap], gelu: bool = False):
@@ -155,26 +148,23 @@ class PackedMaps(nn.Module):
         super().__init__()
         self.count = len(maps)
         shapes = {None if m.up is None else (m.up.shape, m.router.shape, m.down.shape) for m in maps}
-        self.mixtures = PackedMixtures(maps) if len(shapes) == 1 and None not in shapes else None
-        self.joined = self.apart = None
-        if shapes == {None}:
+        if len(shapes) > 1:
+            self.maps = nn.ModuleList(packed_map(m) for m in maps)
+        elif shapes != {None}:
+            self.maps = PackedMixtures(maps)
+        else:
             biases = [m.bias for m in maps if m.bias is not None]
-            self.joined = PackedLinear(torch.cat([m.weight for m in maps]), torch.cat(biases) if biases else None)
-        elif self.mixtures is None:
-            self.apart = nn.ModuleList(packed_map(m) for m in maps)
+            self.maps = PackedLinear(torch.cat([m.weight for m in maps]), torch.cat(biases) if biases else None)
 
     def forward(self, x: Tensor) -> Sequence[Tensor]:
-        if self.joined is not None:
-            return self.joined(x).chunk(self.count, -1)
-        return self.mixtures.each(x) if self.mixtures is not None else [linear(x) for linear in self.apart]
+        if isinstance(self.maps, PackedLinear):
+            return self.maps(x).chunk(self.count, -1)
+        return self.maps.each(x) if isinstance(self.maps, PackedMixtures) else [linear(x) for linear in self.maps]
 
 
 class PackedConv(nn.Module):
-    """A convolution laid out for oneDNN, perhaps with a ReLU behind it; plain where `PackedLinear` is.
-
-    The layout is made for a picture's size when the first one of it comes: without it oneDNN may choose one that is
-    several times as slow as none.
-    """
+    """A convolution laid out for oneDNN, perhaps with a ReLU behind it; plain where `PackedLinear` is. The layout is
+    made for a picture's size when the first one comes: oneDNN's choice without it may be several times as slow."""
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         super().__init__()
@@ -196,11 +186,10 @@ class PackedConv(nn.Module):
     def folded(cls, *stages: tuple[nn.Module, nn.Module]) -> "PackedConv":
         """Convolutions of one input, each with its batch norm folded in, as one with their outputs side by side."""
         convs = [fuse_conv_bn_eval(merged(conv), merged(norm)) for conv, norm in stages]
-        first = convs[0]
-        if len(convs) > 1:
-            first.weight = nn.Parameter(torch.cat([conv.weight.detach() for conv in convs]), requires_grad=False)
-            first.bias = nn.Parameter(torch.cat([conv.bias.detach() for conv in convs]), requires_grad=False)
-        return cls(first)
+        for name in ("weight", "bias"):
+            joined = torch.cat([getattr(conv, name).detach() for conv in convs])
+            setattr(convs[0], name, nn.Parameter(joined, requires_grad=False))
+        return cls(convs[0])
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.is_laid_out:

@@ -43,11 +43,11 @@ class TokenLayout:
         return slice(self.prefix + self.template_tokens, self.tokens)
 
     def search_only(self) -> "TokenLayout":
-        """The same layout after every row but the search rows was dropped."""
+        """The layout after every row but the search rows was dropped."""
         return replace(self, prefix=0, template_tokens=0)
 
     def without_template(self) -> "TokenLayout":
-        """The same layout after the template's rows were dropped."""
+        """The layout after the template's rows were dropped."""
         return replace(self, template_tokens=0)
 
     def drop_template(self, x: Tensor) -> Tensor:
@@ -75,12 +75,11 @@ class ResidualJunction(nn.Module):
     that training does not go through is `bypassed_in_training`, and no tuner can stand on it.
     """
 
-    needs_all_rows = False
+    needs_all_rows = bypassed_in_training = False
 
-    def __init__(self, drop_path_rate: float = 0.0, bypassed_in_training: bool = False):
+    def __init__(self, drop_path_rate: float = 0.0):
         super().__init__()
         self.drop_path_rate = drop_path_rate
-        self.bypassed_in_training = bypassed_in_training
 
     def forward(
         self, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
@@ -122,10 +121,8 @@ class Neck(nn.Module):
 
 
 def scale_by_token(features: Tensor, token: Tensor) -> Tensor:
-    """Search features `[B, Nx, C]`, each times its product with a fused track token `[B, 1, C]`.
-
-    The product is not scaled and reaches thousands, so it is taken in float32 whatever the features are in.
-    """
+    """Search features `[B, Nx, C]`, each times its product with a fused track token `[B, 1, C]`; in float32, as the
+    product is not scaled and reaches thousands."""
     weights = (features.float() * token.float()).sum(-1, keepdim=True)
     return (features.float() * weights).to(features.dtype)
 

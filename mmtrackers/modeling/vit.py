@@ -33,11 +33,8 @@ def eager_attention(
 
 
 class ConvStem(nn.Module):
-    """Convolutional patch embedding: 3x3 convolutions of stride 2 with batch norm, then a 1x1 projection.
-
-    Learns faster from little data than one large-stride convolution ("Early convolutions help transformers see
-    better", arXiv 2106.14881). `stride` must be a power of two.
-    """
+    """Convolutional patch embedding: 3x3 convolutions of stride 2 with batch norm, then a 1x1 projection ("Early
+    convolutions help transformers see better", arXiv 2106.14881). `stride` must be a power of two."""
 
     def __init__(self, width: int, stride: int):
         super().__init__()
@@ -67,10 +64,7 @@ class Embeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
-        if config.stem == "conv":
-            self.patch = ConvStem(width, patch)
-        else:
-            self.patch = nn.Conv2d(3, width, patch, stride=patch)
+        self.patch = ConvStem(width, patch) if config.stem == "conv" else nn.Conv2d(3, width, patch, stride=patch)
         self.template_position = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
         self.search_position = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
 
@@ -116,8 +110,8 @@ class AttentionCore(nn.Module):
 
 
 class WrittenOutAttention(AttentionCore):
-    """Attention for inference in bfloat16 on a CPU, where torch's fused kernel gains nothing from bfloat16: two
-    products, and the softmax in the place of the logits."""
+    """Attention for bfloat16 on a CPU, from which torch's fused kernel gains nothing: two products, and the softmax in
+    the place of the logits."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: TokenLayout, **kwargs
@@ -143,9 +137,7 @@ class Attention(nn.Module):
         width = config.hidden_size
         self.head_dim = width // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=config.qkv_bias) for _ in range(3))
         self.o_proj = nn.Linear(width, width)
         self.core = AttentionCore(config)
         self.scale = nn.Identity()  # DINOv2 has a layer scale here
@@ -256,7 +248,7 @@ class ViTLayer(GradientCheckpointingLayer):
         self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, TokenLayout]:
         """Tokens `[S*B, N, C]` and the places of their search tokens (None: all) to the new tokens, attention
-        weights, places, an auxiliary loss and the new layout. The last layer leaves the template's rows out."""
+        weights, places, an auxiliary loss and the new layout."""
         last = self.drops_template
         h = self.norm1(x)
         query_tokens = layout.drop_template(h) if last else h
@@ -304,10 +296,8 @@ class PackedAttention(nn.Module):
         self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """As `Attention.attend`."""
-        if self.q is not None:
-            query, (key, value) = self._heads(self.q(query_tokens)), map(self._heads, self.kv(h))
-        else:
-            query, key, value = map(self._heads, self.kv(h))
+        first = [] if self.q is None else [self.q(query_tokens)]
+        query, key, value = map(self._heads, [*first, *self.kv(h)])
         output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
         return output.flatten(2), weights, query, key
 
@@ -366,10 +356,7 @@ class TrunkOutput(ModelOutput):
 
 
 class ViTTrunk(TrackerPreTrainedModel):
-    """Template and search pixels to fused search features: embeddings, layers, final norm and the fusion seam.
-
-    The last layer computes only the rows that are read; keys and values still see every token.
-    """
+    """Template and search pixels to fused search features: embeddings, layers, final norm and the fusion seam."""
 
     embeddings_class: type[nn.Module] = Embeddings
     layer_class: type[ViTLayer] = ViTLayer
@@ -403,12 +390,18 @@ class ViTTrunk(TrackerPreTrainedModel):
     ) -> TrunkOutput:
         """See `ModelForTracking.forward`."""
         check_pixels("search", search, 5, self.config.streams, self.config.search_size)
-        template_tokens = template if template.ndim == 3 else self.embed_template(template, template_mask)
-        self.check_tokens(template_tokens, search)
-        parts = [template_tokens, self.embeddings.search(search)]
-        prefix = self.prefix_tokens(state, len(template_tokens))
-        x = torch.cat(parts if prefix is None else [prefix.to(parts[0].dtype), *parts], 1)
-        layout = self.layout(template_tokens.shape[1], 0 if prefix is None else prefix.shape[1])
+        tokens = template if template.ndim == 3 else self.embed_template(template, template_mask)
+        rows, cells = self.config.streams * search.shape[0], self.config.template_grid**2
+        width = self.config.hidden_size
+        if tokens.shape[0] != rows or tokens.shape[1] % cells or tokens.shape[2] != width:
+            raise ValueError(
+                f"template has {list(tokens.shape)} tokens, expected [{rows}, T * {cells}, {width}]: one template per "
+                f"search crop ({search.shape[0]}) and stream."
+            )
+        parts = [tokens, self.embeddings.search(search)]
+        prefix = self.prefix_tokens(state, rows)
+        x = torch.cat(parts if prefix is None else [prefix.to(tokens.dtype), *parts], 1)
+        layout = self.layout(tokens.shape[1], 0 if prefix is None else prefix.shape[1])
         if elimination_keep_rate is None:
             elimination_keep_rate = getattr(self.config, "elimination_keep_rate", 1.0)
         return self.encode(x, layout, elimination_keep_rate, **kwargs)
@@ -417,40 +410,25 @@ class ViTTrunk(TrackerPreTrainedModel):
         """What stands before the template, `[rows, P, C]` with `rows` = S*B: nothing, where no model says more."""
         return None
 
-    def check_tokens(self, template_tokens: Tensor, search: Tensor) -> None:
-        """Raises ValueError unless embedded templates `[S*B, T*Nz, C]` belong to as many search crops."""
-        rows, cells = self.config.streams * search.shape[0], self.config.template_grid**2
-        found, width = list(template_tokens.shape), self.config.hidden_size
-        if found[0] != rows or found[1] % cells or found[2] != width:
-            raise ValueError(
-                f"template has {found} tokens, expected [{rows}, T * {cells}, {width}]: one template per search crop "
-                f"({search.shape[0]}) and stream."
-            )
-
     def encode(
         self, x: Tensor, layout: TokenLayout, keep_rate: float = 1.0, output_hidden_states: bool | None = None,
         output_attentions: bool | None = None, **kwargs,
     ) -> TrunkOutput:
-        """All tokens `[S*B, N, C]` through the layers, the final norm and the fusion of streams.
-
-        Where there are prefix tokens, `state` is what became of them in each stream, `[S*B, P, C]`, and `token` their
-        fusion, `[B, P, C]`.
-        """
+        """All tokens `[S*B, N, C]` through the layers, the final norm and the fusion of streams."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        states, attentions = [x], []
+        states, attentions, levels = [x], [], []
         full, kept, loss = layout, None, None
-        levels: list[Tensor] | None = [] if self.fusion.needs_levels else None
         for layer in self.layers:
             x, weights, kept, layer_loss, layout = layer(x, kept, layout, keep_rate, **kwargs)
+            loss = add_losses(loss, layer_loss)
             if output_hidden_states:
                 states.append(x)
             if output_attentions:
                 attentions.append(weights)
-            loss = add_losses(loss, layer_loss)
-            if levels is not None:
+            if self.fusion.needs_levels:
                 levels.append(x[:, layout.search])
         features = self.norm(layout.drop_template(x))
         state = features[:, : layout.prefix] if layout.prefix else None
@@ -458,15 +436,12 @@ class ViTTrunk(TrackerPreTrainedModel):
         if kept is not None:
             places = kept.unsqueeze(2).expand_as(features)
             features = features.new_zeros(x.shape[0], full.search_tokens, x.shape[2]).scatter(1, places, features)
-        fused, token = self.fusion(features, None if levels is None else tuple(levels), state, full.search_only())
+        fused, token = self.fusion(features, tuple(levels) or None, state, full.search_only())
         return TrunkOutput(
-            last_hidden_state=fused,
-            auxiliary_loss=loss,
-            token=token,
-            state=state,
+            last_hidden_state=fused, auxiliary_loss=loss, token=token, state=state,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
-        )
+        )  # fmt: skip
 
 
 def check_pixels(name: str, pixels: Tensor, ndim: int, streams: int, side: int) -> None:

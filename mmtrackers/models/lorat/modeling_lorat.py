@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from mmtrackers.hub.adapters import PeftConfig
@@ -48,27 +47,25 @@ class LoRATPreTrainedModel(TrackerPreTrainedModel):
         if config is None:
             own = own_fields(cls.config_class)
             config = cls._config_on(files, None, {name: options.pop(name) for name in own & set(options)})
-        options["state_dict"] = trunk_from_dinov2(files, config.search_grid)
-        loaded = cls._load_checked(files, config, options, may_miss=_no_part_of_dinov2)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).processor_config = None  # an image model's
-        if not isinstance(loaded, tuple):
-            names = shorten(sorted(loaded.uninitialized_keys), 20)
-            logger.warning(f"{files.name} fills the trunk of {cls.__name__}; new and to be trained: {names}")
-        return loaded
+        with_info = options.pop("output_loading_info", False)
+        options |= {"state_dict": trunk_from_dinov2(files, config.search_grid), "output_loading_info": True}
+        model, info = cls._load_checked(files, config, options, may_miss=_no_part_of_dinov2)
+        model.processor_config = None  # an image model's
+        if with_info:
+            return model, info
+        names = shorten(sorted(model.uninitialized_keys), 20)
+        logger.warning(f"{files.name} fills the trunk of {cls.__name__}; new and to be trained: {names}")
+        return model
 
     @classmethod
-    def _config_on(cls, base: TrackerFiles, modality: str | None, overrides: dict[str, Any]) -> PreTrainedConfig:
+    def _fields_of(cls, base: TrackerFiles, overrides: dict[str, Any]) -> dict[str, Any]:
         found = find_dinov2_config(base)
         if found is None:
-            return super()._config_on(base, modality, overrides)
-        values = dinov2_fields(found)
+            return super()._fields_of(base, overrides)
         published = {sizes[:2]: sizes[-1] for sizes in SIZES.values()}
-        values["drop_path_rate"] = published.get((found.hidden_size, found.num_hidden_layers), 0.0)
-        modality = modality or overrides.get("modality") or cls.config_class().modality
-        values |= {"modality": modality, "streams": 1 if modality == "rgb" else 2}
-        if (search_size := overrides.get("search_size")) in TEMPLATE_SIZES:
-            values["template_size"] = TEMPLATE_SIZES[search_size]
-        return cls.config_class(**(values | overrides))
+        rate = published.get((found.hidden_size, found.num_hidden_layers), 0.0)
+        template = TEMPLATE_SIZES.get(overrides.get("search_size"))
+        return dinov2_fields(found) | {"drop_path_rate": rate} | ({"template_size": template} if template else {})
 
 
 def _no_part_of_dinov2(name: str) -> bool:
@@ -104,13 +101,9 @@ class LoRATForTracking(LoRATPreTrainedModel, ModelForTracking):
 
     def image_processor(self) -> TrackerImageProcessor:
         """The crops that the published trackers of these sizes were trained with."""
-        config = self.config
-        return TrackerImageProcessor(
-            crop_style="lorat",
-            template_size=config.template_size,
-            search_size=config.search_size,
-            search_factor=SEARCH_FACTORS.get(config.search_size, 4.0),
-        )
+        sizes = {"template_size": self.config.template_size, "search_size": self.config.search_size}
+        factor = SEARCH_FACTORS.get(self.config.search_size, 4.0)
+        return TrackerImageProcessor(crop_style="lorat", **sizes, search_factor=factor)
 
     def window(self) -> Tensor:
         """Weights of places `[g, g]` for `decode`: 0 at the border."""
