@@ -1,8 +1,6 @@
 """Adapters on a tracker, by peft's public functions: besides `tuners/` the only file that knows how peft works.
 
-`AdapterMixin` stands where transformers has a mixin of its own, which checks at every call for a peft of its own
-choice. Around it: which tensors are an adapter's and which the base's, by what a base is recognized, copies of a model
-that share its weights, and merging.
+`AdapterMixin` stands where transformers has a mixin of its own, which checks at every call for a peft of its choice.
 """
 
 import copy
@@ -67,8 +65,8 @@ def adapter_config_class(peft_type: str | None) -> type[PeftConfig] | None:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter as it lies in a folder, read but not yet on a model: what `adapter_config.json` says, and the
-    `record` in `tracker_config.json`, which is empty where peft alone wrote the folder."""
+    """An adapter in a folder, not yet on a model: what `adapter_config.json` says, and the `record` in
+    `tracker_config.json`, empty where peft alone wrote the folder."""
 
     files: TrackerFiles
     peft_config: PeftConfig
@@ -76,8 +74,8 @@ class AdapterFolder:
 
     @classmethod
     def read(cls, files: TrackerFiles) -> "AdapterFolder":
-        """Reads the two JSON files of a folder; OSError where one is missing or broken, ValueError for a field that
-        cannot be meant, or a type of adapter that is not loaded from folders."""
+        """Reads the two JSON files; OSError where one is missing or broken, ValueError for a field that cannot be
+        meant, or a type of adapter that is not loaded from folders."""
         where, content = f"{files.name}/{ADAPTER_CONFIG}", files.json(ADAPTER_CONFIG)
         check_fields(content, where, peft_type=str, base_model_name_or_path=str | None, revision=str | None)
         if huge := sorted(name for name, value in content.items() if type(value) is int and value > LARGEST_NUMBER):
@@ -152,15 +150,9 @@ class AdapterMixin:
         return list(next((layer.active_adapters for layer in layers), []))
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
-        """Injects a fresh adapter in float32, makes it the active one and lets it train; the base is frozen.
-
-        Args:
-            adapter_config (`PeftConfig`): its kind and sizes.
-            adapter_name (`str`, *optional*): "default" by default.
-
-        Raises:
-            ValueError: the name is taken or unsafe, or the adapter cannot stand on this model, which stays as it was.
-        """
+        """Injects a fresh adapter in float32, named "default" by default, makes it the active one and lets it train;
+        the base is frozen. ValueError where the name is taken or unsafe, or the adapter cannot stand on this model,
+        which stays as it was."""
         self._refuse_packed("add_adapter()")
         if not isinstance(adapter_config, PeftConfig):
             raise TypeError(f"adapter_config is a {type(adapter_config).__name__}, expected a PeftConfig.")
@@ -282,12 +274,8 @@ class AdapterMixin:
                     setattr(module, place, child.original_module)
 
     def set_adapter(self, adapter_name: str) -> None:
-        """Makes a loaded adapter the active one; it trains if it was added or loaded to be trained.
-
-        Raises:
-            ValueError: there is none of this name (so for `delete_adapter`).
-            RuntimeError: the model is packed (so for all that changes its adapters).
-        """
+        """Makes a loaded adapter the active one; it trains if it was added or loaded to be trained. ValueError where
+        there is none of this name; RuntimeError where the model is packed (so for all that changes its adapters)."""
         self._refuse_packed("set_adapter()")
         check_loaded(self, adapter_name)
         set_adapter(self, adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
@@ -325,11 +313,7 @@ class AdapterMixin:
 
     def merge_and_unload(self) -> "AdapterMixin":
         """Adds the active adapter to the weights and takes it away, in place: a plain model with the same numbers, in
-        evaluation mode, which saves and loads as a full model.
-
-        Raises:
-            ValueError: it has no adapter, several active ones, or one whose effect no weight can hold.
-        """
+        evaluation mode. ValueError for no adapter, several active ones, or one whose effect no weight can hold."""
         self._refuse_packed("merge_and_unload()")
         name = active_adapter(self)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[name].peft_type]
@@ -372,8 +356,8 @@ def merged(layer: nn.Module) -> nn.Module:
 
 
 def fill_adapter(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copies tensors, by the names of an adapter's file, into an injected adapter: all of them or none; ValueError
-    where names are missing or unexpected, or shapes differ."""
+    """Copies tensors, by the names of an adapter's file, into an injected adapter: all of them, or none after a
+    ValueError for names or shapes that do not fit."""
     check_tensors(adapter_state_dict(model, adapter_name), tensors, source)
     # without peft's prefix, as the model is no PeftModel: modules-to-save are looked up by their bare names
     bare = {key.removeprefix(KEY_PREFIX): value for key, value in tensors.items()}
@@ -425,7 +409,7 @@ def copy_of_modules(model: nn.Module) -> nn.Module:
 
 def weight_sharing_copy(model: nn.Module, adapter_name: str | None) -> nn.Module:
     """A model of its own that shares all weights with `model`, in which one adapter is active for good, or none
-    (None). Only modules are copied, no tensor: what is switched on `model` afterwards does not reach the copy."""
+    (None): what is switched on `model` afterwards does not reach it."""
     if adapter_name is not None:
         check_loaded(model, adapter_name)
     twin = copy_of_modules(model)
@@ -463,9 +447,8 @@ def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def check_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuses names that peft would confuse with names inside the model: it marks an adapter's tensors by its name in
-    their dotted ones, and would later remove one that equals a module's ("head") or lies in a tuner's prefix ("lora")
-    at the wrong place."""
+    """Refuses names that peft, which marks an adapter's tensors by its name in their dotted ones, would remove at the
+    wrong place: one that equals a module's ("head") or lies in a tuner's prefix ("lora")."""
     if not adapter_name or "." in adapter_name:
         raise ValueError(f"Adapter name {adapter_name!r}: expected a non-empty name without dots, such as 'thermal'.")
     modules = {part for name, _ in inner_model(model).named_modules() for part in name.split(".")}

@@ -18,15 +18,13 @@ from .folders import (
 )
 
 WAY_OUT = "base_model= (Hub id, folder or loaded model)"
+Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel]]
 Tracker = tuple[type[PreTrainedModel], PreTrainedConfig]
 
 
 class AutoTracker:
-    """Loads any tracker of this package, from a full checkpoint or from an adapter.
-
-    A repository or folder with `config.json` is a full model: its `model_type` chooses the class. One with
-    `adapter_config.json` instead is an adapter: `tracker_config.json` beside it says which tracker it makes, the
-    base comes from `base_model=` or from the name recorded in `adapter_config.json`.
+    """Loads any tracker of this package: a repository or folder with `config.json` is a full model, one with
+    `adapter_config.json` an adapter, of the tracker in its `tracker_config.json`, on the base that it names.
 
     Example:
 
@@ -39,7 +37,7 @@ class AutoTracker:
         'OSTrackForTracking'
     """
 
-    _known: ClassVar[dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]]] = {}
+    _known: ClassVar[dict[str, Classes]] = {}
 
     def __init__(self) -> None:
         raise TypeError("AutoTracker has no instances: AutoTracker.from_pretrained(repo) gives the tracker itself.")
@@ -48,15 +46,8 @@ class AutoTracker:
     def register(
         cls, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], exist_ok: bool = False
     ) -> None:
-        """Makes a tracker known: its `model_type` to `AutoConfig`, its class to `AutoTracker`.
-
-        Args:
-            config_class (`type`), model_class (`type`): the config with a `model_type` of its own, and its model.
-            exist_ok (`bool`): replace one of the same `model_type`.
-
-        Raises:
-            ValueError: the `model_type` belongs to transformers itself, or is registered already.
-        """
+        """Makes a tracker known: its `model_type` to `AutoConfig`, its class to `AutoTracker`. ValueError where the
+        `model_type` is transformers' own, or registered already and not to be replaced (`exist_ok`)."""
         name = config_class.model_type
         if name in cls._known and cls._known[name] != (config_class, model_class) and not exist_ok:
             raise ValueError(f"model_type {name!r} is {cls._known[name][1].__name__} already.")
@@ -64,7 +55,7 @@ class AutoTracker:
         cls._known[name] = (config_class, model_class)
 
     @classmethod
-    def registered(cls) -> dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]]:
+    def registered(cls) -> dict[str, Classes]:
         """Every known tracker: `model_type` -> (config class, model class)."""
         return dict(cls._known)
 
@@ -92,9 +83,8 @@ class AutoTracker:
                 the recorded one. A loaded model is not changed; the tracker shares its weights.
             base_revision (`str`, *optional*): branch, tag or commit of the base's repository; by default the recorded
                 one, else "main".
-            is_trainable (`bool`): of an adapter, let its parameters (modules-to-save included) require gradients;
-                otherwise every parameter is frozen.
-            adapter_name (`str`): of an adapter, its name in the loaded model.
+            is_trainable (`bool`), adapter_name (`str`): of an adapter, let its parameters (modules-to-save included)
+                require gradients, otherwise every parameter is frozen; its name in the loaded model.
             kwargs: `revision` (of *this* repository), `subfolder`, `cache_dir`, `force_download`, `local_files_only`,
                 `token`; `dtype` (of the base; adapters stay float32), `device_map`, `attn_implementation`; config
                 fields to override.
@@ -155,7 +145,7 @@ class AutoTracker:
     def _on_named(
         cls, tracker: Tracker | None, adapter: AdapterFolder, given: str | os.PathLike[str] | None,
         options: dict[str, Any], kwargs: dict[str, Any],
-    ) -> PreTrainedModel:  # fmt: skip
+    ) -> PreTrainedModel:
         """The adapter's tracker with the weights of the given or recorded base, in a folder or on the Hub."""
         base = given or adapter.peft_config.base_model_name_or_path
         if not base:
@@ -183,11 +173,11 @@ class AutoTracker:
             # with its loading info a class leaves it to us to see that an adapter holds what is new on a backbone
             return model_class.from_pretrained(base, config=config, output_loading_info=True, **kwargs)[0]
         except ValueError as error:
-            what = f"no base for adapter {adapter.files.name} ({config.model_type})"
-            raise ValueError(f"{base} is {what}: {error}") from error
+            kind = f"{adapter.files.name} ({config.model_type})"
+            raise ValueError(f"{base} is no base for adapter {kind}: {error}") from error
 
     @classmethod
-    def _class_of(cls, files: TrackerFiles) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    def _class_of(cls, files: TrackerFiles) -> Classes:
         """The classes of a full model."""
         if not files.has(MODEL_CONFIG):
             raise OSError(f"{files.name} is no tracker: it holds neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}.")
@@ -196,7 +186,7 @@ class AutoTracker:
         return cls.classes_of(files.json(MODEL_CONFIG).get("model_type"), f"{files.name}/{MODEL_CONFIG}")
 
     @classmethod
-    def classes_of(cls, model_type: Any, where: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    def classes_of(cls, model_type: Any, where: str) -> Classes:
         """Config and model of a type; ValueError, which says `where` it stands, for an unknown one."""
         if not isinstance(model_type, str) or model_type not in cls._known:
             way_out = "Upgrade mmtrackers, or import the package that registers it"

@@ -10,7 +10,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from mmtrackers.processing.files import write_json
+from mmtrackers.processing.files import write_json, write_text
 
 from .adapters import adapter_config_class
 from .folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, TRACKER_CONFIG, read_json
@@ -34,7 +34,7 @@ MODALITY_TAGS = {"rgb": "rgb", "thermal": "rgbt", "depth": "rgbd", "event": "rgb
 
 @dataclass
 class TrainingFacts:
-    """What a reader of a model card wants to know about the training.
+    """What a model card says of the training.
 
     Args:
         data (`str`), datasets (`list[str]`): what it was trained on, in words; ids of data sets on the Hub.
@@ -68,10 +68,9 @@ class TrainingFacts:
 
 def read_facts(folder: str | Path) -> TrainingFacts | None:
     """The training facts saved beside a model, or None."""
-    path = Path(folder) / FACTS
+    path, known = Path(folder) / FACTS, {item.name for item in dataclasses.fields(TrainingFacts)}
     if not path.is_file():
         return None
-    known = {item.name for item in dataclasses.fields(TrainingFacts)}
     return TrainingFacts(**{name: value for name, value in read_json(path).items() if name in known})
 
 
@@ -114,10 +113,7 @@ def write_card(folder: str | Path, facts: TrainingFacts | None = None, repo_id: 
         **about,
     )
     # empty lines of left-out sections would pile up
-    text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
-    path = folder / CARD
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_text(folder / CARD, re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
@@ -180,12 +176,11 @@ def write_results(folder: str | Path, facts: TrainingFacts) -> list[Path]:
             task = "_".join(str(part) for part in (figure.get("split"), figure.get("metric", "AUC")) if part)
             entry = EvalResultEntry(dataset, task.lower(), figure["value"], notes=figure.get("note"))
             sets.setdefault(dataset, []).append(entry)
-    files = []
-    for dataset, entries in sets.items():
-        files.append(Path(folder, ".eval_results", f"{dataset.rsplit('/', 1)[-1].lower()}.yaml"))
-        files[-1].parent.mkdir(parents=True, exist_ok=True)
-        files[-1].write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
-    return files
+    return [
+        write_text(Path(folder, ".eval_results", f"{dataset.rsplit('/', 1)[-1].lower()}.yaml"),
+                   yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+        for dataset, entries in sets.items()
+    ]  # fmt: skip
 
 
 def _eval_result(figure: dict[str, Any]) -> EvalResult:

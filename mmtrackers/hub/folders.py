@@ -32,9 +32,8 @@ HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_fi
 
 @dataclass(frozen=True)
 class TrackerFiles:
-    """A folder here, or a repository at one state of the Hub, and the small files in it: its `name` as the caller said
-    it, where the files lie, and the `options` it was found with, the commit as their revision: the same state again.
-    """
+    """A folder here, or a repository at one state of the Hub: its `name` as the caller said it, where its small files
+    lie, and the `options` it was found with, the commit as their revision: the same state again."""
 
     name: str
     folder: Path
@@ -81,26 +80,22 @@ class TrackerFiles:
 
 
 def download(name: str, options: Mapping[str, Any], files: Iterable[str]) -> Path:
-    """A repository's snapshot folder with certain files in it: from the Hub, or from the cache where that has all.
-
-    Raises:
-        OSError: no such repository, revision or right to read it, or it cannot be reached and is not in the cache.
-    """
+    """A repository's snapshot folder with certain files in it, from the Hub, else from the cache; OSError for no such
+    repository, revision or right to read it, or where it cannot be reached and is not in the cache."""
     options = dict(options)
-    subfolder, revision = options.pop("subfolder", ""), options.pop("revision", None)
-    patterns = [f"{subfolder}/{file}" if subfolder else file for file in files]
+    subfolder, revision = options.pop("subfolder", ""), options.get("revision")
+    options["allow_patterns"] = [f"{subfolder}/{file}" if subfolder else file for file in files]
     where = f"{name!r}{f' at revision {revision!r}' if revision else ''}"
     try:
         with _patience():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **options))
+            return Path(snapshot_download(name, **options))
     except HFValidationError as error:
         raise OSError(f"{name!r} is neither an existing folder nor a Hub id of the form 'org/name'.") from error
     except RevisionNotFoundError as error:
         raise OSError(f"Repository {name!r} has no revision {revision!r} (branch, tag or commit).") from error
     except Exception as error:  # whatever a connection, a proxy or half an answer comes to
         try:
-            cached = options | {"local_files_only": True, "force_download": False}
-            root = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **cached))
+            root = Path(snapshot_download(name, **options | {"local_files_only": True, "force_download": False}))
         except Exception:
             raise OSError(_why_not(where, error)) from error
         logger.warning(f"The Hub did not answer for {where} ({first_line(error)}): loading the cached copy.")
@@ -142,10 +137,7 @@ def _why_not(where: str, error: Exception) -> str:
             "then log in with `hf auth login`, or pass token=."
         )
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"No repository {where} on the Hub (and no such folder here). A private one needs token= or `hf auth "
-            "login`."
-        )
+        return f"No repository {where} on the Hub (nor a folder here). A private one needs token= or `hf auth login`."
     return (
         f"Cannot reach {where} on the Hub and it is not in the local cache ({first_line(error)}). Connect once, or "
         "pass a local folder."
@@ -163,21 +155,18 @@ def check_tensors(expected: dict[str, Any], found: dict[str, Any], source: str) 
         return isinstance(value, torch.Tensor) and value.is_floating_point() and value.itemsize > 1
 
     both = [(key, expected[key], found[key]) for key in sorted(set(expected) & set(found))]
+    floats = [(key, there) for key, wanted, there in both if plain_float(wanted) and isinstance(there, torch.Tensor)]
     faults = {
         "missing": sorted(set(expected) - set(found)),
         "unexpected": sorted(set(found) - set(expected)),
         "of another shape": [f"{k} {shape(f)} (expected {shape(e)})" for k, e, f in both if shape(f) != shape(e)],
-        "quantized": [
-            f"{key} ({there.dtype})"
-            for key, wanted, there in both
-            if plain_float(wanted) and isinstance(there, torch.Tensor) and not plain_float(there)
-        ],
+        "quantized": [f"{key} ({there.dtype})" for key, there in floats if not plain_float(there)],
     }
     if problems := [f"{len(names)} {what}: {shorten(names)}" for what, names in faults.items() if names]:
         raise ValueError(
             f"{source} does not fit the model ({len(expected)} tensors expected, {len(found)} in the file): "
-            + "; ".join(problems)
-            + ". Nothing was loaded: the file is incomplete, or made for another base or another configuration."
+            f"{'; '.join(problems)}. Nothing was loaded: the file is incomplete, or made for another base or another "
+            "configuration."
         )
 
 

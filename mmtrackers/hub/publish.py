@@ -5,7 +5,7 @@ An adapter folder holds `adapter_config.json` (with the base's Hub id, or its fo
 `preprocessor_config.json` and `README.md`; no `config.json`, which a full model has, and no absolute path.
 """
 
-import copy
+import contextlib
 import dataclasses
 import os
 import re
@@ -115,21 +115,16 @@ def save_adapter(
     }
     check_finite(tensors, "The adapter")
     folder.mkdir(parents=True, exist_ok=True)
-    config = copy.copy(recorded)
-    config.inference_mode = True
-    config.base_model_name_or_path = base
     save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     made_by = {"base_model_class": type(tracker).__name__, "parent_library": type(tracker).__module__}
-    write_json(folder / ADAPTER_CONFIG, config.to_dict() | {"auto_mapping": made_by})
+    said = {"inference_mode": True, "base_model_name_or_path": base, "auto_mapping": made_by}
+    write_json(folder / ADAPTER_CONFIG, recorded.to_dict() | said)
     service = {"transformers_version", "dtype", "torch_dtype", "model_type", "architectures"}
+    fields = tracker.config.to_diff_dict().items()
     base_tensors = {n: t for n, t in base_state_dict(tracker).items() if n not in tracker.uninitialized_keys}
     record = {
         "model_type": tracker.config.model_type,
-        "config": {
-            field: value
-            for field, value in tracker.config.to_diff_dict().items()
-            if field not in service and not field.startswith("_")
-        },
+        "config": {field: value for field, value in fields if field not in service and not field.startswith("_")},
         "parameters": sum(value.numel() for key, value in tensors.items() if not key.endswith(NORM_STATISTICS)),
         "base_fingerprint": fingerprint(base_tensors),
         "adapter_sha256": sha256(folder / ADAPTER_WEIGHTS),
@@ -184,10 +179,8 @@ def _save_processor(tracker: nn.Module, processor: BaseImageProcessor | None, fo
 
 
 def check_folder(folder: str | Path, base_model: str | None = None) -> str | None:
-    """Checks that a saved folder can be published: complete, readable, nothing in it that only works here.
-
-    Returns:
-        The Hub id of an adapter's base, `base_model` in the place of the recorded one; None for a full model.
+    """Checks that a saved folder can be published: complete, readable, nothing in it that only works here. Returns the
+    Hub id of an adapter's base, `base_model` in the place of the recorded one; None for a full model.
 
     Raises:
         OSError: a file is missing, corrupt or truncated.
@@ -217,20 +210,16 @@ def check_folder(folder: str | Path, base_model: str | None = None) -> str | Non
         base = _checked_id(base, f"The adapter in {folder} names its base by the local path {base!r}")
     elif base_model is not None:
         raise ValueError(f"{folder} is a full model: base_model= does not apply.")
-    _check_weights(folder, is_adapter)
-    _check_paths(folder, replaced=base_model is not None)
-    return base
-
-
-def _check_weights(folder: Path, is_adapter: bool) -> None:
-    files = [folder / ADAPTER_WEIGHTS] if is_adapter else sorted(folder.glob("*.safetensors"))
-    if not files:
+    weights = [folder / ADAPTER_WEIGHTS] if is_adapter else sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise OSError(f"{folder} holds no *.safetensors: weights are published in that format only.")
-    for path in files:
+    for path in weights:
         tensors = read_safetensors(path, str(folder))
         check_finite(tensors, str(path))
         if foreign := sorted(key for key in tensors if is_adapter and not key.startswith(KEY_PREFIX)):
             raise ValueError(f"{path}: these are no names of an adapter's tensors: {shorten(foreign)}.")
+    _check_paths(folder, replaced=base_model is not None)
+    return base
 
 
 def _check_paths(folder: Path, replaced: bool) -> None:
@@ -256,8 +245,8 @@ def push(
 ) -> str:
     """Publishes an adapter or a full model as a Hub repository, with a model card; returns the repository's address.
 
-    The folder itself is not changed. Only its own top-level weights, JSON, text and picture files go up: no optimizer
-    state, no pickles, no sub-folders. A card that a person wrote (ours without its last line) is kept.
+    Only top-level weights, JSON, text and picture files go up. A card that a person wrote (ours without its last line)
+    is kept.
 
     Args:
         folder (`str` or `Path`): what `save_pretrained` or `save_adapter` wrote.
@@ -280,8 +269,9 @@ def push(
             f"the adapter's base {base!r} is not on the Hub (or you cannot see it), so nobody could load the adapter: "
             'push the base first, or name the repository that holds it with base_model="org/name"'
         )
+    facts = card or read_facts(folder) or TrainingFacts()
     if license is not None:
-        card = dataclasses.replace(card or read_facts(folder) or TrainingFacts(), license=license)
+        card = facts = dataclasses.replace(facts, license=license)
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary, repo_id.rsplit("/", 1)[-1])
         stage.mkdir()
@@ -289,11 +279,10 @@ def push(
             if path.is_file() and path.suffix in UPLOADED and not path.name.startswith("."):
                 _place(path, stage / path.name)
         if base is not None:
-            config = read_json(stage / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
-            write_json(stage / ADAPTER_CONFIG, config)
+            write_json(stage / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG) | {"base_model_name_or_path": base})
         if card is not None or not is_own_text(stage):
             write_card(stage, card, repo_id=repo_id)
-        write_results(stage, card or read_facts(folder) or TrainingFacts())
+        write_results(stage, facts)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         what = f"Upload {'adapter' if base is not None else 'model'} with mmtrackers"
         api.upload_folder(repo_id=url.repo_id, folder_path=stage, commit_message=message or what)
@@ -303,9 +292,7 @@ def push(
 def _place(source: Path, target: Path) -> None:
     """Weights are linked, not copied (they may be large); what may be rewritten is copied."""
     if source.suffix == ".safetensors":
-        try:
+        with contextlib.suppress(OSError):
             target.symlink_to(source.resolve())
             return
-        except OSError:
-            pass
     shutil.copyfile(source, target)
