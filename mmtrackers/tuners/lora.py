@@ -19,13 +19,8 @@ def lora_config(r: int = 64, lora_alpha: float = 64, **kwargs: Any) -> LoraConfi
         >>> sorted(lora_config().modules_to_save)
         ['head', 'token_type']
     """
-    fields = {
-        "target_modules": r".*\.layers\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc1|fc2|w12|w3))",
-        "modules_to_save": ["token_type", "head"],
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "init_lora_weights": False,
-    }
+    maps = r".*\.layers\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc1|fc2|w12|w3))"
+    fields = {"target_modules": maps, "modules_to_save": ["token_type", "head"], "init_lora_weights": False}
     return LoraConfig(r=r, lora_alpha=lora_alpha, **(fields | kwargs))
 
 
@@ -36,8 +31,7 @@ def starts_as_lorat(config: PeftConfig) -> bool:
 
 @torch.no_grad()
 def start_lora(model: nn.Module, adapter_name: str = "default", std: float = 0.02) -> None:
-    """Draws both matrices of an adapter's low-rank pairs from a truncated normal distribution, as LoRAT starts:
-    neither is zero, so that the start is not the frozen model."""
+    """Draws both matrices of an adapter's low-rank pairs from a truncated normal distribution, as LoRAT starts."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for pairs in (module.lora_A, module.lora_B):

@@ -1,5 +1,6 @@
 """Types of this package's tuners, and what their layers and the tuners have in common."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -48,7 +49,7 @@ class TrackerTunerConfig(PeftConfig):
 
 
 class TrackerTunerLayer(nn.Module, BaseTunerLayer):
-    """What the layers of this package's tuners share: one active adapter at a time, adapters in float32.
+    """What the layers of this package's tuners share: one active adapter at a time, in float32.
 
     A subclass names its parameters in `adapter_layer_names` (containers keyed by adapter name), makes them in
     `make_parameters`, and does in `adapted` what the base layer's `forward` does without an adapter. `dim` is the
@@ -109,18 +110,12 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
 
 
 class TrackerTuner(BaseTuner):
-    """What this package's tuners share: targets without weights, nested adapter modules, and no merging.
-
-    Seams have no parameters, so the device of a new layer is taken from the parent's nearest parameter. A subclass
+    """What this package's tuners share: targets without weights, nested adapter modules, and no merging. A subclass
     names the layer for each kind of target in `layer_classes`, and the kinds in words in `targets`.
 
-    Args:
-        model (`nn.Module`): the base; most tuners need a tracker with `config.streams == 2`.
-        config ([`TrackerTunerConfig`]): what to put where.
-        adapter_name (`str`): its name.
-
     Raises:
-        ValueError: the model has one stream, or sizes, layers or blocks that the config does not fit.
+        ValueError: the model has one stream where the tuner needs two (`config.streams`), or sizes, layers or blocks
+            that the config does not fit.
         TypeError: a target that is none of `targets`.
     """
 
@@ -181,15 +176,11 @@ class TrackerTuner(BaseTuner):
                 "the base with drop_path_rate=0.1 or less."
             )
         setattr(parent, child_name, new_module)
-        reference = next(child.parameters(), None)
-        if reference is None:
-            reference = next(self.model.parameters())
-        if reference.device.type != "meta":
-            for name, module in new_module.named_modules():
-                if name != "base_layer" and not name.startswith("base_layer."):
-                    for parameter in module.parameters(recurse=False):
-                        if not parameter.is_meta:  # low_cpu_mem_usage: filled when the file is read
-                            parameter.data = parameter.data.to(reference.device)
+        reference = next(itertools.chain(child.parameters(), self.model.parameters()))  # seams have no parameters
+        for name, parameter in new_module.named_parameters():
+            # low_cpu_mem_usage: filled when the file is read
+            if not (name.startswith("base_layer.") or parameter.is_meta or reference.is_meta):
+                parameter.data = parameter.data.to(reference.device)
 
     @classmethod
     def refuse_merge(cls) -> None:

@@ -62,10 +62,8 @@ class HMoE(nn.Module):
 
     Template tokens of both streams mix with each other, and so do search tokens; prefix tokens pass unchanged. Every
     token is cut into `heads` sub-tokens; a softmax over sub-tokens feeds the experts, a softmax over experts brings
-    their answers back. In training dropout follows each of the six low-rank maps.
-
-    Without dropout the mixture runs in a factored form: its first map leaves a rank-wide vector per token, so logits
-    and experts' inputs follow from that vector, and no second token-by-width tensor is made.
+    their answers back. In training dropout follows each of the six low-rank maps; without it logits and experts'
+    inputs follow from a rank-wide vector per token.
     """
 
     def __init__(self, dim: int, experts: int, heads: int, rank: int, dropout: float = 0.0):
@@ -82,15 +80,11 @@ class HMoE(nn.Module):
         self.output_proj = LowRank(dim, rank, dim)
         nn.init.normal_(self.gate, std=math.sqrt(heads / dim))
 
-    def _sub_tokens(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights that make sub-tokens out of `[t, 1]`: `[heads, rank + 1, dim / heads]`, and `[t, 1]` itself."""
-        basis = torch.cat([self.input_proj.b, self.input_proj.bias_b.unsqueeze(0)])
-        basis = basis.view(basis.shape[0], self.heads, -1).transpose(0, 1)
-        return basis, F.pad(hidden, (0, 1), value=1.0)
-
     def _factored(self, hidden: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits `[B, n, h, E*h]` and the experts' inputs `[B, G*E, h, dim/h]` from the vectors `[B, n, r]`."""
-        basis, ones = self._sub_tokens(hidden)
+        # `[heads, rank + 1, dim / heads]`, which makes sub-tokens out of `[t, 1]`
+        basis, ones = torch.cat([self.input_proj.b, self.input_proj.bias_b[None]]), F.pad(hidden, (0, 1), value=1.0)
+        basis = basis.view(basis.shape[0], self.heads, -1).transpose(0, 1)
         # two-dimensional for the same reason as in `LowRank.hidden`
         columns = (basis.flatten(0, 1) @ self.gate).unflatten(0, (self.heads, -1)).permute(1, 0, 2).flatten(1)
         logits = (ones @ columns).unflatten(2, (self.heads, -1))

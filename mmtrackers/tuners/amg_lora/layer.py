@@ -23,6 +23,7 @@ class LowRankLinear(AMGLoraLayer):
     """`W x + b + B A x` with dropout on the low-rank output and scale 1 (SEATrack, section 3.2)."""
 
     adapter_layer_names = ("amg_lora_A", "amg_lora_B")
+
     def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
         inner, outer = self.base_layer.in_features, self.base_layer.out_features
         down = torch.empty(config.r, inner)
@@ -46,9 +47,8 @@ class LowRankLinear(AMGLoraLayer):
 class GuidedAttentionCore(AMGLoraLayer):
     """Attention whose logits take in the other stream's (adaptive mutual guidance, SEATrack, equations 3 and 4).
 
-    `S'_rgb = S_rgb + w_x (S_x - S_rgb)` and `S'_x = S_x + w_rgb (S_rgb - S_x)`, before the softmax. Prefix tokens
-    attend as without it: each stream's stays its own. The logits are computed here, so the model's attention
-    implementation serves the other layers only.
+    `S'_rgb = S_rgb + w_x (S_x - S_rgb)` and `S'_x = S_x + w_rgb (S_rgb - S_x)`, before the softmax; prefix tokens
+    attend as without it. The model's attention implementation serves the other layers only.
     """
 
     adapter_layer_names = ("amg_lora_x_to_rgb", "amg_lora_rgb_to_x")

@@ -10,10 +10,7 @@ from .config import SDMoEConfig
 
 def align(features: Tensor, temperature: float) -> Tensor:
     """Each stream's features `[S, 2, B, n, d]` (levels, streams, batch, tokens, channels) plus the other's, averaged
-    by the softmax of their cosines over a temperature.
-
-    The softmax of a Gram matrix times the features is attention with unit-length queries and keys, so the matrix
-    itself need not be kept.
+    by the softmax of their cosines over a temperature: attention with unit-length queries and keys.
 
     Example:
         >>> align(torch.ones(1, 2, 1, 3, 4), 0.1).unique().item()
@@ -51,8 +48,7 @@ class HyperConv(nn.Module):
 
 
 class GSAHF(nn.Module):
-    """Search tokens, `dim` wide, of several blocks (`levels`) and both streams, aligned by Gram matrices and fused by
-    a hypergraph."""
+    """Search tokens of several blocks and both streams, aligned by Gram matrices and fused by a hypergraph."""
 
     def __init__(self, dim: int, levels: int, config: SDMoEConfig):
         super().__init__()
@@ -90,12 +86,10 @@ class GSAHF(nn.Module):
 
     @torch.no_grad()
     def hyperedges(self, x: Tensor) -> Tensor:
-        """Which vertices of `[.., V, d]` each hyperedge joins: zeros and ones `[.., V, V]`, a row for the hyperedge of
-        each vertex.
+        """Which vertices of `[.., V, d]` each one's hyperedge joins: zeros and ones `[.., V, V]`.
 
-        A useful graph joins roughly 1 % to 30 % of the vertices: that is the mean of this matrix. Near 1 / V the
-        convolution is a linear map of single tokens, near 1 it is the mean of all; `hyper_epsilon` or the rule "knn"
-        set it right.
+        Useful graphs join 1 % to 30 % of the vertices, the mean of this matrix: near 1 / V the convolution is a linear
+        map of single tokens, near 1 the mean of all; `hyper_epsilon` or the rule "knn" set it right.
         """
         with torch.autocast(x.device.type, enabled=False):
             unit = F.normalize(x.float(), dim=-1)
@@ -123,8 +117,7 @@ class GSAHF(nn.Module):
         features = self.aligned(self.reduced(levels))
         vertices = features.permute(2, 0, 1, 3, 4).contiguous()
         if torch.is_grad_enabled():
-            # the graph is made again from the vertices in the backward pass: kept, it would take 85 MB per sample at
-            # 384 pixels
+            # the graph is made again in the backward pass: kept, it would take 85 MB per sample at 384 pixels
             vertices = checkpoint(self.convolved, vertices, use_reentrant=False)
         else:
             vertices = self.convolved(vertices)

@@ -22,9 +22,8 @@ def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """`N sum_e f_e P_e` of a router's probabilities `[n, N]` and the experts `[n, K]` that each token uses: 1 for
     uniform probabilities, N where one expert takes every token for certain.
 
-    The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's. With several processes the
-    shares f and P are those of all their tokens; each process's gradient is such that their mean, which data-parallel
-    training takes, is the gradient of one process with all tokens.
+    The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's. With several processes f and P
+    are those of all their tokens, and the mean of the processes' gradients is that of one process with all tokens.
 
     Example:
         >>> balance_loss(torch.full((6, 4), 0.25), torch.zeros(6, 1, dtype=torch.int64)).item()
@@ -44,10 +43,8 @@ def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
 
 
 class SDMoE(nn.Module):
-    """Sum of a sparse mixture (each token's best experts) and a dense-shared one (all sub-networks, gated).
-
-    Experts are kept side by side in one weight, so that all of them are one product; so are the shared sub-networks.
-    """
+    """Sum of a sparse mixture (each token's best experts) and a dense-shared one (all sub-networks, gated), each kept
+    side by side in one weight."""
 
     def __init__(self, dim: int, config: SDMoEConfig):
         super().__init__()
@@ -141,10 +138,9 @@ class SDMoE(nn.Module):
 
 def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows `[n, i]`, sorted by group, times their group's `weight[g]` `[o, i]`; group g ends before row `ends[g]`."""
-    inner, outer = weight.shape[2], weight.shape[1]
+    outer = weight.shape[1]
     # the kernel wants rows of whole 16 bytes
-    pad_in, pad_out = -inner % 8, -outer % 8
+    pad_in, pad_out = -weight.shape[2] % 8, -outer % 8
     rows = F.pad(rows, (0, pad_in)) if pad_in else rows
     weight = F.pad(weight, (0, pad_in, 0, pad_out)) if pad_in or pad_out else weight
-    product = F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends)
-    return product[:, :outer] if pad_out else product
+    return F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends)[:, :outer]

@@ -16,9 +16,8 @@ from .config import TMoEConfig
 class TMoELinear(TrackerTunerLayer):
     """`W x + b + s * sum_e g_e U_e D x` with gates `g = softmax(R x)` per token (arXiv 2503.18338).
 
-    All experts are one product: the gates weigh `D x` before the up-projection, and `[U_0 | ... | U_E]` multiplies the
-    gated vectors laid side by side. So no expert's full-width answer exists, neither in forward nor for backward. `D`
-    and `R` are one product too.
+    All experts are one product: the gates weigh `D x`, and `[U_0 | ... | U_E]` multiplies the gated vectors laid side
+    by side, so that no expert's full-width answer exists. `D` and `R` are one product too.
 
     Parameters of an adapter: `tmoe_down` `[r + E, in]`, the rows of `D` (a block of `r` per expert with
     `routed_compression`) and under them those of `R`; `tmoe_up` `[out, E * r]`, and a last block of `r` columns for
@@ -26,6 +25,7 @@ class TMoELinear(TrackerTunerLayer):
     """
 
     adapter_layer_names = ("tmoe_down", "tmoe_up")
+
     def make_parameters(self, adapter_name: str, config: TMoEConfig) -> None:
         inner, outer = self.base_layer.in_features, self.base_layer.out_features
         r, experts = config.r, config.num_experts
