@@ -34,11 +34,8 @@ class ConversionJob:
 
 @dataclass
 class ConversionReport:
-    """What a conversion read, decided, wrote and checked.
-
-    `variant` is such as "256"; `folders` "model", or "adapter" and perhaps "base"; `facts` are sentences for people;
-    `differences` the largest that each check found.
-    """
+    """What a conversion read, decided, wrote and checked: `variant` is such as "256"; `folders` "model", or "adapter"
+    and perhaps "base"; `facts` sentences for people; `differences` the largest that each check found."""
 
     system: str
     variant: str
@@ -56,22 +53,18 @@ def count(tensors: Mapping[str, Tensor]) -> str:
     return f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers"
 
 
-def load_base(base: str | Path, kind: type[nn.Module], whose: str) -> nn.Module:
-    """The base of an adapter, in float32; ValueError where it is a file, or no `kind`."""
-    if Path(base).is_file():
-        raise ValueError(f"the base {base} is a file: convert it first, and give the folder")
-    model = AutoTracker.from_pretrained(base, dtype=torch.float32)
-    if not isinstance(model, kind):
-        raise ValueError(f"the base {base} is a {type(model).__name__}; {whose} is a {kind.__name__}")
-    return model
-
-
 def names_of(official: str, names: Names) -> tuple[str, ...] | None:
     """The names here of one official entry; None for a name that the system has not."""
     for pattern, ours in names.items():
         if match := re.fullmatch(pattern, official):
             return tuple(match.expand(name) for name in ((ours,) if isinstance(ours, str) else ours))
     return None
+
+
+def split(net: Mapping[str, Tensor], names: Names) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The entries that `names` does not know, and those that it does."""
+    own = {name: tensor for name, tensor in net.items() if names_of(name, names) is not None}
+    return {name: tensor for name, tensor in net.items() if name not in own}, own
 
 
 def rename(net: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -136,8 +129,7 @@ def save_adapter(
     **fields: Any,
 ) -> nn.Module:
     """Writes an adapter folder: a fresh adapter on a base, with `fields` in its config, filled with the file's tensors
-    (under the names here, without peft's prefix; ValueError names those that do not fit); `check` sees the tracker
-    before."""
+    (named as here, without peft's prefix; ValueError for those that do not fit); `check` sees the tracker before."""
     model = kind.from_base(str(base), modality=job.modality, adapter_config=adapter_config, **fields)
     if check is not None:
         check(model)
@@ -166,8 +158,7 @@ def check_result(
     adapter (without peft's prefix), and on one random input with the saved model."""
     loaded = AutoTracker.from_pretrained(job.out, dtype=torch.float32)
     found = base_state_dict(loaded) if base else {}
-    if adapter is not None:
-        found = found | adapter_state_dict(loaded, "default")
+    found |= adapter_state_dict(loaded, "default") if adapter is not None else {}
     expected = {**base, **with_prefix(adapter or {})}
     check_tensors(expected, found, "the saved result")
     gaps = _gaps(expected, found)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmtrackers.conversion.job import (
@@ -24,6 +25,7 @@ from mmtrackers.conversion.job import (
     save_model,
     shape_of,
 )
+from mmtrackers.hub.auto import AutoTracker
 
 from .configuration_ostrack import OSTrackConfig
 from .modeling_ostrack import OSTrackForTracking
@@ -110,6 +112,29 @@ def save_ostrack(
 ) -> nn.Module:
     """Writes the tensors of a base, under the names here, as a full model; returns it."""
     return save_model(job, folder, form.model, ostrack_config(tensors, form, **overrides), tensors, {"license": "mit"})
+
+
+def given_base(job: ConversionJob, whose: str) -> OSTrackForTracking | None:
+    """The base of an adapter, in float32, where the job names one; ValueError where that is a file, or no OSTrack."""
+    if job.base is None:
+        return None
+    if Path(job.base).is_file():
+        raise ValueError(f"the base {job.base} is a file: convert it first, and give the folder")
+    model = AutoTracker.from_pretrained(job.base, dtype=torch.float32)
+    if not isinstance(model, OSTrackForTracking):
+        raise ValueError(f"the base {job.base} is a {type(model).__name__}; {whose} is a OSTrackForTracking")
+    return model
+
+
+def base_to_stand_on(
+    job: ConversionJob, known: OSTrackForTracking | None, tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> tuple[str | Path, OSTrackConfig, dict[str, Path]]:
+    """Where an adapter's base is, its config, and the folders of the result: the `known` base, else the file's own
+    tensors, which are written to `job.out / "base"`."""
+    if known is not None:
+        return job.base, known.config, {"adapter": job.out}
+    folder = job.out / "base"
+    return folder, save_ostrack(job, folder, tensors, overrides).config, {"adapter": job.out, "base": folder}
 
 
 def convert_ostrack(job: ConversionJob, form: OfficialForm = OSTRACK) -> ConversionReport:

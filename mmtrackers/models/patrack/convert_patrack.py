@@ -19,20 +19,17 @@ from mmtrackers.conversion.job import (
     check_result,
     check_same_base,
     count,
-    load_base,
+    names_of,
     rename,
     save_adapter,
     shape_of,
+    split,
 )
-from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, save_ostrack, variant
-from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
+from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, base_to_stand_on, given_base, variant
 from mmtrackers.tuners.progressive.config import ProgressiveConfig
 
 from .modeling_patrack import PATrackForTracking
 
-_ADAPTER = re.compile(
-    r"adapter_head\..+|norm1\..+|backbone\.blocks\.\d+\.(?:adap2?_t|highfuseadapter[12]|norml[12])\..+"
-)
 _IN_LAYER = re.compile(r"backbone\.blocks\.(\d+)\.(\w+)\.")
 _MDA = {
     "D_fc1.weight": "down.weight",
@@ -67,13 +64,12 @@ for _site, _mda, _cea, _norm in (
 
 def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """An official PATrack state dict as two: OSTrack's entries (and any unknown ones), and PATrack's own."""
-    own = {name: tensor for name, tensor in net.items() if _ADAPTER.fullmatch(name)}
-    return {name: tensor for name, tensor in net.items() if name not in own}, own
+    return split(net, PATRACK_NAMES)
 
 
 def live_entries(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
     """Those of PATrack's own entries that the model reads and an adapter holds: in layers with CEA this and its norms,
-    where they are trained, in the others MDA. ValueError for a name that PATrack has not."""
+    where they are trained, in the others MDA."""
 
     def lives(name: str) -> bool:
         match = _IN_LAYER.match(name)
@@ -83,12 +79,12 @@ def live_entries(own: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[s
         cea = not module.startswith("adap")
         return config.has_cea(layer) is cea and (config.cea_train_norm or not module.startswith("norml"))
 
-    return {name: tensor for name, tensor in own.items() if rename({name: tensor}, PATRACK_NAMES) and lives(name)}
+    return {name: tensor for name, tensor in own.items() if names_of(name, PATRACK_NAMES) and lives(name)}
 
 
 def rename_patrack_adapter(net: Mapping[str, Tensor], config: ProgressiveConfig) -> dict[str, Tensor]:
-    """The live adapter tensors of an official PATrack state dict under this package's names; ValueError for a name
-    that it has not, or parts of a tensor that differ in shape."""
+    """The live adapter tensors of an official PATrack state dict under this package's names; ValueError for parts of a
+    tensor that differ in shape."""
     renamed, parts = {}, {}
     for name, tensor in rename(live_entries(split_official(net)[1], config), PATRACK_NAMES).items():
         place, _, part = name.rpartition(".")
@@ -108,11 +104,8 @@ def rename_patrack_adapter(net: Mapping[str, Tensor], config: ProgressiveConfig)
 
 
 def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = None) -> dict[str, Any]:
-    """The fields of `ProgressiveConfig` that an official PATrack state dict has; ValueError where adapter tensors
-    lack.
-
-    `cea_layers` are the layers with CEA, which a file does not tell; None for the published 3, 6, 9.
-    """
+    """The fields of `ProgressiveConfig` that an official PATrack state dict has (ValueError where adapter tensors
+    lack), but for `cea_layers`, which a file does not tell; None for the published 3, 6, 9."""
     own = split_official(net)[1]
     if not own:
         raise ValueError(
@@ -137,17 +130,13 @@ def patrack_settings(net: Mapping[str, Tensor], cea_layers: list[int] | None = N
 
 def convert_patrack(job: ConversionJob) -> ConversionReport:
     """An official PATrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
-    overrides = {"elimination_layers": []} | dict(job.overrides)
+    overrides = {"elimination_layers": []} | job.overrides
     adapter_config = ProgressiveConfig(**patrack_settings(job.net, overrides.pop("cea_layers", None)))
     base_net, own = split_official(job.net)
-    base_tensors, base, folders = rename(base_net, OSTRACK_NAMES), job.base, {"adapter": job.out}
-    if base is None:
-        base = folders["base"] = job.out / "base"
-        config = save_ostrack(job, base, base_tensors, overrides).config
-    else:
-        known = load_base(base, OSTrackForTracking, "PATrack's")
-        config = known.config
+    base_tensors, known = rename(base_net, OSTRACK_NAMES), given_base(job, "PATrack's")
+    if known is not None:
         check_same_base(known.state_dict(), base_tensors, str(job.file), tolerance=0.0)
+    base, config, folders = base_to_stand_on(job, known, base_tensors, overrides)
     ours = rename_patrack_adapter(own, adapter_config)
     report = ConversionReport("patrack", f"{job.modality}, {variant(config)}", folders)
     report.facts += _findings(own, ours, config.num_hidden_layers, adapter_config)

@@ -20,14 +20,12 @@ from mmtrackers.conversion.job import (
     check_result,
     check_same_base,
     count,
-    load_base,
-    names_of,
     rename,
     save_adapter,
     shape_of,
+    split,
 )
-from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, save_ostrack, variant
-from mmtrackers.models.ostrack.modeling_ostrack import OSTrackForTracking
+from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, base_to_stand_on, given_base, variant
 from mmtrackers.tuners.amg_lora.config import AMGLoraConfig
 
 from .modeling_seatrack import SEATrackForTracking
@@ -59,8 +57,7 @@ for _official, _ours in {"attn_moe": "attention_junction", "ffn_moe": "mlp_junct
 
 def split_official(net: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """An official SEATrack state dict under the names here, as two: the base's tensors, and the adapter's."""
-    own = {name: tensor for name, tensor in net.items() if names_of(name, SEATRACK_NAMES)}
-    base = {name: tensor for name, tensor in net.items() if name not in own}
+    base, own = split(net, SEATRACK_NAMES)
     return rename(base, OSTRACK_NAMES), rename(own, SEATRACK_NAMES)
 
 
@@ -106,11 +103,8 @@ def add_products(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], sign
 
 
 class MergeFinding(NamedTuple):
-    """What was found about a file's k and v rows, and how.
-
-    `merged` None: the products are zero, both readings are the same. `difference`: largest difference of the k and v
-    rows from the given base after undoing (None without a base).
-    """
+    """What was found about a file's k and v rows (`merged` None: both readings are the same), and how; `difference` is
+    their largest from the given base after undoing."""
 
     merged: bool | None
     reason: str
@@ -125,12 +119,11 @@ def undo_merge(
     With the known base at hand (ValueError if the file has another) the two forms are told apart by comparing. Without
     it, by how much of the products BA the weights contain: the least-squares factor of BA in them is 1 in a merged
     file and 0 in a plain one, up to the chance overlap of W with BA, of the order of |W| / (|BA| sqrt(number of
-    entries)). Where that is not clear-cut, the rule of the published files decides: thermal and depth merged, event
-    plain.
+    entries)). Where that is not clear-cut, the rule of the published files decides.
     """
-    products = low_rank_products(adapter)
     if known is not None:
         return _undo_by_base(base, adapter, known)
+    products = low_rank_products(adapter)
     weights = {name: base[name].double() for name in products}
     energy = sum(product.square().sum().item() for product in products.values())
     if energy == 0:
@@ -177,25 +170,16 @@ def _undo_by_base(
 
 def convert_seatrack(job: ConversionJob) -> ConversionReport:
     """An official SEATrack file to an adapter folder; see `mmtrackers.conversion.systems.convert_checkpoint`."""
-    modality, base = str(job.modality), job.base
+    modality = str(job.modality)
     own, adapter = split_official(job.net)
-    settings, folders = seatrack_settings(adapter), {"adapter": job.out}
-    if base is None:
-        # the depth tracker started from the OSTrack without elimination
-        overrides = ({"elimination_layers": []} if modality == "depth" else {}) | dict(job.overrides)
-        plain, finding = undo_merge(own, adapter, modality)
-        base = folders["base"] = job.out / "base"
-        config = save_ostrack(job, base, plain, overrides).config
-    else:
-        known = load_base(base, OSTrackForTracking, "SEATrack's")
-        config = known.config
-        plain, finding = undo_merge(own, adapter, modality, known.state_dict())
+    settings, known = seatrack_settings(adapter), given_base(job, "SEATrack's")
+    plain, finding = undo_merge(own, adapter, modality, None if known is None else known.state_dict())
+    # the depth tracker started from the OSTrack without elimination
+    overrides = ({"elimination_layers": []} if modality == "depth" else {}) | job.overrides
+    base, config, folders = base_to_stand_on(job, known, plain, overrides)
     report = ConversionReport("seatrack", f"{modality}, {variant(config)}", folders)
-    how = {
-        None: "taken as they are",
-        True: "merged (W + BA), the products were taken out again",
-        False: "plain (W), taken as they are",
-    }[finding.merged]
+    merged = "merged (W + BA), the products were taken out again"
+    how = {None: "taken as they are", True: merged, False: "plain (W), taken as they are"}[finding.merged]
     report.facts += [
         f"read {count(adapter)} of the adapter (k and v apart), in layers {settings['adapter_layers']}",
         f"k and v weights were {how}: {finding.reason}",
