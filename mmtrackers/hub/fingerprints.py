@@ -16,10 +16,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """Of every floating tensor its mean, mean and largest magnitude, and two of its values.
 
     Numbers instead of a hash, so that the same base in float32, bfloat16 or float16 is still the same base.
-
-    Example:
-        >>> fingerprint({"norm.weight": torch.ones(6)})
-        {'norm.weight': [1.0, 1.0, 1.0, 1.0, 1.0]}
     """
     return {
         name: [float(f"{number:.7g}") for number in _numbers(tensor)]

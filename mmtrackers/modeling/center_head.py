@@ -39,13 +39,7 @@ def _branch(in_channels: int, channels: int, outputs: int) -> nn.Sequential:
 
 class CenterHead(nn.Module):
     """Score, size and offset maps from search features (OSTrack, section 3.3 of arXiv 2203.11991); `channels` is the
-    width of a branch's first convolution, halved three times.
-
-    Example:
-        >>> maps = CenterHead(64, 32)(torch.zeros(1, 256, 64))
-        >>> {name: tuple(found.shape) for name, found in maps.items()}
-        {'score_map': (1, 1, 16, 16), 'size_map': (1, 2, 16, 16), 'offset_map': (1, 2, 16, 16)}
-    """
+    width of a branch's first convolution, halved three times."""
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()

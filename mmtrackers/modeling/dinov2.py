@@ -19,10 +19,6 @@ def resample_positions(table: Tensor, side: int) -> Tensor:
     another side: `[1, side * side, C]` without the class token, or ValueError where the grid is not square.
 
     Bicubic in float32 without antialiasing, as OSTrack and LoRAT do it.
-
-    Example:
-        >>> resample_positions(torch.zeros(1, 1370, 768), 16).shape
-        torch.Size([1, 256, 768])
     """
     grid = round((table.shape[1] - 1) ** 0.5)
     if grid * grid + 1 != table.shape[1]:

@@ -10,17 +10,7 @@ Made = TypeVar("Made")
 
 
 def kept(make: Callable[..., Made]) -> Callable[..., Made]:
-    """A function of hashable arguments whose last results are kept; they must not be written to.
-
-    Example:
-        >>> @kept
-        ... def ones(count):
-        ...     return torch.ones(count)
-        >>> with torch.inference_mode():
-        ...     made = ones(2)
-        >>> made is ones(2), made.is_inference()
-        (True, False)
-    """
+    """A function of hashable arguments whose last results are kept; they must not be written to."""
 
     @functools.lru_cache(maxsize=16)
     def keep(*arguments: Any) -> Made:

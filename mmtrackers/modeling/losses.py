@@ -37,11 +37,6 @@ def center_heatmap(boxes_xywh: torch.Tensor, grid: int) -> torch.Tensor:
 
     As in CornerNet and OSTrack (botaoye/OSTrack, `generate_heatmap`). A box whose center lies outside the crop leaves
     only the part of its square that reaches in, and a box without sides (the target is absent) nothing.
-
-    Example:
-        >>> heatmap = center_heatmap(torch.tensor([[0.4, 0.4, 0.2, 0.2]]), grid=16)
-        >>> heatmap.shape, float(heatmap[0, 0, 8, 8])
-        (torch.Size([1, 1, 16, 16]), 1.0)
     """
     x, y, width, height = (boxes_xywh.float() * grid).unbind(-1)
     radius = _radius(width, height)[:, None, None]
@@ -99,12 +94,6 @@ def center_loss(
     Returns:
         `(loss, parts)`: a scalar tensor with gradients, and the unweighted terms "giou", "l1", "focal" and the mean
         overlap "iou" as detached scalars on the same device.
-
-    Example:
-        >>> labels = torch.tensor([[0.4, 0.4, 0.2, 0.2]])
-        >>> loss, parts = center_loss(torch.full((1, 1, 16, 16), 0.5), torch.tensor([[0.5, 0.5, 0.2, 0.2]]), labels)
-        >>> sorted(parts)
-        ['focal', 'giou', 'iou', 'l1']
     """
     giou, l1, iou = box_loss(boxes_cxcywh, labels_xywh)
     focal = focal_loss(score_map, center_heatmap(labels_xywh, score_map.shape[-1]))
@@ -117,10 +106,6 @@ def covered_cells(boxes_xyxy: torch.Tensor, grid: int) -> torch.Tensor:
     """Cells of a square grid, bool `[..., grid, grid]`, that boxes `[..., 4]` (fractions of the crop) touch.
 
     A spill of less than a ten-thousandth of a cell does not count (LitingLin/LoRAT, `bbox_rasterize`).
-
-    Example:
-        >>> covered_cells(torch.tensor([0.0, 0.25, 0.3, 0.5]), 4).int().tolist()
-        [[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     """
     first, second = (boxes_xyxy.clamp(0, 1) * grid).chunk(2, -1)
     cells = torch.arange(grid, device=boxes_xyxy.device)
@@ -146,12 +131,6 @@ def cell_loss(
     Returns:
         `(loss, parts)`: a scalar tensor with gradients; the unweighted terms "bce" and "giou" and the mean overlap
         "iou" of the best cells' boxes, as detached scalars on the same device.
-
-    Example:
-        >>> box_map = torch.tensor([0.4, 0.4, 0.6, 0.6]).view(1, 4, 1, 1).repeat(1, 1, 8, 8)
-        >>> loss, parts = cell_loss(torch.zeros(1, 1, 8, 8), box_map, torch.tensor([[0.4, 0.4, 0.2, 0.2]]))
-        >>> round(float(parts["giou"]), 4), round(float(parts["iou"]), 4)
-        (0.0, 1.0)
     """
     truth = xywh_to_xyxy(labels_xywh.float()).clamp(0, 1)
     positive = covered_cells(truth, logits.shape[-1])

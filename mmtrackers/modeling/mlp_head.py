@@ -28,11 +28,6 @@ class MlpHead(nn.Module):
     """Two MLPs of three linear maps over search tokens C wide, `grid` a side (LoRAT, arXiv 2403.05231).
 
     A box is the cell's center moved outwards by four sigmoids, fractions of the whole crop.
-
-    Example:
-        >>> maps = MlpHead(64, 16)(torch.zeros(1, 256, 64))
-        >>> {name: tuple(found.shape) for name, found in maps.items()}
-        {'score_map': (1, 1, 16, 16), 'score_logits': (1, 1, 16, 16), 'box_map': (1, 4, 16, 16)}
     """
 
     takes_any_dtype = True

@@ -39,12 +39,7 @@ class View:
 
 
 def as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
-    """Views as they are, or a uint8 picture `[H, W, C]` of all streams as one; ValueError for another one.
-
-    Example:
-        >>> [view.size for view in as_views(np.zeros((4, 6, 3), np.uint8))]
-        [(4, 6)]
-    """
+    """Views as they are, or a uint8 picture `[H, W, C]` of all streams as one; ValueError for another one."""
     if isinstance(image, (list, tuple)):
         return image
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.size == 0:

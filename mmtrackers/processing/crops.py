@@ -64,11 +64,6 @@ class AlignedCrop:
         scale, translation (`np.ndarray` float64 `[2]`): x and y of what really maps frame to crop, `in * scale +
             translation`.
         box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
-
-    Example:
-        >>> crop = aligned_crop(np.array([10.0, 10.0, 20.0, 20.0]), factor=2.0, size=80, height=60, width=90)
-        >>> crop.source, crop.target, crop.scale.tolist()
-        ((0, 0, 40, 40), (0, 0, 80, 80), [2.0, 2.0])
     """
 
     source: tuple[int, int, int, int]
@@ -159,13 +154,7 @@ def mean_color(image: np.ndarray) -> np.ndarray:
 def hann_window(grid: int, zeros: bool = False) -> np.ndarray:
     """Weights that favor places near the last position: the outer product of two symmetric Hann windows, float32
     `[grid, grid]`, in 0..1; without zeros at the border in botaoye/OSTrack (`hann2d`), with them in LitingLin/LoRAT.
-    ValueError where `grid` is not a positive integer.
-
-    Example:
-        >>> window = hann_window(3)
-        >>> float(window[1, 1]), round(float(window[0, 1]), 3)
-        (1.0, 0.5)
-    """
+    ValueError where `grid` is not a positive integer."""
     if not isinstance(grid, (int, np.integer)) or grid < 1:
         raise ValueError(f"the window needs a positive whole number of cells per side, got {grid!r}")
     row = np.hanning(grid) if zeros else np.hanning(grid + 2)[1:-1]

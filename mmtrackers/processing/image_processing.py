@@ -217,12 +217,6 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         Raises:
             ValueError: a picture of another form, a box that is not 4 finite numbers with positive sides, or an
                 unknown role.
-
-        Example:
-            >>> image = np.ones((50, 50, 3), np.uint8)
-            >>> picture, crop = TrackerImageProcessor().crop(image, [20, 20, 10, 10], "search")
-            >>> picture.shape, crop.x1, crop.y1, crop.side
-            ((256, 256, 3), 5, 5, 40)
         """
         views = as_views(image)
         where = self.locate(box_xywh, role, views[0].size)
@@ -342,13 +336,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
     def preprocess(
         self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike], role: Role = "search"
     ) -> BatchFeature:
-        """`template` or `search` in the form that `model(**inputs)` takes; also what calling the processor does.
-
-        Example:
-            >>> inputs = TrackerImageProcessor()(np.zeros((120, 160, 3), np.uint8), [60, 40, 30, 24], role="template")
-            >>> list(inputs), inputs["template"].shape
-            (['template'], torch.Size([1, 1, 1, 3, 128, 128]))
-        """
+        """`template` or `search` in the form that `model(**inputs)` takes; also what calling the processor does."""
         tensor, _ = self._crops(images, boxes_xywh, role)
         return BatchFeature({role: tensor[:, None] if role == "template" else tensor})
 

@@ -51,11 +51,6 @@ def register(
 
     Raises:
         ValueError: no pairs, pictures that change in size, or nothing in common was found.
-
-    Example:
-        ```python
-        matrix = register([(rgb, thermal)]).matrix
-        ```
     """
     check_model(model)
     if not pairs or any(len({picture.shape[:2] for picture in side}) > 1 for side in zip(*pairs, strict=True)):

@@ -14,12 +14,6 @@ class ReadAhead(AbstractContextManager):
 
     An error of the source is raised after the frames before it. Leaving the `with` block ends the thread and closes
     the source.
-
-    Example:
-        >>> import numpy as np
-        >>> with ReadAhead(iter([{"rgb": np.zeros((4, 4, 3), np.uint8)}] * 3)) as frames:
-        ...     len(list(frames))
-        3
     """
 
     def __init__(self, frames: Iterator[dict[str, Any]]) -> None:

@@ -58,11 +58,6 @@ def annotate(
 
     Returns:
         `np.ndarray` uint8 `[H', W', 3]` RGB.
-
-    Example:
-        >>> frame = {"rgb": np.zeros((120, 160, 3), np.uint8)}
-        >>> annotate(frame, [Prediction(np.array([20.0, 20, 40, 30]), 0.8)], 1).shape
-        (144, 160, 3)
     """
     height, width = next(iter(frame.values())).shape[:2]
     unit = max(1.0, height / 480)

@@ -14,12 +14,7 @@ _FIRST_REFERENCES = {1: (0, 0, 0), 2: (0, 1, 1), 3: (0, 1, 2)}
 
 @dataclass(frozen=True)
 class TemplatePolicy:
-    """Which frames are the templates. This one: the first frame alone; a subclass says otherwise.
-
-    Example:
-        >>> TemplatePolicy().indices(500)
-        (0,)
-    """
+    """Which frames are the templates. This one: the first frame alone; a subclass says otherwise."""
 
     def indices(self, frame: int) -> tuple[int, ...]:
         """The past frames that serve as templates at frame `frame` (1, 2, ...), in the order of their tokens; one
@@ -148,15 +143,7 @@ class _Shelf:
 
 
 class TemplateMemory:
-    """The crops of one video that its policy may still ask for.
-
-    Example:
-        >>> memory = TemplateMemory(SpreadTemplates(templates=2))
-        >>> for frame in range(5):
-        ...     memory.add(frame, (torch.tensor([frame]), None))
-        >>> [int(memory[frame][0]) for frame in memory.policy.indices(5)]
-        [0, 1, 3]
-    """
+    """The crops of one video that its policy may still ask for."""
 
     def __init__(self, policy: TemplatePolicy) -> None:
         self.policy = policy

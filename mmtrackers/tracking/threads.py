@@ -62,16 +62,7 @@ class ThreadChoice:
 
 @contextmanager
 def chosen_threads(threads: int | str = "auto") -> Iterator[ThreadChoice]:
-    """A [`ThreadChoice`] for the length of a block; the settings of torch and OpenCV are as before after it.
-
-    Example:
-        >>> before = torch.get_num_threads()
-        >>> with chosen_threads(1):
-        ...     torch.get_num_threads()
-        1
-        >>> torch.get_num_threads() == before
-        True
-    """
+    """A [`ThreadChoice`] for the length of a block; the settings of torch and OpenCV are as before after it."""
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         yield ThreadChoice(threads)

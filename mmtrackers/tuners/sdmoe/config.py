@@ -126,12 +126,7 @@ class SDMoEConfig(TrackerTunerConfig):
         return rank
 
     def levels(self, depth: int) -> list[int]:
-        """The blocks whose tokens are fused, in a trunk of `depth` blocks.
-
-        Example:
-            >>> SDMoEConfig().levels(12), SDMoEConfig().levels(24)
-            ([2, 5, 8, 11], [5, 11, 17, 23])
-        """
+        """The blocks whose tokens are fused, in a trunk of `depth` blocks."""
         if self.hyper_levels is None:
             return sorted({math.ceil(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4)})
         levels = list(self.hyper_levels)

@@ -10,12 +10,7 @@ from .config import SDMoEConfig
 
 def align(features: Tensor, temperature: float) -> Tensor:
     """Each stream's features `[S, 2, B, n, d]` (levels, streams, batch, tokens, channels) plus the other's, averaged
-    by the softmax of their cosines over a temperature: attention with unit-length queries and keys.
-
-    Example:
-        >>> align(torch.ones(1, 2, 1, 3, 4), 0.1).unique().item()
-        2.0
-    """
+    by the softmax of their cosines over a temperature: attention with unit-length queries and keys."""
     unit = F.normalize(features, dim=-1)
     query, key, value = (t.flatten(0, 2).unsqueeze(1) for t in (unit, unit.flip(1), features.flip(1)))
     other = F.scaled_dot_product_attention(query, key, value, scale=1.0 / temperature)

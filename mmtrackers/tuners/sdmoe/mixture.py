@@ -24,10 +24,6 @@ def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
 
     The form is Switch Transformer's (arXiv 2101.03961, equation 4) and DeepSeekMoE's. With several processes f and P
     are those of all their tokens, and the mean of the processes' gradients is that of one process with all tokens.
-
-    Example:
-        >>> balance_loss(torch.full((6, 4), 0.25), torch.zeros(6, 1, dtype=torch.int64)).item()
-        1.0
     """
     tokens, experts = probabilities.shape
     own = probabilities.sum(0)
