@@ -93,6 +93,7 @@ def test_adapter_is_on_every_mlp_and_on_the_fusion() -> None:
     expected = {f"model.layers.{i}.mlp_junction": MixtureJunction for i in range(3)}
     assert kinds == expected | {"model.fusion": HypergraphFusion}
     assert model.peft_config["default"].hyper_levels == [0, 1, 2]
+    assert SDMoEConfig().levels(12) == [2, 5, 8, 11] and SDMoEConfig().levels(24) == [5, 11, 17, 23]
 
 
 def test_initial_values() -> None:
