@@ -1,7 +1,6 @@
 """Exporting a tracker as ONNX graphs, for devices without torch."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 LARGEST_INSIDE = 1_500_000_000  # bytes of weights that one ONNX file can hold, with room to spare
-CONFIG_FIELDS = ("streams", "modality", "search_size", "template_size", "search_grid", "template_grid")
+CONFIG_FIELDS = ("streams", "modality", "search_size", "template_size", "search_grid", "template_grid", "patch_size")
 
 CARD = """---
 library_name: mmtrackers
@@ -46,8 +45,6 @@ class TemplateGraph(nn.Module):
         self.model = model
 
     def forward(self, template: Tensor, template_mask: Tensor | None = None) -> Tensor:
-        if template_mask is None:
-            return self.model.embed_template(template)
         return self.model.embed_template(template, template_mask)
 
 
@@ -70,13 +67,12 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
 
     Args:
         tracker (`Tracker`): not packed, in float32 on the CPU; its active adapter goes into the graphs.
-        folder (`str` or `Path`): new or empty.
+        folder (`str` or `Path`): new or empty (else OSError).
         int8 (`bool`): matrix products with weights of 8 bits, and what they multiply quantized as it comes.
         opset (`int`): version of the ONNX operators.
 
     Raises:
         ValueError: the tracker is packed, not in float32, or a package is missing.
-        OSError: the folder holds something already, or another process writes there.
     """
     try:
         import onnx  # noqa: F401
@@ -96,10 +92,9 @@ def _write(tracker: "Tracker", folder: Path, int8: bool, opset: int) -> None:
     template, state = _export_graphs(model, folder, opset)
     if int8:
         quantize(folder)
-    config = {name: getattr(model.config, name) for name in CONFIG_FIELDS} | {"patch_size": model.config.patch_size}
     record = {
         "system": type(model).__name__,
-        "config": config,
+        "config": {name: getattr(model.config, name) for name in CONFIG_FIELDS},
         "template_policy": policy_record(model.template_policy),
         "reads_template_mask": model.reads_template_mask,
         "template_tokens": list(template.shape),
@@ -109,10 +104,9 @@ def _write(tracker: "Tracker", folder: Path, int8: bool, opset: int) -> None:
     }
     (folder / GRAPHS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     tracker.image_processor.save_pretrained(folder)
-    name = os.path.basename(str(model.config.name_or_path).rstrip("/")) or type(model).__name__
     text = CARD.format(
-        name=name, system=type(model).__name__, modality=tracker.modality, opset=opset, graphs=GRAPHS,
-        quantized=", matrix products in int8" if int8 else "",
+        name=Path(str(model.config.name_or_path)).name or type(model).__name__, system=type(model).__name__,
+        modality=tracker.modality, opset=opset, graphs=GRAPHS, quantized=", matrix products in int8" if int8 else "",
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -128,17 +122,15 @@ def _export_graphs(model: nn.Module, folder: Path, opset: int) -> tuple[Tensor, 
     _export(TemplateGraph(model), inputs, ["tokens"], folder / TEMPLATE_GRAPH, opset)
     tokens = model.embed_template(*inputs.values())
     counts = {len(model.template_policy.indices(frame)) for frame in range(1, 100)}
-    tokens = torch.cat([tokens] * max(counts), 1)
     search = torch.rand(1, config.streams, 3, config.search_size, config.search_size)
-    inputs = {"search": search, "template": tokens}
+    inputs, names = {"search": search, "template": torch.cat([tokens] * max(counts), 1)}, ["boxes", "scores"]
     state = model(**inputs).state
-    names = ["boxes", "scores"]
     if state is not None:
         inputs["state"], names = torch.zeros_like(state), [*names, "state_after"]
     # a video's first frames have fewer templates, where there are several
     free = {"template": {1: torch.export.Dim("tokens", min=1)}} if len(counts) > 1 else {}
     _export(SearchGraph(model), inputs, names, folder / SEARCH_GRAPH, opset, free)
-    return tokens, state
+    return inputs["template"], state
 
 
 def _export(

@@ -1,9 +1,8 @@
 """Reading of the files that official training code writes (`.pth`, `.pth.tar`), without running anything in them.
 
-Such a file is a pickle of a dictionary with, beside the weights, optimizer state and objects of classes that only the
-official repository has. A pickle may name any function and have it called. The reader below resolves no name to what
-it means: the few that make up tensors become descriptions, and every other one an inert placeholder. The numbers are
-read afterwards, for the wanted entry only. Nothing may be larger than the file itself accounts for.
+Such a file is a pickle, which may name any function and have it called, and holds objects of classes that only the
+official repository has. Here no name is resolved to what it means: the few that make up tensors become descriptions,
+every other one an inert placeholder. The numbers are read afterwards, for the wanted entry only.
 """
 
 import io
@@ -71,16 +70,13 @@ class Placeholder:
     def __new__(cls, *args: Any, **kwargs: Any) -> "Placeholder":
         return object.__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def _ignore(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Placeholder":
         return self
 
-    def _ignore(self, *args: Any) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = _ignore
+    __init__ = __setstate__ = __setitem__ = append = extend = _ignore
 
     def __repr__(self) -> str:
         return f"<{self.origin}, not loaded>"
@@ -97,11 +93,9 @@ class _Limited:
 
 
 class _InertUnpickler(pickle._Unpickler):
-    """Builds containers, numbers and text; resolves no global name to the thing it names.
-
-    The Python form of the unpickler: the C one reserves gigabytes when a damaged byte asks for a far memo place. Keys
-    that are neither text nor numbers are not hashed, since tuples of tuples take forever; sets become lists.
-    """
+    """Builds containers, numbers and text; resolves no global name to the thing it names. In Python, as the C form
+    reserves gigabytes when a damaged byte asks for a far memo place. Keys that are neither text nor numbers are not
+    hashed, since tuples of tuples take forever; sets become lists."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(_Limited(file, size))
@@ -189,27 +183,17 @@ class _InertUnpickler(pickle._Unpickler):
 def load_official(
     path: str | Path, entries: tuple[str, ...] = ENTRIES, facts: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """The weights of an official checkpoint file; nothing in the file is executed.
+    """The weights of an official checkpoint file, by official name, on the CPU, without a prefix of all names that a
+    wrapper left (`module.`); nothing in the file is executed.
 
     Args:
         path: `.pth` or `.pth.tar` as `torch.save` writes it (archive or the older single stream), or `.safetensors`.
         entries: where the weights may be, the first that is there; a file that is nothing but weights is taken too.
         facts: takes up what was found and changed, in sentences.
 
-    Returns:
-        Tensors by official name, on the CPU, without a prefix of all names that a wrapper left (`module.`).
-
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError (a ValueError): no such checkpoint, cut off or damaged, or one that claims more than it can
-            hold.
-
-    Example:
-        >>> import tempfile, torch
-        >>> path = Path(tempfile.mkdtemp()) / "tiny.pth.tar"
-        >>> torch.save({"net": {"w": torch.ones(2)}, "epoch": 3}, path)
-        >>> load_official(path)
-        {'w': tensor([1., 1.])}
+        CheckpointError (a ValueError): no such checkpoint, cut off or damaged, or one that claims more than it holds.
     """
     path, facts = Path(path), [] if facts is None else facts
     if not path.is_file():

@@ -5,9 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .packing import packed_patches
 from .seams import TokenLayout
-from .vit import Mlp, ViTLayer, ViTTrunk, check_pixels
+from .vit import Embeddings, Mlp, ViTLayer, ViTTrunk, check_pixels
 
 # above this rate stochastic depth draws samples before the sub-layer, which then costs less, as in DINOv2
 SUBSET_RATE = 0.1
@@ -37,6 +36,8 @@ class Dinov2Embeddings(nn.Module):
     The table belongs to the search grid; a template takes its top-left corner (LoRAT, arXiv 2403.05231).
     """
 
+    packed = Embeddings.packed
+
     def __init__(self, config):
         super().__init__()
         width = config.hidden_size
@@ -44,11 +45,6 @@ class Dinov2Embeddings(nn.Module):
         self.patch = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
         self.position = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
         self.token_type = nn.Embedding(3, width)
-
-    def packed(self, dtype: torch.dtype) -> "Dinov2Embeddings":
-        """These with the patch embedding as one product."""
-        self.patch = packed_patches(self.patch)
-        return self
 
     def template(self, template: Tensor, mask: Tensor) -> Tensor:
         """`[B, T, S, 3, h, w]` and its foreground `[B, T, g, g]` to stream-major tokens `[S*B, T*Nz, C]`."""
@@ -105,15 +101,12 @@ class Dinov2Layer(ViTLayer):
         self.attention.scale, self.mlp.scale = LayerScale(config.hidden_size), LayerScale(config.hidden_size)
         self.subset_rate = config.drop_path_rate if config.drop_path_rate > SUBSET_RATE else 0.0
         for junction in (self.attention_junction, self.mlp_junction):
+            junction.drop_path_rate = config.drop_path_rate
             junction.bypassed_in_training = self.subset_rate > 0
 
     @staticmethod
     def new_mlp(config) -> nn.Module:
         return SwiGLU(config) if config.use_swiglu_ffn else Mlp(config)
-
-    @staticmethod
-    def drop_path_rate(config, index: int) -> float:
-        return config.drop_path_rate
 
     def forward(
         self, x: Tensor, kept: Tensor | None, layout: TokenLayout, keep_rate: float = 1.0, **kwargs

@@ -215,7 +215,7 @@ class ViTLayer(GradientCheckpointingLayer):
     def __init__(self, config, index: int):
         super().__init__()
         self.is_last = index == config.num_hidden_layers - 1
-        rate = self.drop_path_rate(config, index)
+        rate = config.drop_path_rate * index / max(config.num_hidden_layers - 1, 1)
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = Attention(config)
         self.attention_junction = ResidualJunction(rate)
@@ -229,11 +229,6 @@ class ViTLayer(GradientCheckpointingLayer):
     def new_mlp(config) -> nn.Module:
         """The MLP of a layer."""
         return Mlp(config)
-
-    @staticmethod
-    def drop_path_rate(config, index: int) -> float:
-        """Stochastic depth of a layer."""
-        return config.drop_path_rate * index / max(config.num_hidden_layers - 1, 1)
 
     @property
     def drops_template(self) -> bool:

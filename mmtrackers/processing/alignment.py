@@ -50,12 +50,7 @@ def as_views(image: np.ndarray | Sequence[View]) -> Sequence[View]:
 
 def check_alignment(alignment: Alignment, modality: str = "second") -> Alignment:
     """An alignment (3 x 3 numbers, or 2 x 3) as float64 `[3, 3]` with a 1 in its corner, or "scale" (one view in two
-    sizes) as it is; ValueError for another shape, numbers that are not finite, or a matrix that cannot be inverted.
-
-    Example:
-        >>> check_alignment([[2, 0, 0], [0, 2, 0]]).tolist()
-        [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
-    """
+    sizes) as it is; ValueError for another shape, numbers that are not finite, or a matrix that cannot be inverted."""
     if isinstance(alignment, str) and alignment == SCALE:
         return SCALE
     what = f"the alignment of the {modality} stream"

@@ -30,12 +30,7 @@ def _join(*parts: Array) -> Array:
 
 
 def xywh_to_xyxy(boxes_xywh: Array) -> Array:
-    """Left, top, width, height to left, top, right, bottom.
-
-    Example:
-        >>> xywh_to_xyxy(np.array([10.0, 20.0, 30.0, 40.0]))
-        array([10., 20., 40., 60.])
-    """
+    """Left, top, width, height to left, top, right, bottom."""
     x, y, w, h = _parts(boxes_xywh)
     return _join(x, y, x + w, y + h)
 
@@ -85,12 +80,7 @@ def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
 
 def clip_box_xywh(box_xywh: BoxLike, height: int, width: int, margin: float = 10.0) -> np.ndarray:
     """Keeps tracked boxes `[..., 4]` on the picture, with at least `margin` pixels inside and on each side, or the
-    whole of a smaller picture (botaoye/OSTrack, `clip_box`).
-
-    Example:
-        >>> clip_box_xywh([-30.0, -5.0, 20.0, 8.0], height=120, width=160)
-        array([ 0.,  0., 10., 10.])
-    """
+    whole of a smaller picture (botaoye/OSTrack, `clip_box`)."""
     x1, y1, x2, y2 = _parts(xywh_to_xyxy(np.asarray(box_xywh, dtype=np.float64)))
     margin_x, margin_y = min(margin, width), min(margin, height)
     x1, x2 = np.clip(x1, 0.0, width - margin_x), np.clip(x2, margin_x, width)

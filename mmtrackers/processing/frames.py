@@ -69,10 +69,6 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
     Values above `min(3 * median, 10000)` mm become that value (`clip`; RGBD1K's recipe does not), then the picture's
     own minimum and maximum become 0 and 255 (rounded), then OpenCV's JET map, blue first as the published models saw
     it (jiawen-zhu/ViPT, `depth_utils.py`). ValueError for another kind of picture.
-
-    Example:
-        >>> depth_to_colors(np.array([[0, 1000], [2000, 3000]], dtype=np.uint16))[0, 0].tolist()
-        [128, 0, 0]
     """
     depth = _checked(depth, "depth")
     if depth.ndim != 2:

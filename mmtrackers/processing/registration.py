@@ -126,11 +126,6 @@ def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[
 
     Raises:
         ValueError: too few points for the model, or points on one line.
-
-    Example:
-        >>> points = np.array([[10, 10, 0, 0], [30, 10, 10, 0], [10, 50, 0, 20.0]])
-        >>> matrix_from_points(points)[0].round(6).tolist()
-        [[2.0, 0.0, 10.0], [0.0, 2.0, 10.0], [0.0, 0.0, 1.0]]
     """
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 4 or not np.isfinite(points).all():

@@ -21,14 +21,6 @@ class ThermalRange:
     Args:
         limits (2 `float` or `str`, *optional*): values that become 0 and 255, in the frames' own unit, the lower one
             first (else ValueError); or "frame" for every frame's minimum and maximum, as published readers do.
-
-    Example:
-        >>> frames = np.full((2, 60, 60), 7000, np.uint16)
-        >>> frames[:, :10] += 100
-        >>> frames[1, 0, 0] = 60000
-        >>> kept = ThermalRange()
-        >>> [kept(frame) for frame in frames]
-        [(6990.0, 7110.0), (6990.0, 7110.0)]
     """
 
     def __init__(self, limits: Sequence[float] | str | None = None) -> None:

@@ -20,16 +20,8 @@ _GAP = 4  # white pixels between two streams
 
 
 def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
-    """A stream's picture in colors that a person can look at.
-
-    Args:
-        picture (`np.ndarray`): `[H, W, 3]` or `[H, W]` uint8; depth and thermal also uint16, thermal also float.
-        modality (`str`): depth is colored by distance (near warm, unknown black), thermal counts and degrees are
-            stretched to gray.
-
-    Returns:
-        `np.ndarray` uint8 `[H, W, 3]` RGB; the picture itself, where it is that already.
-    """
+    """A stream's picture, `[H, W, 3]` or `[H, W]` (uint8; depth and thermal also uint16, thermal also float), as uint8
+    `[H, W, 3]` RGB for people: depth colored by distance (near warm, unknown black), thermal stretched to gray."""
     picture = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
     if modality == "depth":
         known = picture > 0
@@ -47,7 +39,8 @@ def annotate(
     frame: Mapping[str, np.ndarray], predictions: Sequence[Prediction], index: int,
     ground_truth_xywh: np.ndarray | None = None, alignment: Mapping[str, Alignment] | None = None,
 ) -> np.ndarray:
-    """One frame with its boxes and a line of text below each picture; the streams side by side.
+    """One frame with its boxes and a line of text below each picture; the streams side by side, uint8 `[H', W', 3]`
+    RGB.
 
     Args:
         frame (`dict[str, np.ndarray]`): modality -> picture, as the tracker takes them.
@@ -55,9 +48,6 @@ def annotate(
         index (`int`): number of the frame, shown.
         ground_truth_xywh (`np.ndarray` `[4]`, *optional*): drawn thin and white unless it holds NaN.
         alignment (`dict`, *optional*): a session's; what it maps is shown as it lies on RGB.
-
-    Returns:
-        `np.ndarray` uint8 `[H', W', 3]` RGB.
     """
     height, width = next(iter(frame.values())).shape[:2]
     unit = max(1.0, height / 480)

@@ -69,11 +69,6 @@ def export(result: "RunResult", output: str | Path, kinds: Iterable[str]) -> lis
         result (`RunResult`), output (`str` or `Path`): of `run`, and the folder.
         kinds (`str`s): "coco" (`<name>_coco.json`), "mot" (`_mot.txt`, MOTChallenge's format of results), "cvat"
             (`_cvat.xml`, CVAT for video 1.1); ValueError for others.
-
-    Example:
-        ```python
-        export(run(tracker, open_source("clip.mp4"), [box]), "tracked", ["coco", "cvat"])
-        ```
     """
     files = label_files(output, result.source.name, kinds)
     return [write_text(path, KINDS[kind][1](result)) for kind, path in files.items()]

@@ -29,10 +29,6 @@ Picture = av.VideoFrame | np.ndarray
 
 def is_live(place: str) -> bool:
     """Whether this names a camera or a network stream: an index, `/dev/video0`, or an address that is no video file.
-
-    Example:
-        >>> [is_live(place) for place in ("0", "/dev/video2", "rtsp://cam/1", "http://host/clip.mp4", "clip.mp4")]
-        [True, True, True, False, False]
     """
     if place.isdecimal() or place.startswith("/dev/video"):
         return True
@@ -147,12 +143,6 @@ def open_live(place: str, second: dict[str, str] | None = None, patience: float 
 
     With two, each frame of the first goes with the newest one of the second; where that one has broken off, its last
     frame stands until it is back or given up.
-
-    Example:
-        ```python
-        for frame in open_live("rtsp://camera/1", {"thermal": "rtsp://camera/2"}):
-            print(frame["rgb"].shape)
-        ```
     """
     places = {"rgb": place} | (second or {})
 

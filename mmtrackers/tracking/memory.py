@@ -73,13 +73,7 @@ class GrowingPolicy(TemplatePolicy):
 @dataclass(frozen=True)
 class SpreadTemplates(GrowingPolicy):
     """ODTrack's rule: the first frame, and the middles of `templates` equal parts of the video so far; all frames
-    while there are no more of them (GXNU-ZhongLab/ODTrack, test-time `select_memory_frames`).
-
-    Example:
-        >>> policy = SpreadTemplates(templates=3)
-        >>> policy.indices(2), policy.indices(60)
-        ((0, 1), (0, 10, 30, 50))
-    """
+    while there are no more of them (GXNU-ZhongLab/ODTrack, test-time `select_memory_frames`)."""
 
     def chosen(self, frame: int) -> tuple[int, ...]:
         if frame <= self.templates:
@@ -92,13 +86,7 @@ class SpreadTemplates(GrowingPolicy):
 @dataclass(frozen=True)
 class QuarterReferences(GrowingPolicy):
     """SPMTrack's rule: the first frame, and two at about a quarter and three quarters of the video so far; always
-    three, some of them the same at first (WenRuiCai/SPMTrack, evaluation pipeline).
-
-    Example:
-        >>> policy = QuarterReferences()
-        >>> policy.indices(2), policy.indices(99)
-        ((0, 1, 1), (0, 24, 73))
-    """
+    three, some of them the same at first (WenRuiCai/SPMTrack, evaluation pipeline)."""
 
     templates: int = 2
 

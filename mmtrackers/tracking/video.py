@@ -99,11 +99,6 @@ class VideoWriter(AbstractContextManager):
     Args:
         path (`str` or `Path`): the `.mp4` file.
         fps (`float`): frames per second; 30 in the place of what is no rate.
-
-    Example:
-        >>> import tempfile
-        >>> with VideoWriter(Path(tempfile.mkdtemp()) / "a.mp4", fps=25) as writer:
-        ...     writer.write(np.zeros((33, 47, 3), np.uint8))
     """
 
     def __init__(self, path: str | Path, fps: float = 30.0) -> None:
