@@ -201,7 +201,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
     def crop(
         self, image: np.ndarray | Sequence[View], box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
     ) -> tuple[np.ndarray, Crop | AlignedCrop]:
-        """Cuts round a box and resizes.
+        """Cuts round a box and resizes: `[s, s, C]` (uint8; "lorat" style float32, 0 to 255), and where it was taken.
 
         Args:
             image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
@@ -209,10 +209,6 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
             role (`str`): "template" or "search": which size and factor.
             fill (`np.ndarray` `[C]`, *optional*): "lorat" style: the color outside the picture, by default this
                 picture's `padding`; a session pads all search crops with the first frame's.
-
-        Returns:
-            `(picture, crop)`: `np.ndarray` `[s, s, C]` (uint8; "lorat" style float32, 0 to 255), and where it was
-            taken.
 
         Raises:
             ValueError: a picture of another form, a box that is not 4 finite numbers with positive sides, or an

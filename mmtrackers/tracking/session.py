@@ -134,15 +134,12 @@ class TrackingSession:
         return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
 
     def update(self, frame: Frame, on_stage: StageCallback | None = None) -> Prediction | list[Prediction]:
-        """Finds the target(s) in the next frame.
+        """Finds the target(s) in the next frame: a `Prediction`, or a list of them, in the order of the boxes, if the
+        session was started with a list.
 
         Args:
             frame: as for `Tracker.start`, of the same size.
-            on_stage (`Callable[[str], None]`, *optional*): called as each stage ends, with "crop", "model" or
-                "decode".
-
-        Returns:
-            `Prediction`, or a list of them in the order of the boxes if the session was started with a list.
+            on_stage (callable, *optional*): called as each stage ends, with "crop", "model" or "decode".
 
         Raises:
             ValueError: the frame has another size than the first one, or lacks a stream, or the model's answer is not
@@ -289,16 +286,13 @@ class TrackingSession:
 def update_together(
     sessions: Sequence[TrackingSession], frames: Sequence[Frame], on_stage: StageCallback | None = None
 ) -> list[Prediction | list[Prediction]]:
-    """Moves several videos on by a frame each, in one forward pass.
+    """Moves several videos on by a frame each, in one forward pass; returns what `update` of each session would
+    (batched products may round the last digit differently).
 
     Args:
         sessions (list of [`TrackingSession`]): of one tracker. Their videos may differ in size, length and targets;
             those with other adapters, or templates of other numbers of tokens, take a pass each.
-        frames: the next frame of each.
-        on_stage: as in `TrackingSession.update`.
-
-    Returns:
-        What `update` of each session would return (batched products may round the last digit differently).
+        frames, on_stage: the next frame of each; as in `TrackingSession.update`.
 
     Raises:
         ValueError: as for `update`, sessions of several trackers, or one session twice; all sessions are then as they
