@@ -1,13 +1,12 @@
 """Exporting a tracker as ONNX graphs, for devices without torch."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mmtrackers.processing.files import new_folder
+from mmtrackers.processing.files import new_folder, write_json
 from mmtrackers.tracking.exported import GRAPHS, SEARCH_GRAPH, TEMPLATE_GRAPH, policy_record
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _write(tracker: "Tracker", folder: Path, int8: bool, opset: int) -> None:
         "opset": opset,
         "int8": int8,
     }
-    (folder / GRAPHS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / GRAPHS, record)
     tracker.image_processor.save_pretrained(folder)
     text = CARD.format(
         name=Path(str(model.config.name_or_path)).name or type(model).__name__, system=type(model).__name__,

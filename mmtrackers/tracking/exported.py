@@ -1,13 +1,14 @@
 """An exported tracker run by ONNX Runtime, through the same session as any model."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+
+from mmtrackers.hub.folders import read_json
 
 from .memory import QuarterReferences, SpreadTemplates, TemplatePolicy, ThirdReferences
 
@@ -90,15 +91,12 @@ class ExportedModel:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What an exported folder says of itself; OSError or ValueError where that is not there, or damaged."""
-    path = folder / GRAPHS
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OSError(f"{path} cannot be read ({error}): export the tracker again") from error
+    record = read_json(folder / GRAPHS)
     kinds = {"config": dict, "template_policy": dict, "reads_template_mask": bool, "state": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
     if wrong or record["template_policy"].get("type") not in POLICIES:
-        raise ValueError(f"{path}: {', '.join(wrong) or 'template_policy'} is missing or damaged: export it again")
+        what = ", ".join(wrong) or "template_policy"
+        raise ValueError(f"{folder / GRAPHS}: {what} is missing or damaged: export it again")
     return record
 
 
