@@ -16,24 +16,7 @@ OPSET = 20
 LARGEST_INSIDE = 1_500_000_000  # bytes of weights that one ONNX file can hold, with room to spare
 CONFIG_FIELDS = ("streams", "modality", "search_size", "template_size", "search_grid", "template_grid", "patch_size")
 
-CARD = """---
-library_name: mmtrackers
-tags: [visual-object-tracking, onnx]
----
-# {name}, exported
-
-{system} ({modality}) as two ONNX graphs, opset {opset}{quantized}, made by `mmtrackers export`.
-
-```python
-from mmtrackers import Tracker
-
-tracker = Tracker.from_pretrained("this/folder")      # pip install 'mmtrackers[onnx]'
-```
-
-Without mmtrackers: its `examples/run_onnx.py` needs numpy, OpenCV and onnxruntime alone. `{graphs}` holds sizes and
-the template rule, `preprocessor_config.json` the crops. Crops go in normalized; boxes come out as center x, center y,
-width and height in fractions of the search crop, chosen under the window that favors the last place.
-"""
+CARD = Path(__file__).with_name("onnx_card_template.md")
 
 
 class TemplateGraph(nn.Module):
@@ -103,7 +86,7 @@ def _write(tracker: "Tracker", folder: Path, int8: bool, opset: int) -> None:
     }
     write_json(folder / GRAPHS, record)
     tracker.image_processor.save_pretrained(folder)
-    text = CARD.format(
+    text = CARD.read_text(encoding="utf-8").format(
         name=Path(str(model.config.name_or_path)).name or type(model).__name__, system=type(model).__name__,
         modality=tracker.modality, opset=opset, graphs=GRAPHS, quantized=", matrix products in int8" if int8 else "",
     )  # fmt: skip
