@@ -48,9 +48,7 @@ class GSAHF(nn.Module):
     def __init__(self, dim: int, levels: int, config: SDMoEConfig):
         super().__init__()
         inner = config.hyper_dim
-        self.gram_mode, self.temperature = config.gram_mode, config.gram_temperature
-        self.rule, self.epsilon, self.neighbors = config.hyperedge_rule, config.hyper_epsilon, config.hyper_knn
-        self.per_level = config.hyper_scope == "per_level"
+        self.config = config
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in range(levels))
         self.reduce = nn.ModuleList(nn.Linear(dim, inner, bias=False) for _ in range(levels))
         self.conv = nn.ModuleList(HyperConv(inner, config.hyper_conv) for _ in range(config.hyper_layers))
@@ -73,11 +71,11 @@ class GSAHF(nn.Module):
 
     def aligned(self, features: Tensor) -> Tensor:
         """`[S, 2, B, n, d]` of the same shape, with the other stream's features added."""
-        if self.gram_mode == "none":
+        if self.config.gram_mode == "none":
             return features
-        if self.gram_mode == "token_cross":
-            return align(features, self.temperature)
-        return align(features.mT, self.temperature).mT
+        if self.config.gram_mode == "token_cross":
+            return align(features, self.config.gram_temperature)
+        return align(features.mT, self.config.gram_temperature).mT
 
     @torch.no_grad()
     def hyperedges(self, x: Tensor) -> Tensor:
@@ -92,16 +90,16 @@ class GSAHF(nn.Module):
         # the distance of a vertex from itself is not exactly zero
         itself = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
         cosine = cosine.masked_fill_(itself, 2.0)  # exporters know no views of a diagonal
-        if self.rule == "epsilon":
-            return cosine.gt_(1.0 - self.epsilon**2 / 2)
-        if self.neighbors > x.shape[-2]:
-            raise ValueError(f"hyper_knn is {self.neighbors}, but a graph has only {x.shape[-2]} vertices.")
-        nearest = cosine.topk(self.neighbors, dim=-1).indices
+        if self.config.hyperedge_rule == "epsilon":
+            return cosine.gt_(1.0 - self.config.hyper_epsilon**2 / 2)
+        if self.config.hyper_knn > x.shape[-2]:
+            raise ValueError(f"hyper_knn is {self.config.hyper_knn}, but a graph has only {x.shape[-2]} vertices.")
+        nearest = cosine.topk(self.config.hyper_knn, dim=-1).indices
         return cosine.zero_().scatter_(-1, nearest, 1.0)
 
     def convolved(self, x: Tensor) -> Tensor:
         """Vertices `[B, S, 2, n, d]` after the hypergraph's convolutions, which share one graph."""
-        vertices = x.flatten(2, 3) if self.per_level else x.flatten(1, 3)
+        vertices = x.flatten(2, 3) if self.config.hyper_scope == "per_level" else x.flatten(1, 3)
         edges = self.hyperedges(vertices)
         for layer in self.conv:
             vertices = layer(vertices, edges)

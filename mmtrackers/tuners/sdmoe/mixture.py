@@ -13,7 +13,7 @@ def softmax_gate(h: Tensor, weight: Tensor) -> Tensor:
         return F.linear(h.float(), weight.float()).softmax(-1)
 
 
-def activated(inner: Tensor, gate: Tensor | None) -> Tensor:
+def activated(inner: Tensor, gate: Tensor | None = None) -> Tensor:
     """What an expert makes of its narrow tokens, by a gate if it has one."""
     return F.silu(inner) if gate is None else F.silu(gate) * inner
 
@@ -45,9 +45,7 @@ class SDMoE(nn.Module):
     def __init__(self, dim: int, config: SDMoEConfig):
         super().__init__()
         rank, experts, subnets = config.rank(dim), config.num_experts, config.num_shared_subnets
-        self.experts, self.subnet_count, self.top_k = experts, subnets, config.top_k
-        self.renormalize, self.gather = config.router_renormalise, config.gather_experts
-        self.dense_gate, self.expert_gate = config.dense_gate, config.expert_gate
+        self.config, self.experts = config, experts
         self.norm = nn.LayerNorm(dim, eps=1e-6) if config.adapter_prenorm else nn.Identity()
         self.router = nn.Linear(dim, experts, bias=False)
         if config.expert_gate == "parallel":
@@ -75,23 +73,23 @@ class SDMoE(nn.Module):
         """Normed tokens `[n, C]` to the probabilities `[n, N]` and the chosen experts `[n, K]`, lower index first
         where probabilities are equal."""
         probabilities = softmax_gate(h, self.router.weight)
-        if self.top_k == 1:
+        if self.config.top_k == 1:
             return probabilities, probabilities.argmax(1, keepdim=True)
-        return probabilities, probabilities.sort(dim=1, descending=True, stable=True).indices[:, : self.top_k]
+        return probabilities, probabilities.sort(dim=1, descending=True, stable=True).indices[:, : self.config.top_k]
 
     def sparse(self, h: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
         """The chosen experts' answers `[n, C]`, weighted by their probabilities."""
         weights = probabilities.gather(1, chosen)
-        if self.renormalize:
+        if self.config.router_renormalise:
             weights = weights / weights.sum(1, keepdim=True)
-        if self.gather:
+        if self.config.gather_experts:
             return self._gathered(h, weights, chosen)
         gates = torch.zeros_like(probabilities).scatter(1, chosen, weights)
         inner = self.down(h).unflatten(1, (self.experts, -1))
         gate = None
-        if self.expert_gate == "parallel":
+        if self.config.expert_gate == "parallel":
             gate = self.gate(h).view_as(inner)
-        elif self.expert_gate == "serial":
+        elif self.config.expert_gate == "serial":
             gate = torch.einsum("ner,esr->nes", inner, self.gate.to(inner.dtype))
         inner = activated(inner, gate)
         return self.up((inner * gates.unsqueeze(2).to(inner.dtype)).flatten(1))
@@ -99,15 +97,15 @@ class SDMoE(nn.Module):
     def _gathered(self, h: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """The same with each expert's tokens side by side; shapes do not depend on the choice."""
         order = chosen.flatten().argsort(stable=True)
-        tokens = order // self.top_k
+        tokens = order // self.config.top_k
         counts = chosen.new_zeros(self.experts).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
         ends = counts.cumsum(0).int()
         rows = h[tokens]
         inner = grouped_product(rows, self.down.weight.unflatten(0, (self.experts, -1)), ends)
         gate = None
-        if self.expert_gate == "parallel":
+        if self.config.expert_gate == "parallel":
             gate = grouped_product(rows, self.gate.weight.unflatten(0, (self.experts, -1)), ends)
-        elif self.expert_gate == "serial":
+        elif self.config.expert_gate == "serial":
             gate = grouped_product(inner, self.gate, ends)
         inner = activated(inner, gate)
         inner = inner * weights.flatten()[order].unsqueeze(1).to(inner.dtype)
@@ -116,10 +114,10 @@ class SDMoE(nn.Module):
 
     def shared(self, h: Tensor) -> Tensor:
         """The shared sub-networks' answer `[n, C]`."""
-        inner = F.silu(self.subnets(self.shared_down(h))).unflatten(1, (self.subnet_count, -1))
-        if self.dense_gate == "softmax":
+        inner = F.silu(self.subnets(self.shared_down(h))).unflatten(1, (self.config.num_shared_subnets, -1))
+        if self.config.dense_gate == "softmax":
             inner = inner * softmax_gate(h, self.shared_router.weight).unsqueeze(2).to(inner.dtype)
-        return self.shared_up(inner.mean(1) if self.dense_gate == "mean" else inner.sum(1))
+        return self.shared_up(inner.mean(1) if self.config.dense_gate == "mean" else inner.sum(1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens `[B, N, C]` of both streams, stacked on the batch axis, to what is added to them, and in training
