@@ -217,9 +217,8 @@ def load_official(
         except CheckpointError:
             raise
         except Exception as error:  # whatever readers raise on bytes that are not what they should be
-            raise CheckpointError(
-                f"{path} is cut off or damaged ({type(error).__name__}: {error}): fetch it again"
-            ) from error
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{path} is cut off or damaged ({why}): fetch it again") from error
     for prefix in (*PREFIXES, *PREFIXES):
         if net and all(name.startswith(prefix) for name in net):
             facts.append(f"all names began with {prefix!r}, which was left out")
@@ -325,9 +324,8 @@ def _check_form(path: Path, name: str, ref: _TensorRef) -> None:
         sound = last < ref.storage.length and all(stride or size == 1 for size, stride in steps)
         sound = sound and math.prod(ref.size) <= ref.storage.length
     if not sound:
-        raise CheckpointError(
-            f"{path}: the entry {name!r} of shape {_described(ref.size)} does not fit its {ref.storage.length} numbers"
-        )
+        shape, numbers = _described(ref.size), ref.storage.length
+        raise CheckpointError(f"{path}: the entry {name!r} of shape {shape} does not fit its {numbers} numbers")
 
 
 def _listed(content: dict) -> str:

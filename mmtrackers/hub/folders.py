@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 logger = logging.getLogger(__name__)
 
@@ -228,8 +229,7 @@ def read_safetensors(path: Path, source: str | None = None) -> dict[str, torch.T
     if not path.is_file():
         raise OSError(f"{source}: {path.name} is missing. An adapter keeps its tensors there, in safetensors format.")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise OSError(
             f"{source}: {path.name} ({path.stat().st_size} bytes) is corrupt or truncated ({error}). Download or "

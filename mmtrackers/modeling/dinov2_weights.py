@@ -43,9 +43,7 @@ def find_dinov2_config(files: TrackerFiles) -> Dinov2Config | None:
     """The config of a plain DINOv2 repository or folder; None where `files` are something else."""
     found = files.json(MODEL_CONFIG) if files.has(MODEL_CONFIG) else {}
     if found.get("model_type") == "dinov2_with_registers":
-        raise ValueError(
-            f"{files.name} is a DINOv2 with registers; these trackers stand on the plain facebook/dinov2-*."
-        )
+        raise ValueError(f"{files.name} is a DINOv2 with registers; trackers stand on the plain facebook/dinov2-*.")
     return Dinov2Config.from_dict(found) if found.get("model_type") == "dinov2" else None
 
 

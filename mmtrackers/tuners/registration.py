@@ -103,9 +103,7 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
             return None
         names = [name for name in self.active_adapters if name in getattr(self, self.adapter_layer_names[0])]
         if len(names) > 1:
-            raise ValueError(
-                f"Adapters {names} are active at once; {type(self).__name__} uses one at a time: set_adapter(name)."
-            )
+            raise ValueError(f"Adapters {names} are active at once; {type(self).__name__} uses one: set_adapter(name)")
         return names[0] if names else None
 
 
