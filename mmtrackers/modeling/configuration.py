@@ -29,6 +29,11 @@ class CropConfigMixin:
         """Cells along a side of the search crop, and of the head's maps."""
         return self.search_size // self.patch_size
 
+    @property
+    def search_factor(self) -> float:
+        """Side of the search crop over the target's, as the published trackers of these sizes have it."""
+        return 5.0 if self.search_size in (378, 384) else 4.0
+
     def check_sizes(self) -> None:
         """Raises ValueError where a size is none that a model can have, or where widths or crops do not divide."""
         for name, most in LARGEST.items():

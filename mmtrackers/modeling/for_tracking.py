@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from transformers.utils import can_return_tuple
 
+from mmtrackers.processing.image_processing import TrackerImageProcessor
+
 from .base import TrackerPreTrainedModel, TrackingOutput
 from .clips import forward_clip
 from .seams import Neck, scale_by_token
@@ -18,6 +20,7 @@ class ModelForTracking(TrackerPreTrainedModel):
     """
 
     trunk_class: type[ViTTrunk]
+    crop_style = "ostrack"
 
     def __init__(self, config):
         super().__init__(config)
@@ -29,6 +32,11 @@ class ModelForTracking(TrackerPreTrainedModel):
     def new_head(self) -> nn.Module:
         """The head that belongs to the config."""
         raise NotImplementedError
+
+    def image_processor(self) -> TrackerImageProcessor:
+        """The crops that the published trackers of these sizes were trained with."""
+        sizes = {name: getattr(self.config, name) for name in ("template_size", "search_size", "search_factor")}
+        return TrackerImageProcessor(crop_style=self.crop_style, **sizes)
 
     def embed_template(self, template: Tensor, template_mask: Tensor | None = None) -> Tensor:
         """Template pixels `[B, T, S, 3, h, w]`, and for models that read it their foreground `[B, T, g, g]` (nonzero:

@@ -30,10 +30,10 @@ def starts_as_lorat(config: PeftConfig) -> bool:
 
 
 @torch.no_grad()
-def start_lora(model: nn.Module, adapter_name: str = "default", std: float = 0.02) -> None:
+def start_lora(model: nn.Module, adapter_name: str = "default") -> None:
     """Draws both matrices of an adapter's low-rank pairs from a truncated normal distribution, as LoRAT starts."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for pairs in (module.lora_A, module.lora_B):
                 if adapter_name in pairs and not pairs[adapter_name].weight.is_meta:
-                    nn.init.trunc_normal_(pairs[adapter_name].weight, std=std)
+                    nn.init.trunc_normal_(pairs[adapter_name].weight, std=0.02)

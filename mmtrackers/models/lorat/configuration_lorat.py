@@ -15,7 +15,6 @@ SIZES = {
     "giant": (1536, 40, 24, True, 0.4),
 }
 TEMPLATE_SIZES = {224: 112, 378: 196}
-SEARCH_FACTORS = {224: 4.0, 378: 5.0}
 
 
 @strict
@@ -55,9 +54,10 @@ class LoRATConfig(CropConfigMixin, PreTrainedConfig):
     initializer_range: float = 0.02
 
     @classmethod
-    def published(cls, size: str, search_size: int = 224, **fields: Any) -> "LoRATConfig":
-        """The configuration of a published tracker: "small", "base", "large" or "giant", at 224 or 378 pixels;
-        `fields` say what shall be otherwise."""
+    def published(cls, size: str, search_size: int | None = None, **fields: Any) -> "LoRATConfig":
+        """The configuration of a published tracker: "small", "base", "large" or "giant", at 224 or 378 pixels (by
+        default the class's); `fields` say what shall be otherwise."""
+        search_size = search_size or cls().search_size
         if size not in SIZES or search_size not in TEMPLATE_SIZES:
             raise ValueError(
                 f"no LoRAT of size {size!r} at {search_size} pixels; published: {', '.join(SIZES)} at "

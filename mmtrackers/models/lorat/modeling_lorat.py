@@ -14,10 +14,9 @@ from mmtrackers.modeling.dinov2_weights import dinov2_fields, find_dinov2_config
 from mmtrackers.modeling.for_tracking import ModelForTracking
 from mmtrackers.modeling.mlp_head import MlpHead
 from mmtrackers.processing.crops import hann_window
-from mmtrackers.processing.image_processing import TrackerImageProcessor
 from mmtrackers.tuners.lora import lora_config, start_lora, starts_as_lorat
 
-from .configuration_lorat import SEARCH_FACTORS, SIZES, TEMPLATE_SIZES, LoRATConfig
+from .configuration_lorat import SIZES, TEMPLATE_SIZES, LoRATConfig
 
 logger = logging.get_logger(__name__)
 
@@ -93,17 +92,12 @@ class LoRATForTracking(LoRATPreTrainedModel, ModelForTracking):
     """
 
     reads_template_mask = True
+    crop_style = "lorat"
     trunk_class = LoRATModel
 
     def new_head(self) -> MlpHead:
         """The MLP head."""
         return MlpHead(self.config.hidden_size, self.config.search_grid, self.config.window_penalty)
-
-    def image_processor(self) -> TrackerImageProcessor:
-        """The crops that the published trackers of these sizes were trained with."""
-        sizes = {"template_size": self.config.template_size, "search_size": self.config.search_size}
-        factor = SEARCH_FACTORS.get(self.config.search_size, 4.0)
-        return TrackerImageProcessor(crop_style="lorat", **sizes, search_factor=factor)
 
     def window(self) -> Tensor:
         """Weights of places `[g, g]` for `decode`: 0 at the border."""

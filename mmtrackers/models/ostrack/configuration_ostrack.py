@@ -52,11 +52,6 @@ class OSTrackConfig(CropConfigMixin, PreTrainedConfig):
     initializer_range: float = 0.02
 
     @property
-    def search_factor(self) -> float:
-        """Side of the search crop over the target's, as the published trackers of these sizes have it."""
-        return 5.0 if self.search_size == 384 else 4.0
-
-    @property
     def intermediate_size(self) -> int:
         """Width inside the MLP."""
         return int(self.hidden_size * self.mlp_ratio)

@@ -1,6 +1,5 @@
 """OSTrack: one-stream tracking with a plain ViT (Ye et al., arXiv 2203.11991)."""
 
-
 import torch
 from torch import nn
 
@@ -8,7 +7,6 @@ from mmtrackers.modeling.base import TrackerPreTrainedModel
 from mmtrackers.modeling.center_head import CenterHead
 from mmtrackers.modeling.for_tracking import ModelForTracking
 from mmtrackers.modeling.vit import ViTTrunk, init_vit_weights
-from mmtrackers.processing.image_processing import TrackerImageProcessor
 
 from .configuration_ostrack import OSTrackConfig
 
@@ -45,8 +43,3 @@ class OSTrackForTracking(OSTrackPreTrainedModel, ModelForTracking):
     def new_head(self) -> CenterHead:
         """The center head."""
         return CenterHead(self.config.hidden_size, self.config.head_channels)
-
-    def image_processor(self) -> TrackerImageProcessor:
-        """The crops that the published trackers of these sizes were trained with."""
-        sizes = {"template_size": self.config.template_size, "search_size": self.config.search_size}
-        return TrackerImageProcessor(**sizes, search_factor=self.config.search_factor)

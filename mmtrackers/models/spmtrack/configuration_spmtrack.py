@@ -1,7 +1,5 @@
 """Configuration of SPMTrack."""
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
 
 from mmtrackers.models.lorat.configuration_lorat import LoRATConfig
@@ -36,11 +34,6 @@ class SPMTrackConfig(LoRATConfig):
     def num_templates(self) -> int:
         """References beside a search crop."""
         return 3
-
-    @classmethod
-    def published(cls, size: str, search_size: int = 378, **fields: Any) -> "SPMTrackConfig":
-        """The configuration of a published tracker: "base", "large" or "giant" at 378 pixels."""
-        return super().published(size, search_size, **fields)
 
     def validate_architecture(self) -> None:
         """Checks fields against each other; called by the strict dataclass."""
