@@ -170,9 +170,8 @@ class AdapterMixin:
         Args:
             source (`str` or `PathLike`): folder or Hub id of an adapter for this kind of tracker and this base.
             adapter_name (`str`): its name in the model.
-            revision (`str`, *optional*): branch, tag or commit.
             is_trainable (`bool`): let the adapter's parameters require gradients.
-            hub: `cache_dir`, `force_download`, `local_files_only`, `token`.
+            revision (`str`, *optional*), hub: branch, tag or commit; `cache_dir`, `local_files_only`, `token`, ...
 
         Returns:
             `str`: modality of the adapter's second stream.

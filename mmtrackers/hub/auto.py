@@ -79,10 +79,9 @@ class AutoTracker:
 
         Args:
             pretrained_model_name_or_path (`str` or `PathLike`): Hub id or folder, of a full model or of an adapter.
-            base_model (`str`, `PathLike` or `PreTrainedModel`, *optional*): of an adapter, the base to use in place of
-                the recorded one. A loaded model is not changed; the tracker shares its weights.
-            base_revision (`str`, *optional*): branch, tag or commit of the base's repository; by default the recorded
-                one, else "main".
+            base_model (`str`, `PathLike` or `PreTrainedModel`, *optional*), base_revision (`str`, *optional*): of an
+                adapter, the base to use in place of the recorded one (a loaded model is not changed; the tracker
+                shares its weights), and its branch, tag or commit.
             is_trainable (`bool`), adapter_name (`str`): of an adapter, let its parameters (modules-to-save included)
                 require gradients, otherwise every parameter is frozen; its name in the loaded model.
             kwargs: `revision` (of *this* repository), `subfolder`, `cache_dir`, `force_download`, `local_files_only`,

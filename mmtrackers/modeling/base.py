@@ -219,11 +219,8 @@ class TrackerPreTrainedModel(AdapterMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "TrackerPreTrainedModel":
-        """A model in evaluation mode, from a full checkpoint or an adapter, compared tensor by tensor.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `PathLike`): Hub id or folder; None with `state_dict=`.
-            kwargs: as for `AutoTracker.from_pretrained`; `config` (`PreTrainedConfig`) replaces the saved one.
+        """A model in evaluation mode, from a full checkpoint or an adapter (Hub id, folder, None with `state_dict=`),
+        compared tensor by tensor; `kwargs` as for `AutoTracker.from_pretrained`, and `config` (`PreTrainedConfig`).
 
         Raises:
             OSError: repository or files not found, unreachable, corrupt or truncated.

@@ -29,9 +29,6 @@ class TMoEConfig(TrackerTunerConfig):
         target_modules (`str` or `list[str]`): linear maps; every one of every layer by default. Any `nn.Linear` of
             any model can be named.
 
-    Raises:
-        ValueError: a field out of range, or both switches of the experts on.
-
     Example:
         >>> TMoEConfig(r=16, alpha=32, target_modules=["q_proj", "v_proj"]).scaling
         2.0
