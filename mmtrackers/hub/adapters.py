@@ -183,12 +183,6 @@ class AdapterMixin:
         """
         self._refuse_packed("load_adapter()")
         adapter = AdapterFolder.read(TrackerFiles.find(source, hub | {"revision": revision}))
-        self._check_kind(adapter)
-        self._put_on(adapter, adapter_name, is_trainable)
-        return self.adapter_modalities[adapter_name]
-
-    def _check_kind(self, adapter: AdapterFolder) -> None:
-        """Raises ValueError unless an adapter belongs to this kind of tracker and to the adapters on it."""
         model_type = adapter.record.get("model_type", self.config.model_type)
         mine = {config.peft_type for config in getattr(self, "peft_config", {}).values()}
         kind = adapter.peft_config.peft_type
@@ -198,6 +192,8 @@ class AdapterMixin:
                 f"{self.config.model_type}{' with ' + min(mine).value if mine else ''}. Load it as a tracker of its "
                 "own that shares the base: Tracker.from_pretrained(repo, base_model=base), with the loaded base."
             )
+        self._put_on(adapter, adapter_name, is_trainable)
+        return self.adapter_modalities[adapter_name]
 
     def _put_on(self, adapter: AdapterFolder, name: str, is_trainable: bool) -> None:
         """Injects an adapter, compares base, names and shapes with its files, and only then copies the tensors in."""
