@@ -83,12 +83,10 @@ class SwiGLU(nn.Module):
         self.scale = nn.Identity()
 
     def inner(self, h: Tensor) -> Tensor:
-        """As `Mlp.inner`."""
         gate, value = self.w12(h).chunk(2, -1)
         return F.silu(gate) * value
 
     def project(self, inner: Tensor) -> Tensor:
-        """As `Mlp.project`."""
         return self.scale(self.w3(inner))
 
 

@@ -290,7 +290,6 @@ class PackedAttention(nn.Module):
     def attend(
         self, h: Tensor, query_tokens: Tensor, layout: TokenLayout, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """As `Attention.attend`."""
         first = [] if self.q is None else [self.q(query_tokens)]
         query, key, value = map(self._heads, [*first, *self.kv(h)])
         output, weights = self.core(query, key, value, 1.0, layout, **kwargs)
@@ -307,7 +306,6 @@ class PackedMlp(nn.Module):
         self.first, self.project = packed_map(LinearMap.of(first), gelu=not self.gated), _last_map(last, mlp.scale)
 
     def inner(self, h: Tensor) -> Tensor:
-        """As `Mlp.inner`."""
         inner = self.first(h)
         if self.gated:
             gate, inner = inner.chunk(2, -1)

@@ -31,7 +31,6 @@ class ODTrackConfig(OSTrackConfig):
     max_memory: int | None = 1024
 
     def validate_architecture(self) -> None:
-        """Checks fields against each other; called by the strict dataclass."""
         super().validate_architecture()
         if self.num_templates < 1:
             raise ValueError(f"num_templates is {self.num_templates}, expected at least 1.")

@@ -36,7 +36,6 @@ class SPMTrackConfig(LoRATConfig):
         return 3
 
     def validate_architecture(self) -> None:
-        """Checks fields against each other; called by the strict dataclass."""
         super().validate_architecture()
         if self.reference_rule not in ("quarters", "thirds"):
             raise ValueError(f"reference_rule is {self.reference_rule!r}, expected 'quarters' or 'thirds'.")
