@@ -48,12 +48,10 @@ def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
 
 def _with_files(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose frames are names of files, with what is in them; the names without their folders."""
-
-    def embedded(file: dict[str, Any]) -> dict[str, Any]:
-        content = Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
-        return {"path": Path(file["path"]).name, "bytes": content}
-
-    return {name: row[name] and [embedded(file) for file in row[name]] for name in ("frames", "frames_x")}
+    for file in (*row["frames"], *(row["frames_x"] or ())):
+        place = Path(file["path"])
+        file |= {"path": place.name, "bytes": place.read_bytes() if file["bytes"] is None else file["bytes"]}
+    return {"frames": row["frames"], "frames_x": row["frames_x"]}
 
 
 def _row(sequence: Sequence) -> dict[str, Any]:

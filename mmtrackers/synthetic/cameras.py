@@ -117,17 +117,13 @@ def compose_rgb(scene: "SyntheticScene", time: float, view: View, events: bool =
             color = color * np.array([[math.exp(scene.target_gain(time))]] * 3 + [[1]], np.float32)
         patch = cv2.transform(patch, color)
         if not events and layer is scene.target and scene.blur[0]:
-            patch = motion_blur(patch, layer, time, view, scene.exposure)
+            # smeared along its motion while the shutter is open, for many frames, so that it is seen
+            (x0, y0), (x1, y1), long = layer.center(time - 0.5), layer.center(time + 0.5), scene.exposure
+            dx, dy = long * (x1 - x0) * view.columns / view.width, long * (y1 - y0) * view.rows / view.height
+            patch = cv2.filter2D(patch, -1, line_kernel(dx, dy)) if math.hypot(dx, dy) > 1 else patch
         # OpenCV copies a part of the channels that numpy cut out, ten times as slowly
         blend(canvas, cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.extractChannel(patch, 3), left, top)
     return canvas
-
-
-def motion_blur(patch: np.ndarray, layer: Layer, time: float, view: View, exposure: float) -> np.ndarray:
-    """Smear a patch along its layer's motion while the shutter is open; exposure in frames, many to be seen."""
-    (x0, y0), (x1, y1) = layer.center(time - 0.5), layer.center(time + 0.5)
-    dx, dy = exposure * (x1 - x0) * view.columns / view.width, exposure * (y1 - y0) * view.rows / view.height
-    return cv2.filter2D(patch, -1, line_kernel(dx, dy)) if math.hypot(dx, dy) > 1 else patch
 
 
 def line_kernel(dx: float, dy: float) -> np.ndarray:
@@ -157,8 +153,13 @@ def render_rgb(scene: "SyntheticScene", time: float, view: View) -> np.ndarray:
     if scene.jpeg:
         _, code = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg])
         canvas = cv2.imdecode(code, cv2.IMREAD_COLOR)
-    if scene.interlaced:
-        interlace(canvas, scene.interlaced)
+    if pixels := scene.interlaced:
+        # every second row shifted by what moved between the two fields of a frame
+        rows = canvas[1::2]
+        if pixels > 0:
+            rows[:, pixels:] = rows[:, :-pixels].copy()
+        else:
+            rows[:, :pixels] = rows[:, -pixels:].copy()
     if scene.gray:
         canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     black_outside(scene, canvas, view)
@@ -202,15 +203,6 @@ def camera_blur(draw: Draw, canvas: np.ndarray) -> np.ndarray:
         angle, length = draw.uniform(0, 3.2), draw.uniform(2, 7)
         return cv2.filter2D(canvas, -1, line_kernel(length * math.cos(angle), length * math.sin(angle)))
     return cv2.GaussianBlur(canvas, (0, 0), draw.uniform(0.5, 1.6))
-
-
-def interlace(canvas: np.ndarray, pixels: int) -> None:
-    """Shift every second row by what moved between the two fields of a frame, in place."""
-    rows = canvas[1::2]
-    if pixels > 0:
-        rows[:, pixels:] = rows[:, :-pixels].copy()
-    else:
-        rows[:, :pixels] = rows[:, -pixels:].copy()
 
 
 def noise_field(draw: Draw, rows: int, columns: int, colors: bool = False) -> np.ndarray:

@@ -100,9 +100,11 @@ class Sprite:
     """
 
     def __init__(self, rgba: np.ndarray, hull: np.ndarray | None = None) -> None:
-        self.picture = Picture(premultiply(rgba))
+        alpha = cv2.extractChannel(rgba, 3)
+        factor = cv2.merge((alpha, alpha, alpha, np.full_like(alpha, 255)))
+        self.picture = Picture(cv2.multiply(rgba, factor, scale=1 / 255))  # premultiplied
         self.heat: Picture | None = None
-        self._measure(outline_hull(rgba[..., 3]) if hull is None else hull)
+        self._measure(outline_hull(alpha) if hull is None else hull)
 
     def _measure(self, hull: np.ndarray) -> None:
         self.hull = hull
@@ -142,12 +144,6 @@ class Sprite:
         sprite = Sprite(cv2.merge((*cv2.split(rgb), alpha)), self.hull)
         sprite.heat = self.heat_picture()
         return sprite
-
-
-def premultiply(rgba: np.ndarray) -> np.ndarray:
-    """RGB times alpha, alpha kept; uint8 [h, w, 4]."""
-    alpha = cv2.extractChannel(rgba, 3)
-    return cv2.multiply(rgba, cv2.merge((alpha, alpha, alpha, np.full_like(alpha, 255))), scale=1 / 255)
 
 
 def outline_hull(alpha: np.ndarray) -> np.ndarray:
@@ -190,10 +186,6 @@ class PictureLibrary:
         self.backgrounds = [Picture(read_picture(path, "RGB")) for path in self._paths("backgrounds", "*.jpg")]
         draw = Draw(np.random.default_rng(0))
         self.clutter = [cluttered(self, draw) for _ in range(clutter)]
-
-    def scenery(self, draw: Draw) -> Picture:
-        """A random background: a photo, or as often one with clutter."""
-        return draw.pick(self.clutter if self.clutter and draw.chance(0.7) else self.backgrounds)
 
     def _paths(self, kind: str, pattern: str) -> list[Path]:
         paths = [path for path in sorted((self.folder / kind).glob(pattern))

@@ -57,7 +57,6 @@ class SyntheticScene:
             self._bend_target()
         self._make_light()
         self._make_second_camera()
-        self._make_film()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -70,7 +69,8 @@ class SyntheticScene:
 
     def _make_background(self) -> None:
         draw = self.draw
-        self.background = self.library.scenery(draw)
+        photos, cluttered = self.library.backgrounds, self.library.clutter
+        self.background = draw.pick(cluttered if cluttered and draw.chance(0.7) else photos)
         cover = max(self.width / self.background.width, self.height / self.background.height)
         # a photo is not blown up beyond 2.5 frame pixels per pixel of its own: that would be a blur
         zoom = draw.log_uniform(1.1, max(1.3, min(3.5, 2.5 / cover)))
@@ -240,10 +240,7 @@ class SyntheticScene:
             self.target.depth = 0.95 * self.far
         self.event_threshold, self.event_step = draw.log_uniform(0.06, 0.25), draw.uniform(0.5, 2.0)
         self.noise_offset = (draw.below(1 << 16), draw.below(1 << 16))
-
-    def _make_film(self) -> None:
-        """What the cameras record: colors or gray, how much contrast, and how poor the second one is, from 0 to 1."""
-        draw = self.draw
+        # what the cameras record: colors or gray, how much contrast, and how poor the second one is, from 0 to 1
         self.gray = draw.chance(0.28)
         self.contrast = draw.uniform(0.25, 0.8) if draw.chance(0.25) else 1.0
         self.haze = draw.uniform(20, 200)
