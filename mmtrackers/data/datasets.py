@@ -330,7 +330,7 @@ def _rows(path: Path | None, entry: Entry, stamps: FileStamps) -> np.ndarray:
     if path is None:
         return np.empty((0, 4))
     stamps.add(path)
-    return entry.layout.read_boxes(path)[entry.skip :]
+    return entry.layout.parse(path)[entry.skip :]
 
 
 def _on_frames(path: Path | None, rows: np.ndarray, count: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ with the readers in jiawen-zhu/ViPT (LasHeR, VisEvent, DepthTrack), Event-AHU/CO
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,13 @@ class Layout:
         boxes, second_boxes (`tuple[str, ...]`): annotation files of the RGB and of the second stream; the first that
             exists is read. Numbers may be parted by comma, tab, space or semicolon.
         required (`tuple[str, ...]`): files of which one must exist for the layout to be recognized.
-        corners (`bool`): rows of four numbers are two opposite corners (in any order), not x, y, w, h.
         flags (`dict[str, tuple[int, ...]]`): presence files -> the values that mean **present**; files that lack are
             skipped. Their numbers are kept in `Sequence.extras` under the file's stem.
         numbers (`tuple[str, ...]`): further files of one number per frame that are kept there.
         steps (`tuple[int, ...]`): permitted distances between annotated frames, beside one line per frame.
         cut (`bool`): frames behind the last annotated one do not belong to the sequence.
         min_side (`float`): pixels; boxes with a smaller side are not trained on.
-        parse (`Callable`): reads a box file, where `read_boxes` would not do.
+        parse (`Callable`): reads a box file: path -> [N, 4] float64 x, y, w, h.
     """
 
     name: str
@@ -46,17 +46,12 @@ class Layout:
     boxes: tuple[str, ...] = ("groundtruth.txt",)
     second_boxes: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
-    corners: bool = False
     flags: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     cut: bool = False
     min_side: float = 0.0
-    parse: Callable[[Path], np.ndarray] | None = field(default=None, repr=False)
-
-    def read_boxes(self, path: Path) -> np.ndarray:
-        """[N, 4] float64 x, y, w, h, in this layout's form."""
-        return self.parse(path) if self.parse else read_boxes(path, self.corners)
+    parse: Callable[[Path], np.ndarray] = field(default=read_boxes, repr=False)
 
 
 _OWN_BOXES = ("groundtruth.txt", "groundtruth_rect.txt", "init.txt")
@@ -67,7 +62,7 @@ RGBT = Layout("LasHeR, RGBT234, RGBT210", {"rgb": ("visible",), "thermal": ("inf
 VTUAV = Layout("VTUAV", {"rgb": ("rgb",), "thermal": ("ir", "ir_gray")}, boxes=("rgb.txt", "groundtruth.txt"),
                second_boxes=("ir.txt", "ir_gray.txt"), steps=(10,))
 GTOT = Layout("GTOT", {"rgb": ("v",), "thermal": ("i",)}, boxes=("groundTruth_v.txt",),
-              second_boxes=("groundTruth_i.txt",), corners=True)
+              second_boxes=("groundTruth_i.txt",), parse=partial(read_boxes, corners=True))
 VISEVENT = Layout("VisEvent", {"rgb": ("vis_imgs",), "event": ("event_imgs",)}, flags={"absent_label.txt": (1,)},
                   min_side=5.0)
 COESOT = Layout("COESOT", {"rgb": ("{name}_aps",), "event": ("{name}_dvs",)}, flags={"absent.txt": (1,)})
