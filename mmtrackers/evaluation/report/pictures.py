@@ -11,7 +11,7 @@ import numpy as np
 from mmtrackers.data.annotations import read_boxes
 from mmtrackers.data.sequence import Sequence as VideoSequence
 from mmtrackers.evaluation.protocols import PROTOCOLS
-from mmtrackers.processing.boxes import iou_xywh, xyxy_to_xywh
+from mmtrackers.processing.boxes import iou_xywh, xywh_to_xyxy, xyxy_to_xywh
 from mmtrackers.tracking.drawing import visible
 
 from .sets import SetReport
@@ -81,16 +81,22 @@ def _strip(sequence: VideoSequence, boxes: dict[str, np.ndarray]) -> dict[str, A
 
 def _pictures(sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The frame in each of its streams, cut to the part that holds the boxes, with the boxes over it."""
-    frame = sequence.read(index)
-    truth = sequence.boxes_xywh[index] if sequence.present[index] else None
+    frame, truth = sequence.read(index), [sequence.boxes_xywh[index]] if sequence.present[index] else []
     shown = {name: rows[index] for name, rows in boxes.items() if np.isfinite(rows[index]).all()}
     height, width = next(iter(frame.values())).shape[:2]
-    window = window_round([*shown.values(), *([] if truth is None else [truth])], width, height)
+    left, top, width, height = window_round([*shown.values(), *truth], width, height)
+    scale = PICTURE_WIDTH / width
+    size = (PICTURE_WIDTH, max(1, round(scale * height)))
     pictures = []
     for modality, image in frame.items():
-        other = sequence.second_boxes_xywh if modality != "rgb" else None
-        here = truth if other is None or truth is None else other[index]
-        pictures.append(_cut(visible(image, modality), window, here, shown) | {"label": f"{modality}, frame {index}"})
+        part = cv2.resize(visible(image, modality)[top : top + height, left : left + width], size,
+                          interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # fmt: skip
+        _, data = cv2.imencode(".jpg", part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
+        own = sequence.second_boxes_xywh if modality != "rgb" else None
+        known = [("", box) for box in (truth if own is None or not truth else [own[index]]) if np.isfinite(box).all()]
+        rectangles = [(name, ((box - (left, top, 0, 0)) * scale).tolist()) for name, box in (*known, *shown.items())]
+        pictures.append({"label": f"{modality}, frame {index}", "size": size, "rectangles": rectangles,
+                         "image": base64.b64encode(data.tobytes()).decode()})  # fmt: skip
     return pictures
 
 
@@ -103,7 +109,7 @@ def window_round(boxes: list[np.ndarray], width: int, height: int) -> tuple[int,
     """
     if not boxes:
         return 0, 0, width, height
-    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes])
+    corners = xywh_to_xyxy(np.array(boxes))
     x1, y1 = np.clip(corners[:, :2].min(0), 0, (width, height))
     x2, y2 = np.clip(corners[:, 2:].max(0), 0, (width, height))
     share = float(np.clip(1.6 * max((x2 - x1) / width, (y2 - y1) / height), 0.25, 1))
@@ -111,21 +117,6 @@ def window_round(boxes: list[np.ndarray], width: int, height: int) -> tuple[int,
     left = int(np.clip(round((x1 + x2 - w) / 2), 0, width - w))
     top = int(np.clip(round((y1 + y2 - h) / 2), 0, height - h))
     return left, top, w, h
-
-
-def _cut(
-    picture: np.ndarray, window: tuple[int, int, int, int], truth: np.ndarray | None, boxes: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """A window of a picture as text, and the boxes in it."""
-    left, top, width, height = window
-    scale = PICTURE_WIDTH / width
-    size = (PICTURE_WIDTH, max(1, round(scale * height)))
-    part = cv2.resize(picture[top : top + height, left : left + width], size,
-                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # fmt: skip
-    _, data = cv2.imencode(".jpg", part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
-    known = [("", truth)] if truth is not None and np.isfinite(truth).all() else []
-    rectangles = [(name, ((box - (left, top, 0, 0)) * scale).tolist()) for name, box in (*known, *boxes.items())]
-    return {"size": size, "image": base64.b64encode(data.tobytes()).decode(), "rectangles": rectangles}
 
 
 def line_points(x: np.ndarray, y: np.ndarray, field: tuple[int, int, int, int]) -> str:
