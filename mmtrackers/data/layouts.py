@@ -106,7 +106,6 @@ class Split:
         names (`tuple[str, ...]`): else, lists that come with the package (`data/lists/<name>.txt`), together. They
             decide only if `folders` do not tell the split (always=False), or whenever no list was found (True).
         without (`tuple[str, ...]`): the package's lists of names that are left out, likewise.
-        always (`bool`): see `names`.
         pattern (`str`): how a name is made of an entry of the package's lists.
         drop (`tuple[str, ...]`): paths of sequences that are never taken (their last components).
     """
@@ -125,9 +124,8 @@ class DatasetRow:
     """One public set.
 
     Args:
-        title (`str`): as papers write it.
+        title (`str`), splits (`dict[str, Split]`): as papers write it; all there are.
         layouts (`tuple[Layout, ...]`): forms of its sequences' folders; the first that fits is taken.
-        splits (`dict[str, Split]`): all there are.
         attributes (`str`): list of the package with `name ATTRIBUTE ...` per line.
         entries (`Callable`): entries of folders -> of sequences, for sets where these differ (see `special`).
         build (`Callable`): (root, split, index) -> sequences, for a set without any folder per sequence.

@@ -123,8 +123,7 @@ class Sequence:
         annotated (`np.ndarray`, *optional*): [N] bool, the frame has a line in the annotation; by default all.
             Overlap is measured on these frames only.
         second_boxes_xywh (`np.ndarray`, *optional*): [N, 4], the boxes in the second modality, where a set has them.
-        layout (`str`): the on-disk layout it was read from.
-        dataset (`str`): the set it was opened as (`open_dataset(dataset=...)`), else empty.
+        layout, dataset (`str`): the on-disk layout it was read from, and the set it was opened as, else empty.
         min_side (`float`): pixels; for training a box counts only if both of its sides are larger.
         attributes (`tuple[str, ...]`): the set's labels of the whole sequence, such as "LR" (low resolution).
         extras (`dict[str, np.ndarray]`): [N] float32 each, the set's own numbers per frame as they stand in the file

@@ -42,8 +42,7 @@ class SequenceScore:
     """The scores of one sequence.
 
     Args:
-        name (`str`): the sequence.
-        frames (`int`): frames that it has.
+        name (`str`), frames (`int`): the sequence, and how many frames it has.
         scores (`dict[str, float]`): metric -> fraction, of this sequence alone.
         counted (`bool`): whether the protocol takes it into the set's scores (VisEvent and COESOT leave out a sequence
             in which nothing at all hits).
@@ -197,8 +196,7 @@ class EvaluationResult:
     """One tracker on one data set under one protocol.
 
     Args:
-        tracker (`str`): name to show.
-        dataset (`str`): the set, to show ("LasHeR").
+        tracker, dataset (`str`): names to show.
         protocol (`str`): key into `mmtrackers.evaluation.protocols.PROTOCOLS`.
         scores (`dict[str, float]`): metric -> fraction, in the order of the protocol's tables.
         headline (`str`): the metric to rank by.
@@ -206,11 +204,9 @@ class EvaluationResult:
             sets; "expected_overlap" of multi-start sets. Those that the protocol has.
         sequences (`tuple[SequenceScore, ...]`): in the set's order.
         attributes (`dict[str, AttributeScore]`): attribute -> scores, where the set has attributes.
-        speed (`Speed`, *optional*): where it was measured.
-        settings (`Settings`, *optional*): of a run of this package; none for raw results of others.
+        speed (`Speed`, *optional*), settings (`Settings`, *optional*): of a run of this package.
         partial (`bool`): sequences were missing or shorter and it was asked for all the same: not a number to publish.
-        missing (`tuple[str, ...]`): the sequences without a result.
-        notes (`tuple[str, ...]`): warnings about the whole.
+        missing, notes (`tuple[str, ...]`): the sequences without a result; warnings about the whole.
         split (`str`): the part of the set, such as "test"; empty where it was not said.
     """
 

@@ -19,11 +19,9 @@ class Truth:
     """What a protocol needs to know of one sequence.
 
     Args:
-        name (`str`): the sequence.
-        boxes_xywh (`np.ndarray`): `[N, 4]` pixels, as in the set's file: rows of zeros or NaN stay as they are.
+        name (`str`), boxes_xywh (`np.ndarray`): `[N, 4]` pixels, as in the set's file: zeros or NaN stay as they are.
         visible (`np.ndarray`, *optional*): `[N]` bool, what the set's own flags say of the target; none: no flags.
-        annotated (`np.ndarray`, *optional*): `[N]` bool, frames that have a line in the annotation; none: all.
-        second_boxes_xywh (`np.ndarray`, *optional*): `[N, 4]`, the boxes in the second modality.
+        annotated, second_boxes_xywh (`np.ndarray`, *optional*): as of a `Sequence`.
         image_size (`tuple[int, int]`, *optional*): width and height of its frames in pixels.
         anchors (`np.ndarray`, *optional*): `[N]`, > 0 where a forward run starts, < 0 where a backward one does.
         attributes (`tuple[str, ...]`): of the whole sequence.
@@ -67,8 +65,7 @@ class RawResult:
         boxes_xywh (`np.ndarray`): `[N, 4]` pixels, one row per frame.
         confidence (`np.ndarray`, *optional*): `[N]`, for long-term protocols; none counts as 0 everywhere.
         runs (`dict[int, np.ndarray]`): multi-start protocols: anchor -> `[L, 4]` in the order of the run.
-        file (`Path`, *optional*): where it was read.
-        notes (`list[str]`): what was noticed there.
+        file (`Path`, *optional*), notes (`list[str]`): where it was read, and what was noticed there.
         partial (`bool`): it ended before its sequence, and the missing frames were made misses.
     """
 
@@ -105,8 +102,7 @@ class Protocol:
     """What all protocols have.
 
     Args:
-        name (`str`): key in `PROTOCOLS`.
-        title (`str`): the data set, to show.
+        name, title (`str`): key in `PROTOCOLS`; the data set, to show.
         source (`str`): whose code or paper it follows.
         headline (`str`): the metric that trackers are ranked by.
         files (`str`): how raw results lie in a folder: "lines" (`<name>.txt`), "got10k" (`<name>/<name>_001.txt`),

@@ -333,9 +333,8 @@ def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tup
 
 
 class Failures:
-    """Reasons and how often each was met, in this process and in those that it hands this object to.
-
-    They stand in a temporary file, a line each: workers only ever append, and a line is written in one piece.
+    """Reasons and how often each was met, in this process and in those that it hands this object to: lines of a
+    temporary file, to which workers only ever append, each in one piece.
 
     Example:
         >>> failures = Failures()

@@ -57,8 +57,7 @@ class TrainingProgress:
 
     Args:
         epoch, batch (`int`): the epoch under way (from 0) and the batches of it that are done, per process.
-        step (`int`): optimizer steps done.
-        seconds (`float`): time in the training loop, over all parts of the run.
+        step (`int`), seconds (`float`): optimizer steps done, and the time that they took, over all parts of the run.
         history (`list[dict]`): one entry per `log_every` steps: step, epoch, rate, losses.
         meter (`dict`): the unread part of the losses, so that the entry after a resume equals the uninterrupted one.
         fixed (`dict`): options that decide which pair comes when; a resumed run must have the same.
