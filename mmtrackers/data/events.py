@@ -106,13 +106,7 @@ def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
 
 def in_windows(chunks: Iterable[Events], windows: Iterable[tuple[int, int]]) -> Iterator[Events]:
     """The events of each window `[begin, end)`; windows in order of time. Holds no more than a window and a chunk;
-    ValueError where the recording's clock goes back by more than a second.
-
-    Example:
-        >>> some = Events(np.array([1, 5, 9]), *[np.zeros(3, int)] * 2, np.ones(3, bool))
-        >>> [part.t.tolist() for part in in_windows([some], [(0, 5), (5, 10)])]
-        [[1], [5, 9]]
-    """
+    ValueError where the recording's clock goes back by more than a second."""
     following = iter(chunks)
     held = Events(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, bool)))
     for begin, end in windows:

@@ -91,11 +91,6 @@ def nearest_in_time(rgb: Iterable[tuple[float, A]], other: Iterable[tuple[float,
     where that is further than the tolerance (seconds).
 
     Both are `(seconds, item)` in order of time, and read once, one item ahead.
-
-    Example:
-        >>> fast, slow = [(0.0, "a"), (0.04, "b"), (0.08, "c")], [(0.0, 1), (0.08, 2)]
-        >>> list(nearest_in_time(fast, slow, 0.041))
-        [('a', 1), ('b', 1), ('c', 2)]
     """
     following: Iterator[Any] = iter(other)
     now = next(following, None)

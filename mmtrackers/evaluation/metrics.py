@@ -34,12 +34,7 @@ def overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, inclusive: bool = False) ->
 
 def center_errors(result_xywh: np.ndarray, truth_xywh: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
     """Distance `[N]` of the centers of boxes `[N, 4]`, in pixels or in units of `scale` `[N, 2]`, by which each center
-    is divided, as in the toolkits: in float32 the order decides ties; NaN where a number lacks.
-
-    Example:
-        >>> center_errors(np.array([[0.0, 0, 2, 2]]), np.array([[3.0, 4, 2, 2]])).tolist()
-        [5.0]
-    """
+    is divided, as in the toolkits: in float32 the order decides ties; NaN where a number lacks."""
     result, truth = ((boxes[:, 2:] - 1) / 2 + boxes[:, :2] for boxes in (result_xywh, truth_xywh))
     if scale is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -56,12 +51,7 @@ def carry_forward(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 def count_above(values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int) -> np.ndarray:
     """`[sequences, K]`: how many values `[N]` of each sequence (`owner` `[N]`: its index) lie above each of
-    `thresholds` `[K]` (ascending), strictly; NaN lies above none.
-
-    Example:
-        >>> count_above(np.array([0.2, 0.5]), np.array([0.0, 0.2, 0.5]), np.array([0, 0]), 1).tolist()
-        [[2, 1, 0]]
-    """
+    `thresholds` `[K]` (ascending), strictly; NaN lies above none."""
     passed = np.searchsorted(thresholds, np.where(np.isnan(values), -np.inf, values), side="left")
     counts = _histogram(passed, owner, sequences, len(thresholds) + 1)
     return counts[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
@@ -85,10 +75,6 @@ def raster_overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, image_size: tuple[in
     The four numbers are rounded (half to even); a box covers the pixels x to x + w - 1. NaN stands for "no region".
     No region against a box is 0, no region twice is 1. A window of one pixel's width or height counts as no region
     before it is cut to the image (width, height), and as an overlap of 0 after it.
-
-    Example:
-        >>> raster_overlaps(np.array([[0.0, 0, 4, 4]]), np.array([[2.4, 0, 4, 4]]), (5, 5)).round(4).tolist()
-        [0.4]
     """
     edge = np.array(image_size) - 1
     (a1, a2, a_none), (b1, b2, b_none) = _pixels(a_xywh), _pixels(b_xywh)
@@ -130,10 +116,6 @@ def long_term_curves(
         overlaps, confidences (list of `np.ndarray`): per sequence `[N]`; confidence NaN where the tracker gave none.
         visible (list of `int`): per sequence, frames with ground truth.
         resolution (`int`, *optional*): as for [`LongTerm`].
-
-    Example:
-        >>> long_term_curves([np.array([0, 1.0])], [np.array([0, 0.7])], [2], None)[2].tolist()
-        [[0.0, 0.5, 0.5, 0.5]]
     """
     scores = np.concatenate(confidences)
     scores = np.sort(scores[~np.isnan(scores)])[::-1]

@@ -21,12 +21,6 @@ class Bending:
 
     A `strength` of 1 moves the farthest parts by a third of the half side. `sprite` is the same one with room around
     it, which a layer shows unbent.
-
-    Example:
-        >>> rgba = np.full((40, 30, 4), 255, np.uint8)
-        >>> bending = Bending(Draw(np.random.default_rng(0)), Sprite(rgba), 1.0)
-        >>> bending.sprite.picture.height, bending(0.0).picture.height
-        (60, 60)
     """
 
     def __init__(self, draw: Draw, sprite: Sprite, strength: float) -> None:

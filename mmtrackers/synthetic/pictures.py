@@ -29,13 +29,7 @@ _CORNERS = np.array(((0, 0), (0, 1), (1, 0), (1, 1)), np.int32)
 
 class Draw:
     """Fast scalar random numbers from one numpy Generator (numpy's own scalar calls cost microseconds each); the
-    sequence of calls decides the result.
-
-    Example:
-        >>> draw = Draw(np.random.default_rng(0))
-        >>> 2.0 <= draw.uniform(2.0, 3.0) < 3.0
-        True
-    """
+    sequence of calls decides the result."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng

@@ -23,15 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class LossMeter:
-    """Sums of named scalars that stay on the device until they are read: no host-device synchronization per step.
-
-    Example:
-        >>> meter = LossMeter()
-        >>> for value in (1.0, 2.0):
-        ...     meter.add({"loss": torch.tensor(value)})
-        >>> meter.mean()
-        {'loss': 1.5}
-    """
+    """Sums of named scalars that stay on the device until they are read: no host-device synchronization per step."""
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         state = state or {}

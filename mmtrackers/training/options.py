@@ -13,15 +13,10 @@ class TrainingOptions(Recipe):
 
     output: str = option("", "Folder for the result, its checkpoints and logs.")
     preset: str = option("", f"A published recipe, whose fields the other options replace: {', '.join(RECIPES)}.")
-    model: str | None = option(
-        None, "Repository or folder of a base, or of an adapter to go on with; of an adapter the package's own base "
-        "by default."
-    )
+    model: str | None = option(None, "Repository or folder: a base, or an adapter to go on with; default: our base.")
     search_size: int = option(0, "Side of the search crop on a plain DINOv2; 0: LoRAT 224, SPMTrack 378.")
     train_base: bool = option(False, "Train all weights of --model, without an adapter.")
-    adapter: str | None = option(
-        None, "Folder with an adapter_config.json of any kind (peft writes it): put on --model in place of --system's."
-    )
+    adapter: str | None = option(None, "Folder of any adapter's config, as peft writes it, in the place of --system.")
 
     data: list[str] = listed(  # noqa: RUF009
         "Sets to train on: FOLDER with sequences of any known layout, SET/SPLIT=FOLDER, such as "
@@ -45,9 +40,7 @@ class TrainingOptions(Recipe):
     validate_epochs: int = option(1, "Epochs between two validations.")
     validate_sequences: int = option(8, "Sequences of each --validate to track through, spread evenly.")
 
-    resume: str | None = option(
-        None, "Go on from the newest checkpoint in --output (if any), or the one given.", nargs="?", const="latest"
-    )
+    resume: str | None = option(None, "Go on from the newest checkpoint, or the one given.", nargs="?", const="latest")
     save_steps: int = option(0, "Checkpoint every N optimizer steps; 0: only by time.")
     save_minutes: float = option(10.0, "Checkpoint every N minutes; 0: only by steps.")
     max_steps: int = option(0, "Stop after N optimizer steps of the whole run, with a checkpoint; 0: no limit.")

@@ -56,9 +56,7 @@ class Recipe:
     decay: Literal["all", "matrices", "weights"] = option(
         "all", "What decays: all; tensors of two or more dimensions; those but for norms, embeddings and 1 x C maps."
     )
-    schedule: Literal["constant", "step", "linear", "cosine", "warm-cosine"] = option(
-        "step", "Course of the learning rate."
-    )
+    schedule: Literal["constant", "step", "linear", "cosine", "warm-cosine"] = option("step", "Of the learning rate.")
     lr_drop_epoch: int | None = option(None, "Epoch after which schedule 'step' divides by 10 (default: 80 %).")
     warmup_steps: int = option(0, "Steps of linear growth at the start.")
     warmup_lr: float = option(0.0, "Schedule 'warm-cosine': rate of the first step.")

@@ -334,15 +334,7 @@ def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tup
 
 class Failures:
     """Reasons and how often each was met, in this process and in those that it hands this object to: lines of a
-    temporary file, to which workers only ever append, each in one piece.
-
-    Example:
-        >>> failures = Failures()
-        >>> failures.add("frame 7 is empty"), failures.add("frame 7 is empty")
-        (None, None)
-        >>> failures.counts()
-        Counter({'frame 7 is empty': 2})
-    """
+    temporary file, to which workers only ever append, each in one piece."""
 
     def __init__(self) -> None:
         file, self._path = tempfile.mkstemp(prefix="mmtrackers-failures-", suffix=".txt")

@@ -101,12 +101,7 @@ def _pictures(sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray])
 
 
 def window_round(boxes: list[np.ndarray], width: int, height: int) -> tuple[int, int, int, int]:
-    """The part of a picture, in its own shape, that shows all boxes with some room; small targets are enlarged.
-
-    Example:
-        >>> window_round([np.array([400.0, 300, 40, 30])], 1920, 1080)  # left, top, width, height
-        (180, 180, 480, 270)
-    """
+    """The part of a picture, in its own shape, that shows all boxes with some room; small targets are enlarged."""
     if not boxes:
         return 0, 0, width, height
     corners = xywh_to_xyxy(np.array(boxes))

@@ -137,12 +137,7 @@ def grouped(results: Sequence[EvaluationResult]) -> list[SetReport]:
 
 
 def published_on(protocol: str) -> list[Published]:
-    """Published figures on the whole test split of a protocol's set.
-
-    Example:
-        >>> [row.scores["SR"] for row in published_on("lasher") if row.tracker == "SEATrack"]
-        [0.573]
-    """
+    """Published figures on the whole test split of a protocol's set."""
     sources, found = _published_file()["sources"], []
     for row in _published_file()["sets"].get(protocol, {"rows": []})["rows"]:
         scores = {name: round(value / 100, 6) for name, value in row["scores"].items()}

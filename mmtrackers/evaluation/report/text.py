@@ -50,10 +50,5 @@ def cell(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """Text for LaTeX.
-
-    Example:
-        >>> print(tex("HMFT_LT & co"))
-        HMFT\\_LT \\& co
-    """
+    """Text for LaTeX."""
     return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
