@@ -234,9 +234,8 @@ def _subfolders(folder: Path) -> list[Path]:
 def _recognized(folder: Path) -> Entry | None:
     """The sequence that a folder holds, in the first layout that fits."""
     for layout in LAYOUTS:
-        if layout.required and first_file(folder, layout.required) is None:
-            continue
-        if all(_stream_folder(folder, names) is not None for names in layout.streams.values()):
+        required = not layout.required or first_file(folder, layout.required)
+        if required and all(_stream_folder(folder, names) for names in layout.streams.values()):
             return Entry(folder.resolve().name, folder, layout)
     return None
 

@@ -75,17 +75,14 @@ def open_events(path: str | Path) -> EventFile:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no event file {path}")
-    opener = _OPENERS.get(path.suffix.lower())
-    if opener is None:
+    if path.suffix.lower() not in _OPENERS:
         raise ValueError(f"{path}: events are read from {', '.join(EVENT_SUFFIXES)}")
-    return opener(path)
+    return _OPENERS[path.suffix.lower()](path)
 
 
 def event_picture(events: Events, size: tuple[int, int]) -> np.ndarray:
-    """Events of a frame as a picture of `size` (height, width): uint8 `[height, width, 3]` RGB; ValueError for one
-    outside.
-
-    White ground, positive events red, negative ones blue and on top.
+    """Events of a frame as a picture of `size` (height, width): uint8 `[height, width, 3]` RGB, white ground, positive
+    events red, negative ones blue and on top; ValueError for one outside.
 
     Example:
         >>> one = Events(np.array([0]), np.array([1]), np.array([0]), np.array([True]))
@@ -255,18 +252,16 @@ def _open_evt2(path: Path) -> EventFile:
                          "_to_hdf5, or write arrays t, x, y, p with numpy.savez")  # fmt: skip
 
     def chunks() -> Iterator[Events]:
-        high: int | None = None
+        high = -1
         for words in _words(path, begin, 1):
             kind, words = words >> 28, words.astype(np.int64)
-            stamps = kind == 8
-            # the time's upper bits hold for all words behind them; what comes before the first has no time
-            at = np.maximum.accumulate(np.where(stamps, np.arange(len(words)), -1))
-            upper = np.where(at >= 0, words[at] & 0xFFFFFFF, -1 if high is None else high)
+            # the time's upper bits (8) hold for all words behind them; what comes before the first has no time
+            at = np.maximum.accumulate(np.where(kind == 8, np.arange(len(words)), -1))
+            upper = np.where(at >= 0, words[at] & 0xFFFFFFF, high)
             chosen = (kind <= 1) & (upper >= 0)
             w = words[chosen]
             yield Events((upper[chosen] << 6) | (w >> 22 & 63), w >> 11 & 2047, w & 2047, kind[chosen] == 1)
-            if len(words) and upper[-1] >= 0:
-                high = int(upper[-1])
+            high = int(upper[-1])
 
     return EventFile(path, chunks, _size_of(facts))
 
@@ -285,8 +280,7 @@ def _open_dat(path: Path) -> EventFile:
             t, data = words[::2].astype(np.int64), words[1::2].astype(np.int64)
             steps = np.diff(t, prepend=last)
             t_all = t + ((np.cumsum(steps < -(1 << 31)) + wraps) << 32)  # 32 bits of microseconds are 71 minutes
-            if len(t):
-                wraps, last = int(t_all[-1] >> 32), int(t[-1])
+            wraps, last = int(t_all[-1] >> 32), int(t[-1])
             yield Events(t_all, data & 16383, data >> 14 & 16383, (data >> 28 & 15) > 0)
 
     return EventFile(path, chunks, _size_of(facts))
@@ -296,8 +290,8 @@ def _words(path: Path, begin: int, group: int) -> Iterator[np.ndarray]:
     """The 32-bit words of a file behind its header, a whole number of groups at a time."""
     with path.open("rb") as file:
         file.seek(begin)
-        while len(data := file.read(4 * group * _CHUNK)) >= 4 * group:
-            yield np.frombuffer(data[: len(data) // (4 * group) * 4 * group], "<u4")
+        while len(words := np.fromfile(file, "<u4", group * _CHUNK)) >= group:
+            yield words[: len(words) // group * group]
 
 
 def _packets(path: Path, kind: str) -> Iterator[Any]:

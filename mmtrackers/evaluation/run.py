@@ -306,8 +306,7 @@ def _weights_hash(model: Any) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    config = getattr(model, "config", None)
-    if config is not None:
+    if (config := getattr(model, "config", None)) is not None:
         kept = {key: value for key, value in config.to_dict().items() if key not in _BESIDE}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]

@@ -26,9 +26,8 @@ class LossMeter:
     """Sums of named scalars that stay on the device until they are read: no host-device synchronization per step."""
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
-        state = state or {}
-        self.sums: dict[str, torch.Tensor | float] = dict(state.get("sums", {}))
-        self.counts: dict[str, int] = dict(state.get("counts", {}))
+        self.sums: dict[str, torch.Tensor | float] = dict((state or {}).get("sums", {}))
+        self.counts: dict[str, int] = dict((state or {}).get("counts", {}))
         self._first_bad: torch.Tensor | None = None
 
     def add(self, values: dict[str, torch.Tensor], moment: int = 0) -> None:
