@@ -419,6 +419,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.reference and (options.training or options.sequences):
+        parser.error("--reference is for single frames: leave out --training and --sequences")
     if options.reference and not options.system:
         parser.error("--reference needs --system: which tracker the checkout is of")
     if options.reference and options.system not in BUILDERS:

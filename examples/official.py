@@ -54,17 +54,17 @@ def reference_frame(path: Path, system: str, builder: str | None, config: str | 
         raise SystemExit(f"{experiment}: no such file; name the experiment with --reference-config (inside {path}).")
     sys.path.insert(0, str(path))
     try:
-        make = getattr(importlib.import_module(module_name), function)
+        module = importlib.import_module(module_name)
+        if (make := getattr(module, function, None)) is None:
+            raise SystemExit(f"{module_name} in {path} has no {function}: name it with --reference-builder.")
         if system in ("lorat", "spmtrack"):
             return _lorat_frame(make, experiment) if system == "lorat" else _spmtrack_frame(make, experiment)
         settings = importlib.import_module(f"lib.config.{system}.config")
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise SystemExit(
             f"The official code in {path} cannot be imported: {error}. Install what is missing, or name the builder "
             "with --reference-builder module:function."
         ) from error
-    except AttributeError as error:
-        raise SystemExit(f"{module_name} in {path} has no {function}: name it with --reference-builder.") from error
     settings.update_config_from_file(str(experiment))
     settings.cfg.MODEL.PRETRAIN_FILE = ""
     try:
