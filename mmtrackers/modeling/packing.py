@@ -239,15 +239,7 @@ def softmax_(logits: Tensor, tokens: int) -> Tensor:
 
 def pack_model(model: nn.Module) -> None:
     """Rewrites a tracker, on its final device and in its final dtype, for inference, in place; outputs stay within
-    1e-5 of the plain model's in float32. RuntimeError where it is packed already.
-
-    Example:
-        >>> from mmtrackers import OSTrackConfig, OSTrackForTracking
-        >>> model = OSTrackForTracking(OSTrackConfig(hidden_size=64, num_attention_heads=1, num_hidden_layers=2))
-        >>> model.pack()
-        >>> model.is_packed
-        True
-    """
+    1e-5 of the plain model's in float32. RuntimeError where it is packed already."""
     if model.is_packed:
         raise RuntimeError("This model is packed already.")
     model.eval()

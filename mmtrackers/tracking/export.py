@@ -39,14 +39,7 @@ def to_pandas(result: "RunResult") -> Any:
 
 def to_supervision(predictions: Prediction | Sequence[Prediction]) -> Any:
     """The predictions of one frame as `supervision.Detections`: those that are present, `tracker_id` from 1;
-    ImportError where supervision is not installed.
-
-    Example:
-        ```python
-        detections = to_supervision(session.update(frame))
-        frame = supervision.BoxAnnotator().annotate(frame, detections)
-        ```
-    """
+    ImportError where supervision is not installed."""
     import supervision
 
     found = [predictions] if isinstance(predictions, Prediction) else list(predictions)

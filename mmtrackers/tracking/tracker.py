@@ -119,15 +119,7 @@ class Tracker:
 
     def add_adapter(self, repo: str, name: str, **kwargs: Any) -> None:
         """Loads a further adapter onto the same base, for `start(..., adapter=name)`; the active one stays active.
-        Errors as of the model's `load_adapter`; ValueError too where it is packed or has no adapter.
-
-        Example:
-            ```python
-            tracker = Tracker.from_pretrained(default_checkpoint("thermal"))
-            tracker.add_adapter(default_checkpoint("depth"), "depth")
-            session = tracker.start({"rgb": rgb, "depth": depth}, box, adapter="depth")
-            ```
-        """
+        Errors as of the model's `load_adapter`; ValueError too where it is packed or has no adapter."""
         if self.model.is_packed or not self.model.has_adapter:
             why = "is packed" if self.model.is_packed else "has no adapter of its own"
             raise ValueError(f"no adapter can be added: the model {why}. Load an adapter first, pack() never")
@@ -217,12 +209,6 @@ class Tracker:
         Returns:
             An iterator over a `Prediction` per frame, or a list of them where a list of boxes was given; the first is
             the given box with score 1. ValueError where no box is known, and as `start` and `open_source`.
-
-        Example:
-            ```python
-            for prediction in tracker.track("clip.mp4", [60, 40, 30, 20]):
-                print(prediction.box, prediction.score)
-            ```
         """
         from .sources import as_source
 

@@ -14,10 +14,6 @@ def lora_config(r: int = 64, lora_alpha: float = 64, **kwargs: Any) -> LoraConfi
     Rank and scale are the published ones by default (a factor of 1); other fields are `peft.LoraConfig`'s. Given to
     `add_adapter` or `from_base` of a LoRAT tracker, both matrices of each pair start from a truncated normal
     distribution, neither at zero; after `peft.get_peft_model` call `start_lora`.
-
-    Example:
-        >>> sorted(lora_config().modules_to_save)
-        ['head', 'token_type']
     """
     maps = r".*\.layers\.\d+\.(attention\.[qkvo]_proj|mlp\.(fc1|fc2|w12|w3))"
     fields = {"target_modules": maps, "modules_to_save": ["token_type", "head"], "init_lora_weights": False}

@@ -17,10 +17,6 @@ class SPMTrackConfig(LoRATConfig):
             quarters of the video so far) or "thirds" (the rule of SPMTrack-B's published LaSOT result).
         max_memory (`int` or None): most frames whose crops a session keeps for it, 0.46 MB each; in longer videos
             references are up to a few frames late, see `GrowingPolicy`. None for the exact rule and memory that grows.
-
-    Example:
-        >>> SPMTrackConfig.published("large").search_grid
-        27
     """
 
     model_type = "mmt_spmtrack"

@@ -69,10 +69,5 @@ class TMoEConfig(TrackerTunerConfig):
 
 def tmoe_config(**fields: Any) -> TMoEConfig:
     """SPMTrack's adapter, with fields of `TMoEConfig`: experts beside every linear map of every layer; state token,
-    token types and head in full.
-
-    Example:
-        >>> sorted(tmoe_config().modules_to_save)
-        ['head', 'token_type', 'track_token']
-    """
+    token types and head in full."""
     return TMoEConfig(**({"modules_to_save": ["track_token", "token_type", "head"]} | fields))
