@@ -98,20 +98,14 @@ def write_card(folder: str | Path, facts: TrainingFacts | None = None, repo_id: 
     if facts is not None:
         write_json(folder / FACTS, dataclasses.asdict(facts))
     facts = facts or read_facts(folder) or TrainingFacts()
-    about = describe(folder)
-    folder_name = folder.resolve().name
-    name = (repo_id or folder_name).rsplit("/", 1)[-1]
+    about, repo = describe(folder), repo_id or f"path/to/{folder.resolve().name}"
+    title = repo.rsplit("/", 1)[-1]
     # trim_blocks (which ModelCard.from_template lacks): a line with a block only must not break a table in two
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        card_data=_card_data(about, facts, name).to_yaml(),
-        title=name,
-        repo=repo_id or f"path/to/{folder_name}",
-        facts=facts,
-        recipe=sorted(facts.recipe.items()),
-        marker=MARKER,
-        **about,
-    )
+        card_data=_card_data(about, facts, title).to_yaml(), title=title, repo=repo, facts=facts,
+        recipe=sorted(facts.recipe.items()), marker=MARKER, **about,
+    )  # fmt: skip
     # empty lines of left-out sections would pile up
     return write_text(folder / CARD, re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
 
@@ -150,22 +144,15 @@ def describe(folder: str | Path) -> dict[str, Any]:
 
 
 def _card_data(about: dict[str, Any], facts: TrainingFacts, name: str) -> ModelCardData:
-    tags = ["visual-object-tracking", MODALITY_TAGS.get(about["modality"], about["modality"]), about["system"]]
-    # transformers' `pipeline(model=...)` finds the task by this tag
-    data: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "visual-object-tracking", "model_name": name}
-    if facts.license:
-        data["license"] = facts.license
-    if about["is_adapter"]:
-        tags.append("peft")
-        base = about["base_model"]
-        # the Hub's page refuses what is no Hub id; a relative base is still named in the text
-        if base and not base.startswith("."):
-            data |= {"base_model": base, "base_model_relation": "adapter"}
-    if facts.datasets:
-        data["datasets"] = list(facts.datasets)
-    if facts.figures:
-        data["eval_results"] = [_eval_result(figure) for figure in facts.figures]
-    return ModelCardData(**data, tags=tags)
+    task, modality, base = "visual-object-tracking", about["modality"], about["base_model"]
+    tags = [task, MODALITY_TAGS.get(modality, modality), about["system"], *(["peft"] if about["is_adapter"] else [])]
+    # the Hub's page refuses what is no Hub id; a relative base is still named in the text
+    on = {"base_model": base, "base_model_relation": "adapter"} if base and not base.startswith(".") else {}
+    # transformers' `pipeline(model=...)` finds the task by `pipeline_tag`
+    return ModelCardData(
+        library_name=LIBRARY, pipeline_tag=task, model_name=name, license=facts.license or None, **on,
+        datasets=facts.datasets or None, eval_results=[*map(_eval_result, facts.figures)] or None, tags=tags,
+    )  # fmt: skip
 
 
 def write_results(folder: str | Path, facts: TrainingFacts) -> list[Path]:
@@ -189,13 +176,7 @@ def _eval_result(figure: dict[str, Any]) -> EvalResult:
 
     dataset, metric = str(figure["dataset"]), str(figure.get("metric", "AUC"))
     return EvalResult(
-        task_type="visual-object-tracking",
-        task_name="Visual object tracking",
-        dataset_type=slug(dataset) or "dataset",
-        dataset_name=dataset,
-        dataset_split=figure.get("split"),
-        metric_type=slug(metric) or "metric",
-        metric_name=metric,
-        metric_value=figure["value"],
-        metric_args=figure.get("settings"),
-    )
+        task_type="visual-object-tracking", task_name="Visual object tracking", dataset_name=dataset,
+        dataset_type=slug(dataset) or "dataset", dataset_split=figure.get("split"), metric_name=metric,
+        metric_type=slug(metric) or "metric", metric_value=figure["value"], metric_args=figure.get("settings"),
+    )  # fmt: skip
