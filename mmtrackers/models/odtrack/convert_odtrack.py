@@ -5,16 +5,8 @@ from mmtrackers.models.ostrack.convert_ostrack import OSTRACK_NAMES, OfficialFor
 
 from .modeling_odtrack import ODTrackForTracking
 
-ODTRACK = OfficialForm(
-    system="odtrack",
-    model=ODTrackForTracking,
-    names=OSTRACK_NAMES
-    | {
-        r"backbone\.cls_token": "model.track_token.start",
-        r"backbone\.cls_pos_embed": "model.track_token.position",
-    },
-    elimination_layers={12: [3, 6, 9], 24: [3, 6, 9]},
-)
+TOKEN = {r"backbone\.cls_token": "model.track_token.start", r"backbone\.cls_pos_embed": "model.track_token.position"}
+ODTRACK = OfficialForm("odtrack", ODTrackForTracking, OSTRACK_NAMES | TOKEN, {12: [3, 6, 9], 24: [3, 6, 9]})
 
 
 def convert_odtrack(job: ConversionJob) -> ConversionReport:
