@@ -120,7 +120,6 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     torch.save({"weights": {"w": torch.ones(1)}, "epoch": 1}, other)
     with pytest.raises(ValueError, match=r"no entry 'net' or 'model' or 'state_dict' .*; there are: weights, epoch"):
         load_official(other)
-    assert load_official(other, ("weights",))["w"].item() == 1
     torch.save([1], other)
     with pytest.raises(ValueError, match="holds a list, not a dictionary"):
         load_official(other)

@@ -180,15 +180,13 @@ class _InertUnpickler(pickle._Unpickler):
     }
 
 
-def load_official(
-    path: str | Path, entries: tuple[str, ...] = ENTRIES, facts: list[str] | None = None
-) -> dict[str, Tensor]:
+def load_official(path: str | Path, facts: list[str] | None = None) -> dict[str, Tensor]:
     """The weights of an official checkpoint file, by official name, on the CPU, without a prefix of all names that a
     wrapper left (`module.`); nothing in the file is executed.
 
     Args:
-        path: `.pth` or `.pth.tar` as `torch.save` writes it (archive or the older single stream), or `.safetensors`.
-        entries: where the weights may be, the first that is there; a file that is nothing but weights is taken too.
+        path: `.pth` or `.pth.tar` as `torch.save` writes it (archive or the older single stream), or `.safetensors`;
+            the weights in one of `ENTRIES`, or nothing but weights.
         facts: takes up what was found and changed, in sentences.
 
     Raises:
@@ -206,9 +204,9 @@ def load_official(
                 net = load_file(path)
             elif head[:2] == b"PK":
                 with zipfile.ZipFile(path) as archive:
-                    net = _weights(path, entries, facts, *_in_archive(path, archive))
+                    net = _weights(path, facts, *_in_archive(path, archive))
             elif head[:1] == b"\x80":
-                net = _weights(path, entries, facts, *_in_stream(path, file))
+                net = _weights(path, facts, *_in_stream(path, file))
             else:
                 raise CheckpointError(
                     f"{path} is not a checkpoint: it begins with {head[:4]!r}, neither as an archive or stream of "
@@ -271,17 +269,15 @@ def _in_stream(path: Path, file: IO[bytes]) -> tuple[Any, Callable[[_StorageRef]
     return content, storage
 
 
-def _weights(
-    path: Path, entries: tuple[str, ...], facts: list[str], content: Any, storage: Callable[[_StorageRef], bytes]
-) -> dict[str, Tensor]:
+def _weights(path: Path, facts: list[str], content: Any, storage: Callable[[_StorageRef], bytes]) -> dict[str, Tensor]:
     """The tensors of the wanted entry; only here are numbers read."""
-    expected = " or ".join(map(repr, entries))
+    expected = " or ".join(map(repr, ENTRIES))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds {_described(content)}, not a dictionary with an entry {expected}")
-    entry = next((name for name in entries if name in content), None)
+    entry = next((name for name in ENTRIES if name in content), None)
     if entry is not None:
         content = content[entry]
-        if entry != entries[0]:
+        if entry != ENTRIES[0]:
             facts.append(f"the weights were in the entry {entry!r}")
     elif content and all(isinstance(value, _TensorRef) for value in content.values()):
         facts.append("the file is nothing but weights")
