@@ -338,7 +338,7 @@ def _on_frames(path: Path | None, rows: np.ndarray, count: int, layout: Layout) 
     if path is None:
         return boxes, annotated
     # one line is the first frame's
-    step = next((step for step in (1, *layout.steps, count) if len(rows) == -(-count // step)), None)
+    step = next((step for step in (1, *layout.steps, count or 1) if len(rows) == -(-count // step)), None)
     if step is None:
         also = "".join(f", or one per {step} frames ({-(-count // step)})" for step in layout.steps)
         where = f"line {count + 1} is one too many" if len(rows) > count else f"it ends with line {len(rows)}"

@@ -81,7 +81,7 @@ class AutoTracker:
             pretrained_model_name_or_path (`str` or `PathLike`): Hub id or folder, of a full model or of an adapter.
             base_model (`str`, `PathLike` or `PreTrainedModel`, *optional*), base_revision (`str`, *optional*): of an
                 adapter, the base to use in place of the recorded one (a loaded model is not changed; the tracker
-                shares its weights), and its branch, tag or commit.
+                shares its weights), and its branch, tag or commit (by default the recorded one, else "main").
             is_trainable (`bool`), adapter_name (`str`): of an adapter, let its parameters (modules-to-save included)
                 require gradients, otherwise every parameter is frozen; its name in the loaded model.
             kwargs: `revision` (of *this* repository), `subfolder`, `cache_dir`, `force_download`, `local_files_only`,

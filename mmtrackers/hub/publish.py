@@ -245,8 +245,8 @@ def push(
 ) -> str:
     """Publishes an adapter or a full model as a Hub repository, with a model card; returns the repository's address.
 
-    Only top-level weights, JSON, text and picture files go up. A card that a person wrote (ours without its last line)
-    is kept.
+    Only top-level weights, JSON, text and picture files go up; the folder is not changed. A card that a person wrote
+    (ours without its last line) is kept.
 
     Args:
         folder (`str` or `Path`): what `save_pretrained` or `save_adapter` wrote.

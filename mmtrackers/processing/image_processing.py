@@ -116,11 +116,11 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         def number(value: Any) -> bool:
             return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
-        if self.crop_style not in CROP_STYLES:
-            raise ValueError(f"crop_style is {self.crop_style!r}, known: {', '.join(map(repr, CROP_STYLES))}")
         def three(value: Any) -> bool:
             return isinstance(value, tuple) and len(value) == 3 and all(map(number, value))
 
+        if self.crop_style not in CROP_STYLES:
+            raise ValueError(f"crop_style is {self.crop_style!r}, known: {', '.join(map(repr, CROP_STYLES))}")
         for role in ("template", "search"):
             size, factor = getattr(self, f"{role}_size"), getattr(self, f"{role}_factor")
             check(f"{role}_size", type(size) is int and size > 0, "a positive whole number of pixels")

@@ -179,10 +179,11 @@ class Tracker:
             modality (`str`, *optional*): the second stream of this video, in place of the adapter's.
             adapter (`str`, *optional*): name of the adapter to track with; the active one by default. A session keeps
                 its adapter whatever is switched on the model or in other sessions, also in other threads.
-            alignment (`dict[str, np.ndarray]`, *optional*): modality -> what maps pixels of its pictures to pixels of
-                the RGB picture, see `mmtrackers.processing.alignment.check_alignment`.
+            alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> the 3 x 3 matrix from pixels of its
+                pictures to pixels of the RGB picture (`mmtrackers align` finds it), or "scale" for the same view in
+                another size.
             thermal_range (2 `float` or `str`, *optional*): what becomes black and white in thermal frames of 16 bits
-                or in degrees, see [`ThermalRange`].
+                or in degrees; "frame" for every frame's own; by default the first frame's, which slowly follows.
 
         Raises:
             ValueError: a box that is empty, NaN or outside the frame; a stream or an adapter that is missing; an

@@ -14,7 +14,7 @@ LINEAR_MAPS = r"(?:.*\.)?layers\.\d+\.(?:attention\.[qkvo]_proj|mlp\.(?:fc1|fc2|
 class TMoEConfig(TrackerTunerConfig):
     """Adapter of SPMTrack (arXiv 2503.18338): a dense mixture of low-rank experts beside frozen linear maps.
 
-    The defaults are the published models'.
+    The defaults are the published models'; ValueError for a field out of range, or both switches of the experts on.
 
     Args:
         r (`int`): rank of the experts.
