@@ -119,8 +119,9 @@ def test_coming_back_is_the_same_every_time() -> None:
 def test_a_flash_does_not_count_as_a_return() -> None:
     tracker = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True)
     session = tracker.start(frame(BOX), BOX)
-    flash = [*gone(PATIENCE + 1), *[frame(BOX)] * (VOTES - 1), *gone(6)]
+    flash = [*gone(PATIENCE + 1), *[frame((128, 4, 24, 20))] * (VOTES - 1), *gone(6)]
     assert not any(session.update(one).present for one in flash)
+    assert session.update(frame(BOX)).present, "where it was lost it is found at once, as without recovery"
 
 
 def test_a_target_that_stays_costs_one_pass_and_moves_as_without_recovery() -> None:
@@ -145,7 +146,7 @@ def test_one_of_two_targets_is_lost() -> None:
 
 
 def test_a_correction_need_not_prove_itself() -> None:
-    left, right, elsewhere = (10, 50, 24, 20), (110, 50, 24, 20), (60, 10, 24, 20)
+    left, right, elsewhere = (10, 50, 24, 20), (110, 50, 24, 20), (20, 90, 24, 20)
     tracker = Tracker(SureOfRed(), processor(), absent_below=0.3, recover=True)
     session = tracker.start(frame(left, right), [left, right])
     for _ in range(PATIENCE + 1):

@@ -1,8 +1,9 @@
 """Coming back: where a lost target is looked for, and when it counts as found.
 
-A target that is absent for more than `PATIENCE` frames is lost. From then on a second crop is cut in each frame, round
-a candidate or else at the next place of a round through the frame, and no place in it counts for less. What answers
-best becomes the candidate; it is the target once it was about as sure as the target usually was for `VOTES` frames.
+A target that is absent for more than `PATIENCE` frames is lost. In each further frame in which the crop round its
+last place does not show it, a second one is cut, round a candidate or else at the next place of a round through the
+frame, and no place in it counts for less. What answers there becomes the candidate; it is the target once it was
+about as sure as the target usually was for `VOTES` frames.
 """
 
 import math
@@ -16,7 +17,7 @@ from mmtrackers.processing.boxes import iou_xywh
 PATIENCE = 5  # absent frames after which a target is lost
 VOTES = 3  # frames for which a candidate must be sure
 LEAST = 0.6  # a candidate's least confidence in a frame, as a share of what the target's has been
-PROOF = 0.85  # and its mean over the votes
+PROOF = 0.9  # and its mean over the votes
 SAME = 0.3  # overlap of the candidate in one frame and the next
 TRIED = 10  # frames after which a candidate without proof is left alone
 USUAL = 0.96  # share of the past that a target's usual confidence keeps in each frame
@@ -58,10 +59,10 @@ class Lost:
     def seen(self, box_xywh: np.ndarray | None, sure: float) -> "Lost":
         """After a frame with a plausible box, or none."""
         if box_xywh is None or len(self.sure) == TRIED:
-            return replace(self, absent=self.absent + 1, step=self.step + 1, candidate=None, sure=())
+            return replace(self, step=self.step + 1, candidate=None, sure=())
         same = self.candidate is not None and iou_xywh(self.candidate, box_xywh) >= SAME
         sure_so_far = (*self.sure, sure) if same else (sure,)
-        return replace(self, absent=self.absent + 1, candidate=box_xywh, sure=sure_so_far)
+        return replace(self, candidate=box_xywh, sure=sure_so_far)
 
 
 @lru_cache(maxsize=64)

@@ -212,8 +212,9 @@ class TrackingSession:
         answers = np.stack([last if box is None else box for last, box in zip(self._boxes, found, strict=True)])
         scores, usual_size = self._confidence(raw, answers), usual_size_after(self._usual_size, answers)
         if tracker.recover:
-            usual_size = np.where([lost is None for lost in self._lost], usual_size, self._usual_size)
-            self._lost = self._look_for_lost(views, raw, found, scores)
+            self._lost = self._look_for_lost(views, found, scores)
+            sought = [lost is not None and lost.sought for lost in self._lost]
+            usual_size = np.where(sought, self._usual_size, usual_size)
         present = [lost is None and bool(score >= (tracker.absent_below or 0.0))
                    for lost, score in zip(self._lost, scores, strict=True)]  # fmt: skip
         self._usual_trust = np.where(present, USUAL * self._usual_trust + (1 - USUAL) * scores, self._usual_trust)
@@ -232,11 +233,11 @@ class TrackingSession:
         self._newest = fresh
         return predictions, fresh
 
-    def _box_of(self, target: int, row: np.ndarray, crop: Any) -> np.ndarray | None:
-        """An answer's box in the frame, with a share of the last size where that is known; None: of no use."""
+    def _box_of(self, target: int, row: np.ndarray, crop: Any, anew: bool = False) -> np.ndarray | None:
+        """An answer's box in the frame, with a share of the last size unless it is found `anew`; None: of no use."""
         processor, kept = self.tracker.image_processor, self.tracker.size_momentum
         box = processor.clip_box(processor.box_from_crop(row[:4], crop), *self._size)
-        if box is None or not kept or self._lost[target] is not None:
+        if box is None or not kept or anew:
             return box
         size = kept * self._boxes[target, 2:] + (1 - kept) * box[2:]
         smoothed = processor.clip_box(np.concatenate((box[:2] + (box[2:] - size) / 2, size)), *self._size)
@@ -250,19 +251,19 @@ class TrackingSession:
         return probability(evidence(scores, boxes_xywh, self._usual_size[which]), weights)
 
     def _look_for_lost(
-        self, views: list[View], raw: np.ndarray, found: list[np.ndarray | None], scores: np.ndarray
+        self, views: list[View], found: list[np.ndarray | None], scores: np.ndarray
     ) -> list[Lost | None]:
-        """Targets that are lost after this frame; of those that were, `found` and `scores` take the better answer."""
-        processor, limit, lost = self.tracker.image_processor, self.tracker.absent_below, list(self._lost)
-        for target, was in enumerate(lost):
-            if was is None or not was.sought:
-                here = scores[target] >= limit
-                began = was or Lost(self._boxes[target], self._size, processor.search_factor, absent=0)
-                lost[target] = None if here else replace(began, absent=began.absent + 1)
-        targets = [target for target, was in enumerate(self._lost) if was is not None and was.sought]
+        """Targets that are lost after this frame; of those that come back elsewhere `found` and `scores` take the
+        answer there."""
+        processor, limit = self.tracker.image_processor, self.tracker.absent_below
+        lost: list[Lost | None] = []
+        for was, box, score in zip(self._lost, self._boxes, scores, strict=True):
+            began = was or Lost(box, self._size, processor.search_factor, absent=0)
+            lost.append(None if score >= limit else replace(began, absent=began.absent + 1))
+        targets = [target for target, now in enumerate(lost) if now is not None and now.sought]
         if not targets:
             return lost
-        cut = [processor.crop(views, self._lost[target].place(), "search", self._padding) for target in targets]
+        cut = [processor.crop(views, lost[target].place(), "search", self._padding) for target in targets]
         template, state = (
             None if tokens is None else tokens.unflatten(0, (-1, len(lost)))[:, targets].flatten(0, 1)
             for tokens in (self._template, self._state)
@@ -270,13 +271,11 @@ class TrackingSession:
         everywhere = torch.ones_like(self._window)
         rows, _ = _answers(self, [picture for picture, _ in cut], template, state, _nobody, everywhere)
         for target, row, (_, crop) in zip(targets, rows, cut, strict=True):
-            tried = [(raw[target], found[target]), (row[4], self._box_of(target, row, crop))]
-            tried = [(self._confidence(np.array([score]), box[None], [target])[0], box)
-                     for score, box in tried if box is not None]  # fmt: skip
-            scores[target], box = max(tried, key=lambda answer: answer[0], default=(0.0, None))
-            usual = self._usual_trust[target]
-            plausible = scores[target] >= max(limit, LEAST * usual)
-            lost[target] = self._lost[target].seen(box if plausible else None, scores[target])
+            box, usual, sure = self._box_of(target, row, crop, anew=True), self._usual_trust[target], 0.0
+            if box is not None:
+                sure = float(self._confidence(row[4:], box[None], [target])[0])
+            lost[target] = lost[target].seen(box if sure >= max(limit, LEAST * usual) else None, sure)
+            scores[target] = max(scores[target], sure)
             if lost[target].found(usual):
                 lost[target], found[target] = None, box
         return lost
