@@ -1,6 +1,5 @@
 """SDMoEA's adapter: its size, what its equations imply, and that processes and forms of computing agree."""
 
-import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -419,9 +418,9 @@ def step(folder: str, rank: int, processes: int) -> None:
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         save_file(found | {"balance": output.auxiliary_loss.detach()}, f"{folder}/of_{processes}.safetensors")
     if processes > 1:
-        distributed.barrier()
-        # freed, the group may wait for a thread of its own that waits for the interpreter's lock (torch 2.13)
-        os._exit(0)
+        # as in training's loop: a wrapped model that outlives the process group can hang its process at the end
+        del wrapped, output
+        distributed.destroy_process_group()
 
 
 def step_of_two(rank: int, folder: str) -> None:
