@@ -291,6 +291,7 @@ def test_info_of_a_full_tracker(tiny):
         ("--dtype", "int8", "dtype 'int8' is not a floating type"),
         ("--device", "gpu", "device 'gpu' is not one that torch knows"),
         ("--device", "cuda:77", "device 'cuda:77' cannot be used here"),
+        ("--device", "meta", "device 'meta' cannot be used here (it holds no numbers)"),
         ("--absent-below", "2", "absent_below is a score from 0 to 1"),
         ("--base-model", "x", "not an adapter"),
     ],
@@ -467,7 +468,10 @@ def test_options_of_cameras_that_cannot_be_used(stub, tmp_path):
         (("--thermal-range", "5", "6", "--thermal-per-frame"), "choose one"),
         (("--pair-by", "name"), "number, time, rank, not by 'name'"),
         (("--fps", "0"), "positive"),
+        (("--event-start", "5"), "of a recording of events, and none is given"),
     ]
     for options, message in cases:
         assert re.search(message, error_of(*place, *options))
+    alone = ("track", tmp_path / "rgb", "--box", "40,50,24,20", "--thermal-range", "5", "6")
+    assert "a thermal range was given, but" in error_of(*alone)
     assert "no second stream" in error_of("track", tmp_path / "rgb", "--box", "1,1,9,9", "--align", "scale")

@@ -104,6 +104,9 @@ def check_damage(folder: Path) -> None:
         Tracker.from_pretrained(str(folder), pack=True)
     with pytest.raises(OSError, match="is not an empty folder: choose another one"):
         export_onnx(tracker_of("ostrack"), folder)
+    with pytest.raises(ValueError, match=r"opset 99 cannot be written .*use 20"):
+        export_onnx(tracker_of("ostrack"), folder.with_name("new"), opset=99)
+    assert not folder.with_name("new").exists()
     record = json.loads((folder / "onnx_config.json").read_text())
     record["config"]["search_size"] = 96
     (folder / "onnx_config.json").write_text(json.dumps(record))

@@ -348,6 +348,6 @@ def test_a_number_fixes_the_threads(four_cores):
         assert set(simulated(choice, 700, lambda n, _: 0.1)) == {2}
     with chosen_threads("3") as choice:
         assert choice.threads == 3
-    for wrong in (0, "many", "-1"):
+    for wrong in (0, "many", "-1", 100_000):
         with pytest.raises(ValueError, match="expected a positive whole number or auto"):
             ThreadChoice(wrong)

@@ -25,6 +25,9 @@ def check_modality(modality: str) -> None:
 
 def _checked(picture: Any, stream: str) -> np.ndarray:
     """A stream's picture as an array HW or HWC with 1 or 3 channels, else an error that says what to change."""
+    mode = getattr(picture, "mode", "RGB")  # of a PIL image
+    if mode not in ("RGB", "L", "F") and mode[0] != "I":
+        raise ValueError(f'the {stream} picture is a PIL image of mode {mode}: convert it, picture.convert("RGB")')
     picture = np.asarray(picture)
     shape = picture.shape
     if picture.size == 0 or picture.dtype == object:

@@ -87,8 +87,6 @@ class TrackingSession:
     def reset(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
         """Begins anew with this frame and box (or list of boxes); nothing of the video so far is kept. After a
         ValueError, as for `Tracker.start`, the session is as it was before."""
-        if getattr(self.model, "training", False):
-            raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
         thermal = ThermalRange(self._given_range)
         views = self._views(frame, thermal)
         boxes, single = _boxes_of(box_xywh, *views[0].size)
@@ -152,6 +150,8 @@ class TrackingSession:
 
     def _views(self, frame: Frame, thermal: ThermalRange) -> list[View]:
         tracker = self.tracker
+        if getattr(self.model, "training", False):
+            raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
         return tracker.image_processor.views(
             frame, self.modality, tracker.streams, tracker.allow_missing, self.alignment, thermal
         )

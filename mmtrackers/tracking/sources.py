@@ -125,6 +125,9 @@ def open_source(
     text, path, second = str(source), Path(source), second or {}
     from .live import is_address, is_live, open_live
 
+    recorded = Path(second.get("event", "")).suffix.lower() in EVENT_SUFFIXES
+    if not recorded and not event_window is event_start is None:
+        raise ValueError("--event-window and --event-start are of a recording of events, and none is given (--event)")
     places = [source, *second.values()]
     cameras = [is_live(str(p)) and not Path(p).is_file() and not Path(p).is_dir() for p in places]
     if len(set(cameras)) > 1:
@@ -143,7 +146,7 @@ def open_source(
     timed = opened.timed_frames is not None
     opened = _with_rate(opened, fps)
     for stream, where in second.items():
-        if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
+        if recorded:
             from .event_source import with_events
 
             opened = with_events(opened, where, event_window, event_start)
@@ -161,8 +164,10 @@ def with_rig(
 ) -> FrameSource:
     """The same source, with what is known of the cameras that made it: `align` is a file of
     `mmtrackers.processing.alignment.read_alignment` or "scale", `thermal_range` as for `Tracker.start`. ValueError
-    where the file cannot be used, or there is no second stream that it could be for."""
+    where the file cannot be used, or there is no stream that it could be for."""
     ThermalRange(thermal_range)
+    if thermal_range is not None and source.modality != "thermal":
+        raise ValueError(f"a thermal range was given, but {source.name} has no thermal pictures")
     if align is None:
         return replace(source, thermal_range=thermal_range)
     if source.modality == "rgb" or source.without_rgb:

@@ -8,6 +8,7 @@ from statistics import median
 import cv2
 import torch
 
+MOST = 1024  # threads that torch is asked for: far above it the system has none left for others
 LOOK_AGAIN = 300  # steps between two comparisons
 _COMPARED = 4  # steps that a setting is tried for
 _HOPELESS = 1.5  # times the other setting's step: no further step is tried
@@ -26,8 +27,8 @@ class ThreadChoice:
             self.threads = self._most if threads == "auto" else int(threads)
         except ValueError:
             self.threads = 0
-        if self.threads < 1:
-            raise ValueError(f"threads is {threads!r}, expected a positive whole number or auto")
+        if not 1 <= self.threads <= MOST:
+            raise ValueError(f"threads is {threads!r}, expected a positive whole number or auto, {MOST} at most")
         self._set(self.threads)
         self._comparison = self._compare() if threads == "auto" and self._most > 1 else None
         if self._comparison is not None:

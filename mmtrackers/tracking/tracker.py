@@ -99,7 +99,7 @@ class Tracker:
             if pack or base_model or device not in (None, "cpu") or as_dtype(dtype) not in (None, torch.float32):
                 raise ValueError(f"{repo} is exported: pack, dtype, device, base_model are settled: export it again")
             return cls(ExportedModel(repo), TrackerImageProcessor.from_pretrained(repo), *options)
-        dtype = as_dtype(dtype) or torch.float32
+        dtype = as_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
         if device is not None:
             model = _to_device(model, device)
@@ -213,6 +213,8 @@ class Tracker:
         """
         from .sources import as_source
 
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"max_frames is {max_frames}, expected 1 or more")
         source = as_source(frames, {"thermal": thermal, "depth": depth, "event": event})
         kwargs = source.start_options(self.streams) | ({} if modality is None else {"modality": modality}) | kwargs
         shown: Iterator[Frame] = iter(source)
@@ -249,7 +251,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return dtype
     names = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
     found = getattr(torch, names.get(dtype, dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise ValueError(f"dtype {dtype!r} is not a floating type: use float32, bfloat16 or float16")
     return found
 
@@ -260,6 +262,8 @@ def _to_device(model: Any, device: torch.device | str) -> Any:
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not one that torch knows: use cpu, cuda, cuda:1, mps, ...") from error
     try:
+        if place.type == "meta":
+            raise NotImplementedError("it holds no numbers")
         return model.to(place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
