@@ -41,6 +41,8 @@ def _checked(picture: Any, stream: str) -> np.ndarray:
         hint = "drop the fourth (alpha) channel: frame[..., :3]"
     elif picture.ndim == 3 and shape[0] in (1, 3):
         hint = "the channels come first; put them last: frame.transpose(1, 2, 0)"
+    elif not shape:
+        hint = "give the picture itself, or the folder of the files in the place of a list of them"
     elif picture.ndim == 4:
         hint = "give one frame at a time"
     raise ValueError(f"the {stream} picture has the shape {shape}: {hint}")
