@@ -1,5 +1,6 @@
 """The command line: files that a run leaves, messages, exit codes."""
 
+import errno
 import json
 import os
 import re
@@ -375,6 +376,15 @@ def test_only_what_a_user_can_mend_is_one_line(monkeypatch, fault, line):
         assert result.exit_code == 2 and result.stderr.startswith(line) and result.stderr.count("\n") == 1
         shown = CliRunner().invoke(cli.app, ["--debug", "info", "x"])
         assert isinstance(shown.exception, (ValueError, OSError)), "--debug lets the traceback through"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("mmtrackers.hub.auto.AutoTracker.from_pretrained", gone)
+    result = CliRunner().invoke(cli.app, ["info", "x"])
+    assert (result.exit_code, result.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

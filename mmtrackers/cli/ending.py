@@ -32,7 +32,7 @@ def interrupt_on_signals() -> None:
             signal.signal(number, interrupt)
 
 
-def exit_code_of(interrupt: BaseException | None) -> int:
+def exit_code_of(interrupt: object) -> int:
     """What a shell reports of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + getattr(interrupt, "number", signal.SIGINT)
 
@@ -122,6 +122,8 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(exit_code_of(interrupt)) from None
+        except BrokenPipeError:  # `| head` has seen enough
+            raise
         except Exception as error:
             message = None if ctx.params.get("debug") else message_for_user(error)
             if message is None:
