@@ -168,7 +168,7 @@ def walk(folder: Path, stamps: FileStamps, bare: list[Entry], depth: int = 4) ->
             yield entry
             return
         # Pictures without annotation are a sequence only where somebody points at them.
-        pictures = _images(_stream_folder(folder, entry.layout.streams["rgb"]))
+        pictures = image_names(_stream_folder(folder, entry.layout.streams["rgb"]))
         if len(list(itertools.islice(pictures, 2))) == 2:
             bare.append(entry)
     for child in _subfolders(folder) if depth > 0 else ():
@@ -242,18 +242,17 @@ def _recognized(folder: Path) -> Entry | None:
 
 def _stream_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     for name in names:
-        if not name and next(_images(folder), None) is not None:
+        if not name and next(image_names(folder), None) is not None:
             return folder
         if name and (place := folder / name.format(name=folder.name)).is_dir():
             return place
     return None
 
 
-_ENDINGS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
-
-
-def _images(folder: Path) -> Iterator[str]:
-    return (name for name in os.listdir(folder) if name.rpartition(".")[2].lower() in _ENDINGS and name[0] != ".")
+def image_names(folder: Path) -> Iterator[str]:
+    """The names of a folder's images, in no order; hidden files are none."""
+    names = (name for name in os.listdir(folder) if not name.startswith("."))
+    return (name for name in names if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES)
 
 
 def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -279,7 +278,7 @@ def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: 
         place = _stream_folder(folder, names)
         if place is not None:
             stamps.add(place)
-            found = natural_names(_images(place))
+            found = natural_names(image_names(place))
             if not found:
                 raise ValueError(f"sequence {entry.name!r}: no images in {place}")
             if entry.first:

@@ -89,10 +89,8 @@ def frame_matrix(
     frame = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32)
     if cv2.intersectConvexConvex(corners, frame)[0] < 0.01 * rows * columns:
         where = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in corners)
-        raise ValueError(
-            f"the alignment puts the corners of the {modality} picture ({width} x {height}) at {where}, outside the "
-            f"rgb picture ({columns} x {rows}): {out} then"
-        )
+        raise ValueError(f"the alignment puts the corners of the {modality} picture ({width} x {height}) at {where}, "
+                         f"outside the rgb picture ({columns} x {rows}): {out} then")  # fmt: skip
     return alignment
 
 

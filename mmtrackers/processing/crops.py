@@ -168,10 +168,8 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
     height, width, channels = image.shape
     x1, y1, side = where.x1, where.y1, where.side
     if side > _LARGEST * max(height, width):
-        raise ValueError(
-            f"a crop of {side} x {side} pixels cannot be cut from a picture of {width} x {height} (width x height): "
-            "the box is far larger than the picture"
-        )
+        raise ValueError(f"a crop of {side} x {side} pixels cannot be cut from a picture of {width} x {height} (width "
+                         "x height): the box is far larger than the picture")  # fmt: skip
     x2, y2 = x1 + side, y1 + side
     left, right = max(x1, 0), x2 if x2 < width else width - 1
     top, bottom = max(y1, 0), y2 if y2 < height else height - 1

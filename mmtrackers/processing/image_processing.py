@@ -14,16 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .alignment import Alignment, View, as_views, cut_warped, frame_matrix
 from .boxes import BoxLike, clip_box_xywh
-from .crops import (
-    AlignedCrop,
-    Crop,
-    aligned_crop,
-    cut_aligned,
-    cut_square,
-    hann_window,
-    mean_color,
-    rasterized,
-)
+from .crops import AlignedCrop, Crop, aligned_crop, cut_aligned, cut_square, hann_window, mean_color, rasterized
 from .frames import Frame, check_sizes, choose_streams, join_streams, to_picture
 from .thermal import ThermalRange
 
@@ -180,12 +171,8 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         for stream, (source, picture) in choose_streams(frame, modality, streams, allow_missing).items():
             if source != stream and stream not in self._said_missing:
                 self._said_missing.add(stream)
-                warnings.warn(
-                    f"the frame has no {stream} stream: the {source} picture is fed in its place (allow_missing); "
-                    "expect the accuracy of the RGB tracker at best",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                warnings.warn(f"the frame has no {stream} stream: the {source} picture is fed in its place "
+                              "(allow_missing); expect the accuracy of the RGB tracker at best", stacklevel=2)
             if source in views:
                 views[stream] = views[source]
                 continue
@@ -252,10 +239,8 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
             raise ValueError(f"a crop needs one box of 4 numbers (x, y, width, height), got {box.tolist()}")
         x, y, w, h = box.tolist()
         if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
-            raise ValueError(
-                f"no crop can be taken round the box x={x:g}, y={y:g}, width={w:g}, height={h:g}: "
-                "the numbers must be finite and the sides positive"
-            )
+            raise ValueError(f"no crop can be taken round the box x={x:g}, y={y:g}, width={w:g}, height={h:g}: "
+                             "the numbers must be finite and the sides positive")  # fmt: skip
         if self.crop_style == "ostrack":
             side = math.ceil(math.sqrt(w * h) * factor)
             return Crop(round(x + 0.5 * w - 0.5 * side), round(y + 0.5 * h - 0.5 * side), side, size, box)

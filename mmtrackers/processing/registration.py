@@ -64,11 +64,9 @@ def register(
     matrix = check_alignment(np.linalg.inv(inverse), modality)
     found = Registration(matrix, _agreement(fixed, moving, scaled), _agreement(fixed, moving, matrix))
     if found.after < max(_UNLIKE, found.before - 0.02):
-        raise ValueError(
-            f"no alignment was found: the pictures' edges agree by {found.after:.2f} with it and {found.before:.2f} "
-            "without (1 would be perfect); take pictures with more edges that both cameras see, or give "
-            "points (--points FILE)"
-        )
+        raise ValueError(f"no alignment was found: the pictures' edges agree by {found.after:.2f} with it and "
+                         f"{found.before:.2f} without (1 would be perfect); take pictures with more edges that both "
+                         "cameras see, or give points (--points FILE)")  # fmt: skip
     frame_matrix(matrix, moving.shape, fixed.shape, modality)
     return found
 
@@ -90,10 +88,8 @@ def _refined(
             *small, guess if projective else np.ascontiguousarray(guess[:2]), MODELS[model], criteria, None, 5
         )
     except cv2.error as error:
-        raise ValueError(
-            f"no alignment was found: the rgb and the {modality} picture have too few edges in common, or lie too far "
-            "apart; give points (--points FILE)"
-        ) from error
+        raise ValueError(f"no alignment was found: the rgb and the {modality} picture have too few edges in common, "
+                         "or lie too far apart; give points (--points FILE)") from error  # fmt: skip
     guess = guess if projective else np.vstack((guess, (0, 0, 1)))
     return np.linalg.inv(shrink) @ guess.astype(np.float64) @ shrink
 
@@ -164,10 +160,8 @@ def read_points(path: str | Path) -> np.ndarray:
             try:
                 x, y, other_x, other_y = map(float, words)
             except ValueError:
-                raise ValueError(
-                    f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the same point in "
-                    f"the other one, got {line.strip()!r}"
-                ) from None
+                raise ValueError(f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the "
+                                 f"same point in the other one, got {line.strip()!r}") from None  # fmt: skip
             rows.append((x, y, other_x, other_y))
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
 

@@ -79,12 +79,8 @@ def _beside(
     for count, (frame, events) in enumerate(beside, start=1):
         heard = heard or len(events.t) > 0
         if count == _SILENT and not heard:
-            warnings.warn(
-                f"{file.path.name} has no event in the first {_SILENT} frames of {rgb.name}: do the two begin at the "
-                "same moment (--event-start)?",
-                UserWarning,
-                stacklevel=2,
-            )
+            warnings.warn(f"{file.path.name} has no event in the first {_SILENT} frames of {rgb.name}: do the two "
+                          "begin at the same moment (--event-start)?", stacklevel=2)  # fmt: skip
         size = file.size or next(iter(frame.values())).shape[:2]
         yield frame | {"event": event_picture(events, size)}
 

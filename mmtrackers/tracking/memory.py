@@ -46,10 +46,8 @@ class GrowingPolicy(TemplatePolicy):
         if self.templates < 2:
             raise ValueError(f"templates is {self.templates}, expected 2 or more: TemplatePolicy keeps to one")
         if self.max_memory is not None and self.max_memory < 8 * self.templates:
-            raise ValueError(
-                f"max_memory is {self.max_memory}, expected at least {8 * self.templates} frames for {self.templates} "
-                "templates, or None for no limit"
-            )
+            raise ValueError(f"max_memory is {self.max_memory}, expected at least {8 * self.templates} frames for "
+                             f"{self.templates} templates, or None for no limit")  # fmt: skip
 
     def chosen(self, frame: int) -> tuple[int, ...]:
         """The exact templates at frame `frame`; frame 0 among them."""

@@ -18,6 +18,7 @@ import numpy as np
 from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.files import write_json
 
+from .drawing import annotate
 from .export import label_files
 from .session import Prediction
 from .sources import FrameSource
@@ -43,9 +44,8 @@ class ResultFiles:
     def __init__(self, folder: Path, name: str, targets: int = 1, label_kinds: Sequence[str] = ()) -> None:
         self.folder, self.name = folder, name
         endings = (".txt", *(f"_{k}.txt" for k in range(2, targets + 1)), "_scores.txt", ".json", ".png", ".mp4")
-        *self.boxes, self.scores, self.record, self.plot, self.video = (
-            folder / f"{name}_tracked{ending}" for ending in endings
-        )
+        paths = [folder / f"{name}_tracked{ending}" for ending in endings]
+        *self.boxes, self.scores, self.record, self.plot, self.video = paths
         self.labels = label_files(folder, name, label_kinds)
         self.all = [*self.boxes, self.scores, self.record, self.plot, *self.labels.values(), self.video]
 
@@ -56,10 +56,8 @@ class ResultFiles:
         if foreign := [path for path in there if path.name not in earlier]:
             raise FileExistsError(f"{foreign[0]} was not written by {_WRITER} and is kept: choose another --output")
         if there and not overwrite:
-            raise FileExistsError(
-                f"{self.folder} holds results of an earlier run on {self.name} ({there[0].name}): choose another "
-                "--output, or --overwrite to replace them"
-            )
+            raise FileExistsError(f"{self.folder} holds results of an earlier run on {self.name} ({there[0].name}): "
+                                  "choose another --output, or --overwrite to replace them")  # fmt: skip
 
     def claim(self) -> None:
         """Takes the names for a run that has begun: what an earlier one left there goes."""
@@ -121,13 +119,8 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        files: ResultFiles,
-        source: FrameSource,
-        first: int = 0,
-        shown: tuple[str, ...] | None = None,
-        alignment: Mapping[str, Alignment] | None = None,
-        video: bool = True,
+        self, files: ResultFiles, source: FrameSource, first: int = 0, shown: tuple[str, ...] | None = None,
+        alignment: Mapping[str, Alignment] | None = None, video: bool = True,
     ) -> None:
         self.files, self.source, self.shown, self.alignment, self.count = files, source, shown, alignment, 0
         self.seconds = dict.fromkeys(("drawing", "encoding", "waiting"), 0.0)
@@ -201,8 +194,6 @@ class Recorder:
         self.count += 1
         if frame is None:
             return
-        from .drawing import annotate
-
         begin = time.perf_counter()
         truth = self.source.boxes_xywh
         known = truth is not None and index < len(truth) and self.source.present[index]

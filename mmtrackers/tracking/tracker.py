@@ -104,10 +104,8 @@ class Tracker:
         if device is not None:
             model = _to_device(model, device)
         if model.processor_config is None:
-            raise OSError(
-                f"{repo} holds no preprocessor_config.json, nor does its base; it says how crops are made: copy it "
-                "there, or write one with TrackerImageProcessor(...).save_pretrained(folder)"
-            )
+            raise OSError(f"{repo} holds no preprocessor_config.json, nor does its base; it says how crops are made: "
+                          "copy it there, or write one with TrackerImageProcessor(...).save_pretrained(folder)")
         try:
             processor = TrackerImageProcessor.from_dict(model.processor_config)
         except (ValueError, TypeError) as error:

@@ -29,9 +29,8 @@ def video_facts(path: str | Path) -> VideoFacts:
             stream = container.streams.video[0]
             return VideoFacts(stream.frames or None, float(stream.average_rate or 30), _seconds_of(container))
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a video ({_reason(error)}): it is damaged, cut off or no video; copy it again"
-        ) from error
+        raise ValueError(f"{path} cannot be read as a video ({_reason(error)}): it is damaged, cut off or no video; "
+                         "copy it again") from error  # fmt: skip
 
 
 def _seconds_of(container: av.container.InputContainer) -> float | None:
