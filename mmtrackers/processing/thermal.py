@@ -33,10 +33,8 @@ class ThermalRange:
             except (TypeError, ValueError):
                 low = high = math.nan
             if not -math.inf < low < high < math.inf:
-                raise ValueError(
-                    f"the thermal range is {limits!r}: give the values that become black and white, the lower one "
-                    "first (16-bit counts, or degrees for float pictures), or 'frame'"
-                )
+                raise ValueError(f"the thermal range is {limits!r}: give the values that become black and white, the "
+                                 "lower one first (16-bit counts, or degrees for float pictures), or 'frame'")
             self._limits = low, high
 
     def __call__(self, picture: np.ndarray) -> tuple[float, float] | None:
@@ -54,12 +52,17 @@ class ThermalRange:
         return self._limits
 
 
+def counts_up_to(picture: np.ndarray) -> np.ndarray:
+    """How many pixels of a uint16 picture have at most each value, int64 `[65536]`: quantiles of it are an order
+    faster than sorting at camera sizes."""
+    flat = np.ascontiguousarray(picture).reshape(len(picture), -1)  # OpenCV would count the first channel alone
+    return np.cumsum(cv2.calcHist([flat], [0], None, [65536], [0, 65536]).ravel().astype(np.int64))
+
+
 def _robust_range(picture: np.ndarray) -> tuple[float, float]:
     if picture.dtype == np.uint16:
-        flat = np.ascontiguousarray(picture).reshape(len(picture), -1)
-        counts = np.cumsum(cv2.calcHist([flat], [0], None, [65536], [0, 65536]).ravel().astype(np.int64))
         spared = _TAIL * picture.size
-        low, high = np.searchsorted(counts, [spared, picture.size - spared], side="right")
+        low, high = np.searchsorted(counts_up_to(picture), [spared, picture.size - spared], side="right")
         return float(low), float(min(high, 65535))
     values = picture[np.isfinite(picture)]
     if not values.size:
