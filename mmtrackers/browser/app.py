@@ -23,12 +23,12 @@ import pandas as pd
 
 from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint, located
 from mmtrackers.processing.boxes import check_box_xywh
-from mmtrackers.tracking.drawing import COLORS, visible
+from mmtrackers.tracking.drawing import COLORS, data_url, visible
 from mmtrackers.tracking.sources import FrameSource, open_source
 from mmtrackers.tracking.tracker import Tracker
 
 from .live import LiveRun
-from .pictures import data_url, unpack_pictures
+from .pictures import unpack_pictures
 
 HERE = Path(__file__).parent
 EMBEDDED = "embedded"
