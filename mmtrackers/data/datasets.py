@@ -30,8 +30,7 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
         folder (`str` or `Path`): a sequence of a public set (see `layouts.LAYOUTS`); or images, or `rgb/` with
             `thermal/`, `depth/` or `event/` beside it, with or without `groundtruth.txt` (one `x,y,w,h` per frame, or
             one line for the first frame).
-        modality (`str`, *optional*): the stream to use beside RGB, or "rgb" for RGB alone. By default whatever is
-            there.
+        modality (`str`, *optional*): the stream to use beside RGB, or "rgb" for RGB alone; by default what is there.
         pair_by (`str`, *optional*): "number" takes the frames that both streams have, "rank" pairs them by order
             alone. By default the numbers in their names must agree, but for a constant.
 
@@ -77,15 +76,13 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
             at most four levels down; each is recognized by what lies in it.
         names (`str`, `Path` or iterable of `str`, *optional*): the sequences to take, in this order: names, or a text
             file with one per line. By default all of the split, in its list's order, else sorted.
-        modality (`str`, *optional*): as in `open_sequence`.
-        dataset (`str`, *optional*): key of `DATASETS`: "lasher", "rgbt234", "got10k", ... Says what would otherwise be
-            guessed, and is needed for splits and for the sequences' attributes.
+        modality, pair_by (`str`, *optional*): as in `open_sequence`.
+        dataset (`str`, *optional*): key of `DATASETS` ("lasher", "got10k", ...), in place of a guess; needed for
+            splits and for the sequences' attributes.
         split (`str`, *optional*): key of the set's splits; may be left out where there is only one.
-        pair_by (`str`, *optional*): as in `open_sequence`.
 
     Raises:
-        ValueError: unknown set or split; no annotated sequence was found; a listed one is missing (named); one cannot
-            be read.
+        ValueError: unknown set or split; no annotated sequence; a listed one is missing; one cannot be read.
 
     Example:
         >>> open_dataset("/nowhere")

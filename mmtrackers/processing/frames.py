@@ -95,10 +95,8 @@ def to_picture(
     Args:
         picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` gray; thermal: also uint16 counts,
             or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimeters. ValueError else.
-        stream (`str`): the modality.
-        depth_clip (`bool`): see `depth_to_colors`.
-        thermal_range ([`ThermalRange`], *optional*): the video's; by default a picture's own minimum and maximum
-            become 0 and 255.
+        stream (`str`), depth_clip (`bool`): the modality; see `depth_to_colors`.
+        thermal_range ([`ThermalRange`], *optional*): the video's; by default the picture's own minimum and maximum.
     """
     if stream == "depth":
         return depth_to_colors(picture, clip=depth_clip)

@@ -133,7 +133,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
 
     def stack(self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False) -> np.ndarray:
         """Checks a frame and lays its streams side by side on the channel axis: uint8 `[H, W, 3 * streams]`, RGB
-        first.
+        first. ValueError for an unknown or missing stream, streams of different size, or a picture of no use.
 
         Args:
             frame (`dict[str, np.ndarray]` or `np.ndarray`): "rgb", "thermal", "depth", "event" -> picture, or one
@@ -142,9 +142,6 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
                 takes the only picture beside RGB.
             streams (`int`): 1 or 2; other pictures in the frame are left alone.
             allow_missing (`bool`): feed RGB in the place of a second stream that is not there, and warn once.
-
-        Raises:
-            ValueError: unknown or missing stream, streams of different size, an empty picture, a wrong shape or type.
 
         Example:
             >>> rgb, thermal = np.zeros((4, 6, 3), np.uint8), np.arange(24, dtype=np.uint16).reshape(4, 6) + 7000
@@ -189,6 +186,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         self, image: np.ndarray | Sequence[View], box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
     ) -> tuple[np.ndarray, Crop | AlignedCrop]:
         """Cuts round a box and resizes: `[s, s, C]` (uint8; "lorat" style float32, 0 to 255), and where it was taken.
+        ValueError for another picture, a box that is not 4 finite numbers with positive sides, or an unknown role.
 
         Args:
             image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
@@ -196,10 +194,6 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
             role (`str`): "template" or "search": which size and factor.
             fill (`np.ndarray` `[C]`, *optional*): "lorat" style: the color outside the picture, by default this
                 picture's `padding`; a session pads all search crops with the first frame's.
-
-        Raises:
-            ValueError: a picture of another form, a box that is not 4 finite numbers with positive sides, or an
-                unknown role.
         """
         views = as_views(image)
         where = self.locate(box_xywh, role, views[0].size)
@@ -296,15 +290,9 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         return self.normalize(self.to_tensor([picture for picture, _ in cut])), [crop for _, crop in cut]
 
     def template(self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike]) -> torch.Tensor:
-        """Templates as a tracker's `forward` takes them, float32 `[B, 1, S, 3, s, s]`.
-
-        Args:
-            images (list of `np.ndarray` `[H, W, 3 * S]`, or one for all boxes): as `stack` gives them.
-            boxes_xywh (`[B, 4]`, or 4 numbers): pixels of the frame.
-
-        Raises:
-            ValueError: as `crop`, and if the numbers of pictures and boxes differ.
-        """
+        """Templates as a tracker's `forward` takes them, float32 `[B, 1, S, 3, s, s]`, round boxes (`[B, 4]`, or 4
+        numbers) of pictures `[H, W, 3 * S]` of `stack`, or of one for all. ValueError as of `crop`, and where the
+        numbers of pictures and boxes differ."""
         return self._crops(images, boxes_xywh, "template")[0][:, None]
 
     def search(

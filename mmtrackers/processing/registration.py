@@ -44,10 +44,9 @@ def register(
     2008) of gradients, from coarse to fine.
 
     Args:
-        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and the other stream's, as `to_picture` gives it; of
-            several pairs of one rig the gradients' mean counts: what moves fades, what stands stays.
+        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and that of the other stream (`modality`), as
+            `to_picture` gives it; of several pairs of one rig the gradients' mean counts: what moves fades.
         model (`str`): "affine", or "homography", which needs much more structure in the pictures.
-        modality (`str`): of the other stream.
 
     Raises:
         ValueError: no pairs, pictures that change in size, or nothing in common was found.

@@ -35,8 +35,8 @@ class GrowingPolicy(TemplatePolicy):
     frame 10,000 of 1,024 kept ones, templates are at most 15 frames later than the published rule's.
 
     Args:
-        max_memory (`int` or None), templates (`int`): most frames whose crops are kept, None for all; templates beside
-            the first frame's, at most, 2 or more. ValueError where the memory is too small for them.
+        max_memory (`int`, *optional*), templates (`int`): most frames whose crops are kept, None for all; templates
+            beside the first frame's, 2 or more. ValueError where the memory is too small for them.
     """
 
     max_memory: int | None = 1024

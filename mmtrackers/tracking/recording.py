@@ -30,11 +30,9 @@ _LARGE, _SHOWN = 1440, 720  # the shorter side, in pixels: videos of more than t
 
 
 class ResultFiles:
-    """The files in `folder` of one run, all named after its source: `clip_tracked.json`, `clip_tracked.mp4`, ...
-
-    Boxes (a line `x,y,w,h` per frame, a file per target), scores (a line per frame, a column per target), the record
-    (boxes, scores, presence and settings), a plot of overlap and score, the video, and label files of the kinds asked
-    for (ValueError for one that is not known); `all` are those that a run may leave.
+    """The files in `folder` of one run, named after its source: boxes (a line `x,y,w,h` per frame, a file per target),
+    scores (a line per frame, a column per target), the record (boxes, scores, presence and settings), a plot of
+    overlap and score, the video, and label files of the kinds asked for (ValueError for one that is not known).
 
     Example:
         >>> [path.name for path in ResultFiles(Path("out"), "clip", 2).boxes]
@@ -106,12 +104,10 @@ class Recorder:
     Text and video hold the same frames, however the run ends. Videos of more than 1,440 lines are shrunk to 720.
 
     Args:
-        files ([`ResultFiles`]): already claimed.
-        source (`FrameSource`): its ground truth is drawn, its rate is the video's.
+        files ([`ResultFiles`]), source (`FrameSource`): already claimed; whose ground truth is drawn.
         first (`int`): index of the given frame; lines of the frames before it hold zeros (scores: nan).
         shown (`tuple[str, ...]`, *optional*): the streams to draw; by default all of a frame.
-        alignment (`dict`, *optional*): the session's.
-        video (`bool`): write a video.
+        alignment (`dict`, *optional*), video (`bool`): the session's; write a video.
 
     Attributes:
         count (`int`): frames that are written.

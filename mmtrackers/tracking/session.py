@@ -132,16 +132,12 @@ class TrackingSession:
         return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
 
     def update(self, frame: Frame, on_stage: StageCallback | None = None) -> Prediction | list[Prediction]:
-        """Finds the target(s) in the next frame: a `Prediction`, or a list of them, in the order of the boxes, if the
-        session was started with a list.
+        """Finds the target(s) in the next frame, given as for `Tracker.start`: a `Prediction`, or a list of them, in
+        the order of the boxes, if the session was started with a list. `on_stage` is called as each stage ends, with
+        "crop", "model" or "decode".
 
-        Args:
-            frame: as for `Tracker.start`, of the same size.
-            on_stage (callable, *optional*): called as each stage ends, with "crop", "model" or "decode".
-
-        Raises:
-            ValueError: the frame has another size than the first one, or lacks a stream, or the model's answer is not
-                finite; the session is then as it was before.
+        ValueError where the frame has another size than the first one, or lacks a stream, or the model's answer is not
+        finite; the session is then as it was before.
         """
         return update_together([self], [frame], on_stage)[0]
 

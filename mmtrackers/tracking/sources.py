@@ -37,19 +37,14 @@ class FrameSource:
         modality (`str`): the stream beside RGB, or "rgb" if there is none.
         length (`int`, *optional*): number of frames, where it is known; of a video, what its header says.
         fps (`float`): frames per second of the recording; 30 where nothing says.
-        boxes_xywh (`np.ndarray`, *optional*): `[N, 4]` ground truth in pixels, NaN where there is none.
-        present (`np.ndarray`, *optional*): `[N]` bool, the frames whose ground truth counts.
+        boxes_xywh, present (`np.ndarray`, *optional*): ground truth `[N, 4]` in pixels, NaN where there is none; and
+            `[N]` bool, the frames where it counts.
         timed_frames (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
         files (list of `Path`, *optional*): where each frame is a file of one stream.
         live (`bool`): a camera: frames that come while one is looked at are left out.
         without_rgb (`bool`): the pictures of `modality` come without RGB.
         notes (`tuple[str, ...]`): what a person should know of how the frames were made.
         alignment, thermal_range (*optional*): of this recording, for `Tracker.start`.
-
-    Example:
-        >>> source = FrameSource("two", lambda: iter([{"rgb": np.zeros((4, 4, 3), np.uint8)}] * 2), length=2)
-        >>> len(list(source))
-        2
     """
 
     name: str
@@ -91,7 +86,7 @@ def open_source(
     Args:
         source (`str` or `Path`): a video file, a folder of images, a TIFF file of many pages, a sequence folder of a
             dataset (see `mmtrackers.data.open_sequence`), a camera (`"0"`, `"/dev/video0"`) or the address of a stream
-            (`"rtsp://..."`), see `mmtrackers.tracking.live`.
+            (`"rtsp://..."`).
         second (`dict[str, path]`, *optional*): one modality -> the stream that goes with it: a folder, a TIFF file, an
             event recording, or (except for depth) a video.
         modality (`str`, *optional*): what the source itself shows where it is not RGB; by default files of one channel
@@ -99,8 +94,7 @@ def open_source(
         fps (`float`, *optional*): frames per second of folders of images and pages, which do not say it.
         pair_by (`str`, *optional*): "number" (of files), "time" (the nearest) or "rank" (by order alone). By default
             files by order, if their numbers agree; videos, and whatever has times, by time.
-        event_window, event_start (*optional*): of an event recording as second stream, see
-            `mmtrackers.tracking.event_source.with_events`.
+        event_window, event_start (*optional*): of an event recording, see `event_source.with_events`.
 
     Raises:
         ValueError: there is no such source, it has no frames, it cannot be read, or the streams do not go together;
@@ -298,24 +292,22 @@ def _with_rate(source: FrameSource, fps: float | None) -> FrameSource:
 
 
 def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = None) -> FrameSource:
-    """Two streams as one source; `by` as in `open_source`.
-
-    Raises:
-        ValueError: they do not go together, at once where that is known beforehand.
-    """
-    chosen = None
-    if rgb.files is not None and other.files is not None:
-        chosen = _pairs_of_files(rgb, other, modality, by)
-    if chosen is None and by == "number":
-        raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
-    if chosen is not None:
+    """Two streams as one source; `by` as in `open_source`. ValueError where they do not go together, at once where
+    that is known beforehand."""
+    files = rgb.files is not None and other.files is not None
+    if files and (chosen := _pairs_of_files(rgb, other, modality, by)) is not None:
         rgb, other = (_taken(side, rows) for side, rows in zip((rgb, other), chosen, strict=True))
+        frames = _joined_by_rank(rgb, other, modality)
+    elif by == "number":
+        raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
     elif by != "rank" and rgb.timed_frames is not None and other.timed_frames is not None:
-        return replace(rgb, frames=_joined_by_time(rgb, other), modality=modality, timed_frames=None, files=None)
+        frames = _joined_by_time(rgb, other)
     elif by == "time":
         lacking = rgb.name if rgb.timed_frames is None else other.name
         raise ValueError(f"{lacking} does not say when its frames were taken: give --fps to pair it by time")
-    return replace(rgb, frames=_joined_by_rank(rgb, other, modality), modality=modality, timed_frames=None, files=None)
+    else:
+        frames = _joined_by_rank(rgb, other, modality)
+    return replace(rgb, frames=frames, modality=modality, timed_frames=None, files=None)
 
 
 def _taken(source: FrameSource, rows: np.ndarray) -> FrameSource:

@@ -92,13 +92,9 @@ def _reason(error: BaseException) -> str:
 
 
 class VideoWriter(AbstractContextManager):
-    """Writes an H.264 video (yuv420p) that browsers and players show, playable up to the last half second while it is
-    written. Odd sides are made even by repeating the last row or column; a file of no frames is not left behind.
-
-    Args:
-        path (`str` or `Path`): the `.mp4` file.
-        fps (`float`): frames per second; 30 in the place of what is no rate.
-    """
+    """Writes an H.264 video (`.mp4`, yuv420p) that browsers and players show, playable up to the last half second
+    while it is written. Odd sides are made even by repeating the last row or column; a file of no frames is not left
+    behind, and what is no rate (`fps`) counts as 30."""
 
     def __init__(self, path: str | Path, fps: float = 30.0) -> None:
         self.path = Path(path)
