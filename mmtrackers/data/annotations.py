@@ -1,5 +1,6 @@
 """Reading of the text files that annotate a sequence: boxes, flags and names."""
 
+import io
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -103,16 +104,13 @@ def _numbers(path: str | Path, number: int, line: str) -> list[float]:
 
 def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
     """The trajectory of a binary file of the VOT toolkit; a code (unknown, initialization, failure) is no box."""
-    at = struct.calcsize("<hI")
-    (count,) = struct.unpack_from("<I", data, 2)
+    file = io.BytesIO(data)
     rows: list[Sequence[float]] = []
 
     def take(form: str) -> tuple[Any, ...]:
-        nonlocal at
-        values = struct.unpack_from("<" + form, data, at)
-        at += struct.calcsize("<" + form)
-        return values
+        return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))
 
+    _, count = take("hI")
     try:
         for _ in range(count):
             kind = take("B")[0]
