@@ -25,22 +25,22 @@ class ThermalRange:
 
     def __init__(self, limits: Sequence[float] | str | None = None) -> None:
         self._limits: tuple[float, float] | None = None
-        self.per_frame = isinstance(limits, str) and limits == PER_FRAME
-        self.fixed = limits is not None and not self.per_frame
-        if self.fixed:
-            try:
-                low, high = map(float, limits)
-            except (TypeError, ValueError):
-                low = high = math.nan
-            if not -math.inf < low < high < math.inf:
-                raise ValueError(f"the thermal range is {limits!r}: give the values that become black and white, the "
-                                 "lower one first (16-bit counts, or degrees for float pictures), or 'frame'")
-            self._limits = low, high
+        self._follows = limits is None
+        if limits is None or (isinstance(limits, str) and limits == PER_FRAME):
+            return
+        try:
+            low, high = map(float, limits)
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"the thermal range is {limits!r}: give the values that become black and white, the "
+                             "lower one first (16-bit counts, or degrees for float pictures), or 'frame'")
+        self._limits = low, high
 
     def __call__(self, picture: np.ndarray) -> tuple[float, float] | None:
         """Takes a frame (uint16 or float `[H, W]`) into account and returns `(low, high)` for it; None for its own
         minimum and maximum."""
-        if self.per_frame or self.fixed:
+        if not self._follows:
             return self._limits
         low, high = _robust_range(picture)
         room = _MARGIN * (high - low)
