@@ -7,7 +7,7 @@ import typer
 from typer import Argument
 
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-sets = typer.Typer(no_args_is_help=True)
+sets = typer.Typer(help="Folders of sequences.", no_args_is_help=True)
 
 
 def finetune(context: typer.Context) -> None:
@@ -19,11 +19,6 @@ def finetune(context: typer.Context) -> None:
     from mmtrackers.finetune import main
 
     main(context.args)
-
-
-@sets.callback()
-def data() -> None:
-    """Folders of sequences."""
 
 
 @sets.command()
