@@ -1,5 +1,6 @@
 """What a run leaves while it goes on, written in a thread: boxes and scores line by line, the annotated video."""
 
+import io
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import cv2
@@ -77,25 +78,17 @@ class ResultFiles:
         write_json(self.record, {"written_by": _WRITER, "files": [path.name for path in self.all], **content})
 
 
-class _Lines:
+class _Lines(io.FileIO):
     """A text file that grows by whole lines, each of which is with the system once it is written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._size = path, 0
-        self._file: BinaryIO = path.open("wb", buffering=0)
-
     def add(self, line: str) -> None:
-        data = line.encode() + b"\n"
+        data, before = line.encode() + b"\n", self.tell()
         try:
-            if self._file.write(data) != len(data):
+            if self.write(data) != len(data):
                 raise OSError("no space left on the device")
         except OSError as error:
-            os.ftruncate(self._file.fileno(), self._size)
-            raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self._size += len(data)
-
-    def close(self) -> None:
-        self._file.close()
+            self.truncate(before)
+            raise OSError(f"cannot write {self.name}: {error.strerror or error}") from error
 
 
 class Recorder:
@@ -121,7 +114,7 @@ class Recorder:
         self.files, self.source, self.shown, self.alignment, self.count = files, source, shown, alignment, 0
         self.seconds = dict.fromkeys(("drawing", "encoding", "waiting"), 0.0)
         self._video = VideoWriter(files.video, source.fps) if video else None
-        self._boxes, self._scores = [_Lines(path) for path in files.boxes], _Lines(files.scores)
+        self._boxes, self._scores = [_Lines(path, "w") for path in files.boxes], _Lines(files.scores, "w")
         for _ in range(first):
             self._add_lines([Prediction(np.zeros(4), math.nan)] * len(files.boxes))
         self._scale = 1.0

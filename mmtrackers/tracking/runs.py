@@ -19,7 +19,7 @@ from .export import export
 from .recording import Recorder, ResultFiles
 from .session import Prediction, TrackingSession
 from .sources import Frame, FrameSource
-from .threads import chosen_threads
+from .threads import ThreadChoice
 from .tracker import Tracker
 
 KEPT = 10_000  # frames of a camera that a run holds in memory
@@ -173,9 +173,7 @@ def run(
             stack.enter_context(FolderLock(output))
             files = ResultFiles(Path(output), source.name, len(given), tuple(labels))
             files.check(overwrite)
-        choice = None
-        if tracker.device.type == "cpu":
-            choice = stack.enter_context(chosen_threads(threads))
+        choice = stack.enter_context(ThreadChoice(threads)) if tracker.device.type == "cpu" else None
         # a camera is read ahead by itself, and what waited in a queue would be old
         frames = stack.enter_context(closing(source.frames()) if source.live else ReadAhead(iter(source)))
         frames = islice(frames, first, None if max_frames is None else first + max_frames)
