@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from .crops import AlignedCrop, Crop
+from .files import read_text
 
 SCALE = "scale"
 Alignment = np.ndarray | str
@@ -97,16 +98,11 @@ def frame_matrix(
 def read_alignment(path: str | Path) -> np.ndarray:
     """A matrix, float64 `[3, 3]`, from a file: three rows of text, JSON (the rows, or an object with "matrix" or the
     like), OpenCV YAML. ValueError where it is missing, or holds none."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the alignment {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    start = text.lstrip()[:1]
+    text = read_text(path, "alignment")
     try:
         if text.startswith("%YAML") or "opencv-matrix" in text:
             found = _from_opencv(path)
-        elif start in ("{", "["):
+        elif text.lstrip().startswith(("{", "[")):
             found = json.loads(text)
             if isinstance(found, dict):
                 named = [found[name] for name in ("matrix", "homography", "H") if name in found]
@@ -122,7 +118,7 @@ def read_alignment(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _from_opencv(path: Path) -> np.ndarray | None:
+def _from_opencv(path: str | Path) -> np.ndarray | None:
     storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
     try:
         nodes = [storage.getNode(name) for name in storage.root().keys()]  # noqa: SIM118

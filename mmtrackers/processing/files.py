@@ -18,6 +18,15 @@ except ImportError:  # Windows
     fcntl = None
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """A text file that a person made, in UTF-8 with a byte-order mark or without; ValueError, which says `what` it is,
+    where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Writes a UTF-8 text file, and its folder; a reader finds the old file or the whole new one, never a part, also
     after an OSError, which names the file."""
@@ -61,7 +70,7 @@ class FolderLock:
         if fcntl is None:
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while self._file is None:
+        while True:
             file = open(self.path, "a+", encoding="utf-8")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,12 +86,12 @@ class FolderLock:
                               "writes there", stacklevel=2)  # fmt: skip
                 return self
             if _is_file_at(file, self.path):
-                self._file = file
-            else:  # its last owner has removed it meanwhile
-                file.close()
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})\n")
-        self._file.flush()
+                break
+            file.close()  # its last owner has removed it meanwhile
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})\n")
+        file.flush()
+        self._file = file
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .alignment import Alignment, View, as_views, cut_warped, frame_matrix
-from .boxes import BoxLike, clip_box_xywh
+from .boxes import BoxLike, clip_box_xywh, xywh_to_xyxy
 from .crops import AlignedCrop, Crop, aligned_crop, cut_aligned, cut_square, hann_window, mean_color, rasterized
 from .frames import Frame, check_sizes, choose_streams, join_streams, to_picture
 from .thermal import ThermalRange
@@ -52,6 +52,12 @@ def _normalization(
     with torch.inference_mode(False):
         shift = torch.tensor([255 * m for m in mean], device=device).view(3, 1, 1)
         return shift, torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
+
+
+def _cut_view(view: View, where: Crop | AlignedCrop, fill: np.ndarray | None) -> np.ndarray:
+    if view.matrix is not None:
+        return cut_warped(view, where, fill)
+    return cut_square(view.picture, where) if isinstance(where, Crop) else cut_aligned(view.picture, where, fill)
 
 
 class TrackerImageProcessor(CropSettings, BaseImageProcessor):
@@ -203,18 +209,8 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         """The picture of `crop` at a place that is known, as `locate` gives it; arguments as there."""
         if fill is None:
             fill = self.padding(views)
-        cut, first = [], 0
-        for view in views:
-            last = first + view.picture.shape[2]
-            own = None if fill is None else fill[first:last]
-            if view.matrix is not None:
-                cut.append(cut_warped(view, where, own))
-            elif isinstance(where, Crop):
-                cut.append(cut_square(view.picture, where))
-            else:
-                cut.append(cut_aligned(view.picture, where, own))
-            first = last
-        return join_streams(cut)
+        fills = [None] * len(views) if fill is None else np.split(fill, len(views))
+        return join_streams([_cut_view(view, where, own) for view, own in zip(views, fills, strict=True)])
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
         """The color `[C]` that crops of this picture and its video are padded with; None for black."""
@@ -250,8 +246,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         (LitingLin/LoRAT)."""
         mask = torch.zeros(len(crops), grid, grid, dtype=torch.int64)
         for row, crop in zip(mask, crops, strict=True):
-            box = crop.box_to_crop(crop.box_xywh)
-            corners = np.concatenate((box[:2], box[:2] + box[2:])) / (crop.size / grid)
+            corners = xywh_to_xyxy(crop.box_to_crop(crop.box_xywh)) / (crop.size / grid)
             x1, y1, x2, y2 = rasterized(corners).clip(0, grid).tolist()
             row[y1:y2, x1:x2] = 1
         return mask

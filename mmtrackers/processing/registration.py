@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from .alignment import check_alignment, frame_matrix, warp
+from .files import read_text
 
 Model = Literal["affine", "homography"]
 MODELS = {"affine": cv2.MOTION_AFFINE, "homography": cv2.MOTION_HOMOGRAPHY}
@@ -148,13 +149,8 @@ def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[
 def read_points(path: str | Path) -> np.ndarray:
     """Pairs of points, float64 `[N, 4]`, from a text file: `x y  x y` a line, RGB first; commas, and comments behind
     `#`, are allowed. ValueError where it is missing, or names a line that is not four numbers."""
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the points {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "points").splitlines(), start=1):
         if words := line.partition("#")[0].replace(",", " ").split():
             try:
                 x, y, other_x, other_y = map(float, words)
