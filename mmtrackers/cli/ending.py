@@ -88,11 +88,7 @@ def fail(message: str) -> None:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Runs the main function of a script, which ends as the commands do; of several processes the first one speaks.
-
-    Example:
-        >>> run_script(lambda: None)
-    """
+    """Runs the main function of a script, which ends as the commands do; of several processes the first one speaks."""
     try:
         main()
     except Exception as error:
