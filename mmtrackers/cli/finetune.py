@@ -9,7 +9,7 @@ from typer import Argument
 from .ending import exit_code_of
 
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-sets = typer.Typer(no_args_is_help=True)
+sets = typer.Typer(help="Folders of sequences.", no_args_is_help=True)
 
 
 def finetune(context: typer.Context) -> None:
@@ -22,11 +22,6 @@ def finetune(context: typer.Context) -> None:
 
     if (interrupt := main(context.args).interrupt) is not None:
         raise typer.Exit(exit_code_of(interrupt))
-
-
-@sets.callback()
-def data() -> None:
-    """Folders of sequences."""
 
 
 @sets.command()

@@ -153,7 +153,7 @@ def _report(result: "RunResult", quiet: bool = False, stream: bool = False) -> N
     done = "1 frame" if result.count == 1 else f"{result.count} frames"
     if not quiet:
         typer.echo("\n".join(_lines(result, done)), err=stream)
-    if result.stopped == "interrupted":
+    if result.interrupt is not None:
         typer.echo(f"interrupted after {done}; what was done is kept", err=True)
         raise typer.Exit(exit_code_of(result.interrupt))
     if result.stopped:

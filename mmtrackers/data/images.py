@@ -38,8 +38,7 @@ def _is_truncated(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file that lies in memory or in a dataset, in the place of its path: its name without folders, its
-    bytes, and where it is, for messages."""
+    """An image file in memory or in a dataset, in the place of its path: its bare name, its bytes, and where it is."""
 
     name: str
     data: bytes | memoryview
@@ -57,14 +56,10 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
     """Read one image file as the image processor wants it; ValueError, which names it, where it is missing, empty,
     truncated, no image, or no image of that modality.
 
-    Args:
-        path (`str`, `Path` or [`EncodedImage`]): an image file.
-        modality (`str`): "rgb", "thermal", "depth" or "event".
-
     Returns:
-        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is gray. thermal: as
-        event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). depth: [H, W] uint16 in the file's
-        own unit (mm in the public sets). All of them turned as their EXIF orientation says.
+        `np.ndarray`: "rgb": [H, W, 3] uint8 in RGB order. "event": the same, or [H, W] if the file is gray. "thermal":
+        as event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). "depth": [H, W] uint16 in the
+        file's own unit (mm in the public sets). All of them turned as their EXIF orientation says.
 
     Example:
         >>> import tempfile

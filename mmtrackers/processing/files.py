@@ -18,6 +18,15 @@ except ImportError:  # Windows
     fcntl = None
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """A text file that a person made, in UTF-8 with a byte-order mark or without; ValueError, which says `what` it is,
+    where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Writes a UTF-8 text file, and its folder; a reader finds the old file or the whole new one, never a part, also
     after an OSError, which names the file."""

@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .thermal import ThermalRange, thermal_to_gray
+from .thermal import ThermalRange, counts_up_to, thermal_to_gray
 
 MODALITIES = ("rgb", "thermal", "depth", "event")
 # The second stream of a tracker that serves every modality: what the video has
@@ -61,9 +61,7 @@ def _eight_bit(picture: np.ndarray, stream: str, thermal_range: ThermalRange | N
 
 
 def _median(depth: np.ndarray) -> float:
-    """Median of a uint16 picture, by counting: an order faster than sorting at camera sizes."""
-    counts = np.cumsum(cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel().astype(np.int64))
-    low, high = np.searchsorted(counts, [(depth.size + 1) // 2, depth.size // 2 + 1])
+    low, high = np.searchsorted(counts_up_to(depth), [(depth.size + 1) // 2, depth.size // 2 + 1])
     return (low + high) / 2
 
 
@@ -77,10 +75,8 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
     """
     depth = _checked(depth, "depth")
     if depth.ndim != 2:
-        raise ValueError(
-            f"the depth picture has the shape {depth.shape}: give the distances themselves, height x width in "
-            "millimeters, not a colored picture of them"
-        )
+        raise ValueError(f"the depth picture has the shape {depth.shape}: give the distances themselves, height x "
+                         "width in millimeters, not a colored picture of them")  # fmt: skip
     if depth.dtype != np.uint16:
         hint = "frame.astype(np.uint16) if its values are millimeters already"
         if depth.dtype.kind == "f":
@@ -104,10 +100,8 @@ def to_picture(
     Args:
         picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` gray; thermal: also uint16 counts,
             or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimeters. ValueError else.
-        stream (`str`): the modality.
-        depth_clip (`bool`): see `depth_to_colors`.
-        thermal_range ([`ThermalRange`], *optional*): the video's; by default a picture's own minimum and maximum
-            become 0 and 255.
+        stream (`str`), depth_clip (`bool`): the modality; see `depth_to_colors`.
+        thermal_range ([`ThermalRange`], *optional*): the video's; by default the picture's own minimum and maximum.
     """
     if stream == "depth":
         return depth_to_colors(picture, clip=depth_clip)
@@ -167,11 +161,9 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
     """Raises ValueError unless all streams (name -> height and width) have one size."""
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{stream} {w} x {h}" for stream, (h, w) in sizes.items())
-        raise ValueError(
-            f"the streams differ in size (width x height: {shown}): say how they lie on each other with "
-            f"alignment={{{list(sizes)[-1]!r}: matrix}} (--align FILE, as `mmtrackers align` writes it), or with "
-            "'scale' in the matrix's place if only the scale differs"
-        )
+        raise ValueError(f"the streams differ in size (width x height: {shown}): say how they lie on each other with "
+                         f"alignment={{{list(sizes)[-1]!r}: matrix}} (--align FILE, as `mmtrackers align` writes it), "
+                         "or with 'scale' in the matrix's place if only the scale differs")  # fmt: skip
 
 
 def join_streams(pictures: Sequence[np.ndarray]) -> np.ndarray:
