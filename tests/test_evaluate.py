@@ -99,17 +99,13 @@ def raw_files(folder):
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def saved_in(folder):
-    return json.loads((folder / SCORES).read_text())
-
-
 def test_evaluate_tracker_in_a_notebook(dataset):
     result = evaluate_tracker(stub(), open_dataset(dataset), "lasher", name="patch")
     assert result.scores["PR"] == 1.0 and result.scores["SR"] > 0.8 and not result.partial
     assert [row.name for row in result.sequences] == ["car", "dog", "tree", "walk"]
     assert result.speed.frames == sum(LENGTHS.values()) - len(LENGTHS) - 10 and result.speed.warmup == 10
     assert set(result.speed.stages) == {"read", "crop", "model", "decode", "track", "total"}
-    assert result.settings.modality == "rgb" and json.loads(result.to_json())["settings"]["modality"] == "rgb"
+    assert result.settings.modality == "rgb" and EvaluationResult.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -131,7 +127,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path, batch):
         assert tracker.model.seen == sum(n - 1 for name, n in LENGTHS.items() if f"raw/{name}.txt" not in done)
     again = stub()
     assert evaluate_tracker(again, sequences, "lasher", output=cut, batch=batch).scores == expected.scores
-    assert again.model.seen == 0 and saved_in(cut)["scores"] == expected.scores
+    assert again.model.seen == 0 and EvaluationResult.load(cut / SCORES).scores == expected.scores
 
 
 def test_a_result_that_was_cut_or_changed_is_made_again(dataset, tmp_path):
@@ -449,9 +445,9 @@ def test_the_command(dataset, tiny, others, tmp_path):
     row = next(line for line in result.stdout.splitlines() if line.startswith("theirs"))
     assert [float(v) for v in row.split()[1:]] == [100.0, 100.0, 95.24]
     assert "frames per second without reading (cpu" in result.stdout and "middle half" in result.stdout
-    saved = saved_in(tmp_path / "out" / "lasher" / "tiny")
-    assert saved["settings"]["system"] == "OSTrackForTracking" and saved["sequences"][0]["frames_per_second"] > 0
-    assert saved_in(tmp_path / "out" / "lasher" / "theirs")["scores"]["PR"] == 1.0
+    saved = EvaluationResult.load(tmp_path / "out" / "lasher" / "tiny" / SCORES)
+    assert saved.settings.system == "OSTrackForTracking" and saved.sequences[0].frames_per_second > 0
+    assert EvaluationResult.load(tmp_path / "out" / "lasher" / "theirs" / SCORES).scores["PR"] == 1.0
     again = call(*arguments, "--output", tmp_path / "out", "--report")
     assert "tiny: 4 of 4 runs are there already" in again.stdout
     report = (tmp_path / "out" / "lasher-report" / "report.md").read_text()
@@ -474,8 +470,8 @@ def test_a_set_by_its_name_and_split(tiny, tmp_path):
     options = ("--dataset", "got10k", "--root", tmp_path / "GOT-10k", "--tracker", tiny, "--output", tmp_path)
     result = call(*options, "--split", "val")
     assert result.exit_code == 0, result.output
-    saved = saved_in(tmp_path / "got10k-val" / "tiny")
-    assert saved["split"] == "val" and set(saved["scores"]) == {"AO", "SR0.5", "SR0.75"}
+    saved = EvaluationResult.load(tmp_path / "got10k-val" / "tiny" / SCORES)
+    assert saved.split == "val" and set(saved.scores) == {"AO", "SR0.5", "SR0.75"}
     missing = call(*options)
     assert missing.exit_code == 2 and "test" in missing.stderr
 
@@ -509,7 +505,7 @@ def test_figures_go_to_the_card(dataset, tiny, tmp_path):
     assert figures[1]["settings"]["protocol"] == "lasher" and figures[1]["settings"]["sequences"] == 4
     card = (model / "README.md").read_text()
     assert "model-index" in card and "protocol lasher (rules of opacity-black/RGBT_toolkit" in card
-    partial = EvaluationResult("model", "LasHeR", "lasher", {"SR": 0.5}, "SR", partial=True)
+    partial = replace(EvaluationResult.load(tmp_path / "o" / "lasher" / "model" / SCORES), partial=True)
     from mmtrackers.evaluation.card import add_to_card
 
     with pytest.raises(ValueError, match="is no figure for a card"):

@@ -1,7 +1,6 @@
 """Every protocol against the numbers of the toolkit that it follows (fixtures `metrics-*`), and its quirks."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from parity_tools import fixtures_folder, load_case
 
 from mmtrackers.evaluation import (
     PROTOCOLS,
+    EvaluationResult,
     RawResult,
     Truth,
     get_protocol,
@@ -313,7 +313,7 @@ def test_attributes_and_curves():
     same([result.attributes["LR"].scores["PR"], result.scores["PR"]], [0.625, 0.625])
     curve = result.curves["success"]
     assert (len(curve.x), curve.x_label) == (21, "overlap threshold") and curve.y[0] == pytest.approx(0.625)
-    assert json.loads(result.to_json())["curves"]["success"]["y"] == list(curve.y)
+    assert EvaluationResult.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Evaluatio
     return folder / "out", results
 
 
-def test_json_holds_everything(made) -> None:
+def test_json_holds_everything_and_reads_back(made) -> None:
     folder, results = made
     record = json.loads((folder / "report.json").read_text())
-    assert [{"format": 1} | row for row in record["results"]] == [json.loads(result.to_json()) for result in results]
+    assert [EvaluationResult.from_json(json.dumps({"format": 1} | result)) for result in record["results"]] == results
     assert {"tracker": "SEATrack", "scores": {"PR": 0.716, "NPR": 0.675, "SR": 0.573},
             "source": "AutoLab-SAI-SJTU/SEATrack, assets/Results.png"} in record["published"]["lasher"]  # fmt: skip
 

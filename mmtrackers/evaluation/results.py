@@ -1,4 +1,4 @@
-"""What an evaluation found: typed, without arrays, and with an exact way to JSON.
+"""What an evaluation found: typed, without arrays, and with an exact way to JSON and back.
 
 All scores are fractions from 0 to 1 (the tables of papers print them times 100). A score that has no value for a
 sequence or an attribute is not in its dict.
@@ -24,7 +24,12 @@ WARMUP = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """One plot of a protocol, averaged over the sequences as the protocol says; y are fractions."""
+    """One plot of a protocol, averaged over the sequences as the protocol says.
+
+    Args:
+        x, y (`tuple[float, ...]`): of the same length; y is a fraction.
+        x_label, y_label (`str`): what stands at the axes.
+    """
 
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -41,9 +46,9 @@ class SequenceScore:
         scores (`dict[str, float]`): metric -> fraction, of this sequence alone.
         counted (`bool`): whether the protocol takes it into the set's scores (VisEvent and COESOT leave out a sequence
             in which nothing at all hits).
-        partial (`bool`): its result was too short, and the missing frames were scored as misses.
+        partial (`bool`): its result was shorter than the sequence, and the missing frames were scored as misses.
         notes (`tuple[str, ...]`): what was noticed in its result file (cut, padded in front, another pixel base).
-        file (`str`, *optional*): its raw result, one box per line.
+        file (`str`, *optional*): its raw result (one box per line), as it was read or written.
         frames_per_second (`float`, *optional*): of the tracker alone, without reading; where times are known.
     """
 
@@ -83,7 +88,8 @@ class Speed:
             "model" (the forward pass), "decode" (maps to boxes in the frame, copy back), "track" (crop to decode
             together) and "total" (with reading). With several sequences in a batch, a step's time is divided by them.
         frames, warmup (`int`): measured, and left out at the start, while caches fill and kernels are chosen.
-        batch, threads (`int`), device (`str`): sequences side by side, torch's threads, such as "cpu".
+        batch, threads (`int`): sequences tracked side by side, at most; threads of torch on the CPU.
+        device (`str`): such as "cpu" or "NVIDIA H100".
     """
 
     stages: dict[str, StageTime]
@@ -112,8 +118,12 @@ class Speed:
 def speed_of(
     rows: np.ndarray | Sequence[Sequence[float]], device: torch.device | str, batch: int = 1, warmup: int = WARMUP
 ) -> Speed | None:
-    """Median and middle half of every stage of rows `[N, 4]` (seconds per frame and stage, in the order of `STAGES`),
-    without the first `warmup` of them, or half; None without rows.
+    """Median and middle half of every stage; None without rows.
+
+    Args:
+        rows (`[N, 4]`): seconds per frame and stage, in the order of `STAGES`.
+        device (`torch.device` or `str`), batch (`int`): where the model ran; sequences side by side.
+        warmup (`int`): first rows to leave out; at most half of all.
 
     Example:
         >>> speed_of([[0.001, 0.002, 0.010, 0.001]] * 30, "cpu").stages["model"].median
@@ -143,8 +153,10 @@ class Settings:
         tracker (`str`), base (`str`, *optional*): folder or Hub id, as it was given, and the base that an adapter
             names; not part of the fingerprint.
         system (`str`), tuner (`str`, *optional*): the model's class and the adapter's kind.
-        weights (`str`), processor (`dict`): hash over all tensors and the config; the image processor's settings.
-        batch (`int`), version (`str`): sequences in a forward pass; of this package.
+        weights (`str`): hash over all tensors, their names and the model's config.
+        processor (`dict`): the image processor's settings.
+        batch (`int`): sequences that shared a forward pass.
+        version (`str`): of this package. Other fields as in `Tracker.from_pretrained`.
     """
 
     tracker: str
@@ -184,16 +196,18 @@ class EvaluationResult:
     """One tracker on one data set under one protocol.
 
     Args:
-        tracker, dataset, split (`str`): names to show; the split may be empty.
-        protocol, headline (`str`): key of `PROTOCOLS`; the metric to rank by.
+        tracker, dataset (`str`): names to show.
+        protocol (`str`): key into `mmtrackers.evaluation.protocols.PROTOCOLS`.
         scores (`dict[str, float]`): metric -> fraction, in the order of the protocol's tables.
-        curves (`dict[str, Curve]`): of "success", "precision", "normalized_precision", "precision_recall" and
-            "expected_overlap" those that the protocol has.
+        headline (`str`): the metric to rank by.
+        curves (`dict[str, Curve]`): "success", "precision", "normalized_precision"; "precision_recall" of long-term
+            sets; "expected_overlap" of multi-start sets. Those that the protocol has.
         sequences (`tuple[SequenceScore, ...]`): in the set's order.
-        attributes (`dict[str, AttributeScore]`): where the set has attributes.
+        attributes (`dict[str, AttributeScore]`): attribute -> scores, where the set has attributes.
         speed (`Speed`, *optional*), settings (`Settings`, *optional*): of a run of this package.
         partial (`bool`): sequences were missing or shorter and it was asked for all the same: not a number to publish.
         missing, notes (`tuple[str, ...]`): the sequences without a result; warnings about the whole.
+        split (`str`): the part of the set, such as "test"; empty where it was not said.
     """
 
     tracker: str
@@ -215,6 +229,41 @@ class EvaluationResult:
         """Strict JSON: no NaN, no infinity."""
         return json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
 
+    @classmethod
+    def from_json(cls, text: str) -> "EvaluationResult":
+        """The inverse of `to_json`; ValueError: no JSON, another format, or an entry that is missing or unknown."""
+        try:
+            record = json.loads(text)
+            if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+                raise ValueError(f"expected a JSON object with format {FORMAT}")
+            return _revived(record)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"not an evaluation result: {error}") from error
+
     def save(self, path: str | Path) -> Path:
         """Writes the JSON file, whole or not at all, and makes its folder if need be."""
         return write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvaluationResult":
+        """Reads a file of `save`; errors name it."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _revived(record: dict[str, Any]) -> EvaluationResult:
+    """Lists become tuples and dicts become the classes that they were."""
+
+    def made(kind: type, fields: dict[str, Any]) -> Any:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+    record["curves"] = {name: made(Curve, curve) for name, curve in record["curves"].items()}
+    record["sequences"] = [made(SequenceScore, sequence) for sequence in record["sequences"]]
+    record["attributes"] = {name: made(AttributeScore, row) for name, row in record["attributes"].items()}
+    if (speed := record["speed"]) is not None:
+        record["speed"] = Speed(**speed | {"stages": {name: StageTime(**t) for name, t in speed["stages"].items()}})
+    if record["settings"] is not None:
+        record["settings"] = Settings(**record["settings"])
+    return made(EvaluationResult, record)
