@@ -18,6 +18,21 @@ def activated(inner: Tensor, gate: Tensor | None = None) -> Tensor:
     return F.silu(inner) if gate is None else F.silu(gate) * inner
 
 
+def best_experts(probabilities: Tensor, count: int) -> Tensor:
+    """The experts `[n, count]` of the largest probabilities `[n, N]`, lower index first where these are equal."""
+    if count == 1:
+        return probabilities.argmax(1, keepdim=True)
+    return probabilities.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def expert_gates(probabilities: Tensor, chosen: Tensor, renormalise: bool) -> Tensor:
+    """The chosen experts' weights at their places `[n, N]`, zeros elsewhere."""
+    weights = probabilities.gather(1, chosen)
+    if renormalise:
+        weights = weights / weights.sum(1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(1, chosen, weights)
+
+
 def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """`N sum_e f_e P_e` of a router's probabilities `[n, N]` and the experts `[n, K]` that each token uses: 1 for
     uniform probabilities, N where one expert takes every token for certain.
@@ -70,21 +85,13 @@ class SDMoE(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed tokens `[n, C]` to the probabilities `[n, N]` and the chosen experts `[n, K]`, lower index first
-        where probabilities are equal."""
+        """Normed tokens `[n, C]` to the probabilities `[n, N]` and the chosen experts `[n, K]`."""
         probabilities = softmax_gate(h, self.router.weight)
-        if self.config.top_k == 1:
-            return probabilities, probabilities.argmax(1, keepdim=True)
-        return probabilities, probabilities.sort(dim=1, descending=True, stable=True).indices[:, : self.config.top_k]
+        return probabilities, best_experts(probabilities, self.config.top_k)
 
     def sparse(self, h: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
         """The chosen experts' answers `[n, C]`, weighted by their probabilities."""
-        weights = probabilities.gather(1, chosen)
-        if self.config.router_renormalise:
-            weights = weights / weights.sum(1, keepdim=True)
-        if self.config.gather_experts:
-            return self._gathered(h, weights, chosen)
-        gates = torch.zeros_like(probabilities).scatter(1, chosen, weights)
+        gates = expert_gates(probabilities, chosen, self.config.router_renormalise)
         inner = self.down(h).unflatten(1, (self.experts, -1))
         gate = None
         if self.config.expert_gate == "parallel":
@@ -93,24 +100,6 @@ class SDMoE(nn.Module):
             gate = torch.einsum("ner,esr->nes", inner, self.gate.to(inner.dtype))
         inner = activated(inner, gate)
         return self.up((inner * gates.unsqueeze(2).to(inner.dtype)).flatten(1))
-
-    def _gathered(self, h: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """The same with each expert's tokens side by side; shapes do not depend on the choice."""
-        order = chosen.flatten().argsort(stable=True)
-        tokens = order // self.config.top_k
-        counts = chosen.new_zeros(self.experts).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
-        ends = counts.cumsum(0).int()
-        rows = h[tokens]
-        inner = grouped_product(rows, self.down.weight.unflatten(0, (self.experts, -1)), ends)
-        gate = None
-        if self.config.expert_gate == "parallel":
-            gate = grouped_product(rows, self.gate.weight.unflatten(0, (self.experts, -1)), ends)
-        elif self.config.expert_gate == "serial":
-            gate = grouped_product(inner, self.gate, ends)
-        inner = activated(inner, gate)
-        inner = inner * weights.flatten()[order].unsqueeze(1).to(inner.dtype)
-        answers = grouped_product(inner, self.up.weight.unflatten(1, (self.experts, -1)).transpose(0, 1), ends)
-        return torch.zeros_like(h).index_add(0, tokens, answers.to(h.dtype))
 
     def shared(self, h: Tensor) -> Tensor:
         """The shared sub-networks' answer `[n, C]`."""
@@ -128,13 +117,3 @@ class SDMoE(nn.Module):
         probabilities, chosen = self.route(h)
         added = self.sparse(h, probabilities, chosen) + self.shared(h)
         return added.view_as(x), balance_loss(probabilities, chosen) if self.training else None
-
-
-def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows `[n, i]`, sorted by group, times their group's `weight[g]` `[o, i]`; group g ends before row `ends[g]`."""
-    outer = weight.shape[1]
-    # the kernel wants rows of whole 16 bytes
-    pad_in, pad_out = -weight.shape[2] % 8, -outer % 8
-    rows = F.pad(rows, (0, pad_in)) if pad_in else rows
-    weight = F.pad(weight, (0, pad_in, 0, pad_out)) if pad_in or pad_out else weight
-    return F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends)[:, :outer]
