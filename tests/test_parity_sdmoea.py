@@ -99,11 +99,12 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("gather", [False, True], ids=["masked", "gathered"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_parity_sdmoea_tokens(case, variant):
+def test_parity_sdmoea_tokens(case, variant, gather):
     sizes, tensors = case
-    module = mixture(sizes, tensors, **VARIANTS[variant]).train()
+    module = mixture(sizes, tensors, **VARIANTS[variant], gather_experts=gather).train()
     tokens = stacked(tensors, "tokens")
     added, loss = module(tokens)
     near((tokens + added).view_as(tensors[f"{variant}.tokens"]), tensors[f"{variant}.tokens"])

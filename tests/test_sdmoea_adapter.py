@@ -337,6 +337,29 @@ def test_one_adapter_tracks_every_second_stream(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------- forms of computing
 
 
+@pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"expert_gate": "serial"}, {"expert_gate": "none"}], ids=str)
+def test_gathered_experts_equal_masked_ones(changes: dict[str, Any]) -> None:
+    results = []
+    for gather in (False, True):
+        fields = {"adapter_dim": 5, "num_experts": 6, "adapter_prenorm": False, "gather_experts": gather}
+        module = mixture(**(fields | changes)).train()
+        x = tokens(2, 40, WIDTH).index_fill_(2, torch.tensor([0]), 10.0).requires_grad_()
+        # an expert that no token chooses
+        module.router.weight.data[:, 0] = torch.tensor([0.0, 0.0, -10.0, 0.0, 0.0, 0.0])
+        added, loss = module(x)
+        chosen = module.route(module.norm(x).flatten(0, 1))[1]
+        (added * tokens(2, 40, WIDTH, seed=1)).sum().backward()
+        grads = {name: p.grad for name, p in module.named_parameters()}
+        results.append((added, loss, x.grad, grads, chosen))
+    masked, gathered = results
+    assert set(masked[4].flatten().tolist()) == {0, 1, 3, 4, 5}
+    for one, other in zip(masked[:3], gathered[:3], strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    assert masked[3].keys() == gathered[3].keys()
+    for name in masked[3]:
+        torch.testing.assert_close(masked[3][name], gathered[3][name], atol=2e-5, rtol=1e-4, msg=name)
+
+
 def test_the_graph_is_not_kept_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     module, made = fusion(), []
     original = module.hyperedges
@@ -429,6 +452,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         {"dense_gate": "mean"},
         {"dense_gate": "sum"},
         {"adapter_prenorm": False, "adapter_scale": 0.5},
+        {"gather_experts": True},
     ],
     ids=str,
 )
@@ -438,7 +462,7 @@ def test_packed_is_plain(changes: dict[str, Any]) -> None:
     expected = maps(model, feed)
     model.pack()
     junction = model.model.layers[0].mlp_junction
-    assert isinstance(junction, PackedMixtureJunction)
+    assert isinstance(junction, MixtureJunction if "gather_experts" in changes else PackedMixtureJunction)
     assert difference(maps(model, feed), expected) <= 1e-5
 
 

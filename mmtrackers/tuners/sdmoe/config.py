@@ -34,6 +34,8 @@ class SDMoEConfig(TrackerTunerConfig):
         router_renormalise (`bool`): divide the chosen experts' probabilities by their sum; only with `top_k` > 1, as
             with one expert the tracking loss could not reach the router.
         balance_loss_coef (`float`): weight of the balance loss, which is summed over the blocks.
+        gather_experts (`bool`): compute only the chosen experts, by sorting tokens; pays with many experts. Otherwise
+            all experts are computed at once and masked, with the same result; that form also exports.
         num_shared_subnets (`int`), dense_gate (`str`): shared sub-networks, weighted by a "softmax" gate, by their
             "mean" or their "sum".
         adapter_prenorm (`bool`): whether a layer norm of its own stands before router and experts.
@@ -73,6 +75,7 @@ class SDMoEConfig(TrackerTunerConfig):
     expert_gate: str = "parallel"
     router_renormalise: bool = False
     balance_loss_coef: float = 0.01
+    gather_experts: bool = False
     num_shared_subnets: int = 4
     dense_gate: str = "softmax"
     adapter_prenorm: bool = True

@@ -42,6 +42,8 @@ class MixtureJunction(ModuleTunerLayer):
         name = self.active_name
         if name is None:
             return self.base_layer
+        if self.configs[name].gather_experts or type(self.base_layer) is not ResidualJunction:
+            return self
         return PackedMixtureJunction(self.sdmoe_mixture[name], self.configs[name].adapter_scale, dtype)
 
 

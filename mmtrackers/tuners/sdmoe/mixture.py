@@ -92,6 +92,8 @@ class SDMoE(nn.Module):
     def sparse(self, h: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
         """The chosen experts' answers `[n, C]`, weighted by their probabilities."""
         gates = expert_gates(probabilities, chosen, self.config.router_renormalise)
+        if self.config.gather_experts:
+            return self._gathered(h, gates, chosen)
         inner = self.down(h).unflatten(1, (self.experts, -1))
         gate = None
         if self.config.expert_gate == "parallel":
@@ -100,6 +102,25 @@ class SDMoE(nn.Module):
             gate = torch.einsum("ner,esr->nes", inner, self.gate.to(inner.dtype))
         inner = activated(inner, gate)
         return self.up((inner * gates.unsqueeze(2).to(inner.dtype)).flatten(1))
+
+    def _gathered(self, h: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
+        """The same with each expert's tokens side by side; shapes do not depend on the choice."""
+        order = chosen.flatten().argsort(stable=True)
+        tokens = order // self.config.top_k
+        counts = chosen.new_zeros(self.experts).scatter_add_(0, chosen.flatten(), torch.ones_like(order))
+        ends = counts.cumsum(0).int()
+        rows = h[tokens]
+        inner = grouped_product(rows, self.down.weight.unflatten(0, (self.experts, -1)), ends)
+        gate = None
+        if self.config.expert_gate == "parallel":
+            gate = grouped_product(rows, self.gate.weight.unflatten(0, (self.experts, -1)), ends)
+        elif self.config.expert_gate == "serial":
+            gate = grouped_product(inner, self.gate, ends)
+        inner = activated(inner, gate)
+        weights = gates.gather(1, chosen)
+        inner = inner * weights.flatten()[order].unsqueeze(1).to(inner.dtype)
+        answers = grouped_product(inner, self.up.weight.unflatten(1, (self.experts, -1)).transpose(0, 1), ends)
+        return torch.zeros_like(h).index_add(0, tokens, answers.to(h.dtype))
 
     def shared(self, h: Tensor) -> Tensor:
         """The shared sub-networks' answer `[n, C]`."""
@@ -117,3 +138,13 @@ class SDMoE(nn.Module):
         probabilities, chosen = self.route(h)
         added = self.sparse(h, probabilities, chosen) + self.shared(h)
         return added.view_as(x), balance_loss(probabilities, chosen) if self.training else None
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows `[n, i]`, sorted by group, times their group's `weight[g]` `[o, i]`; group g ends before row `ends[g]`."""
+    outer = weight.shape[1]
+    # the kernel wants rows of whole 16 bytes
+    pad_in, pad_out = -weight.shape[2] % 8, -outer % 8
+    rows = F.pad(rows, (0, pad_in)) if pad_in else rows
+    weight = F.pad(weight, (0, pad_in, 0, pad_out)) if pad_in or pad_out else weight
+    return F.grouped_mm(rows, weight.to(rows.dtype).transpose(1, 2), offs=ends)[:, :outer]
