@@ -221,6 +221,11 @@ def test_bad_frames_are_named(processor, frame, modality, streams, message):
         processor.stack(frame, modality, streams)
 
 
+@pytest.mark.parametrize("made", [torch.from_numpy, Image.fromarray, np.asfortranarray])
+def test_a_frame_may_be_whatever_numpy_reads(processor, made):
+    assert processor.stack(made(RGB), "rgb", 1).tolist() == RGB.tolist()
+
+
 def test_missing_stream_is_fed_with_rgb_and_said_once(processor):
     with pytest.warns(UserWarning, match="no thermal stream: the rgb picture is fed in its place") as caught:
         for _ in range(3):

@@ -5,6 +5,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL.Image import Image
 
 from .thermal import ThermalRange, counts_up_to, thermal_to_gray
 
@@ -25,8 +26,7 @@ def check_modality(modality: str) -> None:
 
 def _checked(picture: Any, stream: str) -> np.ndarray:
     """A stream's picture as an array HW or HWC with 1 or 3 channels, else an error that says what to change."""
-    mode = getattr(picture, "mode", "RGB")  # of a PIL image
-    if mode not in ("RGB", "L", "F") and mode[0] != "I":
+    if isinstance(picture, Image) and (mode := picture.mode) not in ("RGB", "L", "F") and mode[0] != "I":
         raise ValueError(f'the {stream} picture is a PIL image of mode {mode}: convert it, picture.convert("RGB")')
     picture = np.asarray(picture)
     shape = picture.shape
