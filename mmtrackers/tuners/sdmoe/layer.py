@@ -40,9 +40,7 @@ class MixtureJunction(ModuleTunerLayer):
 
     def packed(self, dtype: torch.dtype) -> nn.Module:
         name = self.active_name
-        if name is None:
-            return self.base_layer
-        if self.configs[name].gather_experts or type(self.base_layer) is not ResidualJunction:
+        if name is None or self.configs[name].gather_experts or type(self.base_layer) is not ResidualJunction:
             return self
         return PackedMixtureJunction(self.sdmoe_mixture[name], self.configs[name].adapter_scale, dtype)
 

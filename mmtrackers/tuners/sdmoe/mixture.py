@@ -18,21 +18,6 @@ def activated(inner: Tensor, gate: Tensor | None = None) -> Tensor:
     return F.silu(inner) if gate is None else F.silu(gate) * inner
 
 
-def best_experts(probabilities: Tensor, count: int) -> Tensor:
-    """The experts `[n, count]` of the largest probabilities `[n, N]`, lower index first where these are equal."""
-    if count == 1:
-        return probabilities.argmax(1, keepdim=True)
-    return probabilities.sort(dim=1, descending=True, stable=True).indices[:, :count]
-
-
-def expert_gates(probabilities: Tensor, chosen: Tensor, renormalise: bool) -> Tensor:
-    """The chosen experts' weights at their places `[n, N]`, zeros elsewhere."""
-    weights = probabilities.gather(1, chosen)
-    if renormalise:
-        weights = weights / weights.sum(1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter(1, chosen, weights)
-
-
 def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """`N sum_e f_e P_e` of a router's probabilities `[n, N]` and the experts `[n, K]` that each token uses: 1 for
     uniform probabilities, N where one expert takes every token for certain.
@@ -85,15 +70,21 @@ class SDMoE(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed tokens `[n, C]` to the probabilities `[n, N]` and the chosen experts `[n, K]`."""
+        """Normed tokens `[n, C]` to the probabilities `[n, N]` and the chosen experts `[n, K]`, lower index first
+        where probabilities are equal."""
         probabilities = softmax_gate(h, self.router.weight)
-        return probabilities, best_experts(probabilities, self.config.top_k)
+        if self.config.top_k == 1:
+            return probabilities, probabilities.argmax(1, keepdim=True)
+        return probabilities, probabilities.sort(dim=1, descending=True, stable=True).indices[:, : self.config.top_k]
 
     def sparse(self, h: Tensor, probabilities: Tensor, chosen: Tensor) -> Tensor:
         """The chosen experts' answers `[n, C]`, weighted by their probabilities."""
-        gates = expert_gates(probabilities, chosen, self.config.router_renormalise)
+        weights = probabilities.gather(1, chosen)
+        if self.config.router_renormalise:
+            weights = weights / weights.sum(1, keepdim=True)
         if self.config.gather_experts:
-            return self._gathered(h, gates, chosen)
+            return self._gathered(h, weights, chosen)
+        gates = torch.zeros_like(probabilities).scatter(1, chosen, weights)
         inner = self.down(h).unflatten(1, (self.experts, -1))
         gate = None
         if self.config.expert_gate == "parallel":
@@ -103,7 +94,7 @@ class SDMoE(nn.Module):
         inner = activated(inner, gate)
         return self.up((inner * gates.unsqueeze(2).to(inner.dtype)).flatten(1))
 
-    def _gathered(self, h: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
+    def _gathered(self, h: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """The same with each expert's tokens side by side; shapes do not depend on the choice."""
         order = chosen.flatten().argsort(stable=True)
         tokens = order // self.config.top_k
@@ -117,7 +108,6 @@ class SDMoE(nn.Module):
         elif self.config.expert_gate == "serial":
             gate = grouped_product(inner, self.gate, ends)
         inner = activated(inner, gate)
-        weights = gates.gather(1, chosen)
         inner = inner * weights.flatten()[order].unsqueeze(1).to(inner.dtype)
         answers = grouped_product(inner, self.up.weight.unflatten(1, (self.experts, -1)).transpose(0, 1), ends)
         return torch.zeros_like(h).index_add(0, tokens, answers.to(h.dtype))

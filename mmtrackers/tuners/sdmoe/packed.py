@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmtrackers.modeling.packing import PackedLinear
 from mmtrackers.modeling.seams import TokenLayout
 
-from .mixture import SDMoE, activated, best_experts, expert_gates
+from .mixture import SDMoE, activated
 
 
 class PackedMixtureJunction(nn.Module):
@@ -48,8 +48,7 @@ class PackedMixtureJunction(nn.Module):
         config, x = self.config, (x + y).flatten(0, 1)
         h = self.norm(x.float())
         logits, shared = self.routers(h).tensor_split((config.num_experts,), 1)
-        probabilities = logits.softmax(1)
-        gates = expert_gates(probabilities, best_experts(probabilities, config.top_k), config.router_renormalise)
+        gates = self._gates(logits.softmax(1)).unsqueeze(2).to(x.dtype)
         *experts, below = self.inputs(h.to(x.dtype)).split(self.widths, 1)
         *gate, inner = (part.unflatten(1, (config.num_experts, -1)) for part in experts)
         if self.gate is not None:
@@ -58,5 +57,15 @@ class PackedMixtureJunction(nn.Module):
         dense = F.silu(self.subnets(below)).unflatten(1, (config.num_shared_subnets, -1))
         if config.dense_gate == "softmax":
             dense = dense * shared.softmax(1).unsqueeze(2).to(x.dtype)
-        wide = torch.cat([(inner * gates.unsqueeze(2).to(x.dtype)).flatten(1), dense.sum(1)], 1)
+        wide = torch.cat([(inner * gates).flatten(1), dense.sum(1)], 1)
         return self.answers(wide, x).view_as(y), None
+
+    def _gates(self, probabilities: Tensor) -> Tensor:
+        """The chosen experts' weights at their places, zeros elsewhere."""
+        if self.config.top_k == 1:
+            weights, chosen = probabilities.max(1, keepdim=True)
+        else:
+            ordered = probabilities.sort(dim=1, descending=True, stable=True)
+            weights, chosen = (part[:, : self.config.top_k] for part in ordered)
+            weights = weights / weights.sum(1, keepdim=True) if self.config.router_renormalise else weights
+        return torch.zeros_like(probabilities).scatter_(1, chosen, weights)
