@@ -9,16 +9,10 @@ CLOSEST = ("transformers", "peft", "huggingface_hub")
 
 
 def warn_of_untested_versions() -> None:
-    """Warns, in one sentence, if one of them lies outside the bounds that the installed package states.
-
-    A checkout that is not installed states no bounds.
-
-    Example:
-        >>> warn_of_untested_versions()
-    """
+    """Warns, in one sentence, if one of them lies outside the bounds that the installed package states."""
     try:
         stated = [Requirement(text) for text in requires("mmtrackers") or []]
-    except PackageNotFoundError:
+    except PackageNotFoundError:  # a checkout
         return
     tested = {each.name: each.specifier for each in stated if each.name in CLOSEST}
     found = {name: version(name) for name in tested}

@@ -41,8 +41,8 @@ class VisualObjectTrackingPipeline(Pipeline):
 
     Made by `pipeline("visual-object-tracking", model=...)` after `import mmtrackers`, or by `from_pretrained`, which
     also takes an adapter whose base is named relative to its folder. An adapter's commit is
-    `model_kwargs={"adapter_kwargs": {"revision": commit}}`: transformers looks for `revision=` in its base too. As all
-    pipelines it takes the first GPU where there is one; weights are float32 unless `dtype=` says otherwise.
+    `model_kwargs={"adapter_kwargs": {"revision": commit}}`: transformers looks for `revision=` in its base too.
+    Weights are float32 unless `dtype=` says otherwise.
 
     Args:
         model (`TrackerPreTrainedModel`): with or without an adapter.
@@ -97,8 +97,7 @@ class VisualObjectTrackingPipeline(Pipeline):
             box (4 `float`, or a list of such): x, y, width, height in pixels of the first frame, one per target; by
                 default what the source's annotation says.
             max_frames (`int`, *optional*): stop after so many frames.
-            kwargs: what `Tracker.track` takes besides: `thermal=`, `depth=` or `event=`, the second stream, of the
-                same kind as `video`; `alignment`, ...
+            kwargs: what `Tracker.track` takes besides: `thermal=`, `depth=`, `event=`, `alignment`, ...
 
         Returns:
             A generator of a `dict` per frame, made as it is asked for: "frame" (`int`), "box" (x, y, width, height in

@@ -1,5 +1,6 @@
 """The command line: files that a run leaves, messages, exit codes."""
 
+import errno
 import json
 import os
 import re
@@ -291,6 +292,7 @@ def test_info_of_a_full_tracker(tiny):
         ("--dtype", "int8", "dtype 'int8' is not a floating type"),
         ("--device", "gpu", "device 'gpu' is not one that torch knows"),
         ("--device", "cuda:77", "device 'cuda:77' cannot be used here"),
+        ("--device", "meta", "device 'meta' cannot be used here (it holds no numbers)"),
         ("--absent-below", "2", "absent_below is a score from 0 to 1"),
         ("--base-model", "x", "not an adapter"),
     ],
@@ -374,6 +376,15 @@ def test_only_what_a_user_can_mend_is_one_line(monkeypatch, fault, line):
         assert result.exit_code == 2 and result.stderr.startswith(line) and result.stderr.count("\n") == 1
         shown = CliRunner().invoke(cli.app, ["--debug", "info", "x"])
         assert isinstance(shown.exception, (ValueError, OSError)), "--debug lets the traceback through"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("mmtrackers.hub.auto.AutoTracker.from_pretrained", gone)
+    result = CliRunner().invoke(cli.app, ["info", "x"])
+    assert (result.exit_code, result.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -467,7 +478,10 @@ def test_options_of_cameras_that_cannot_be_used(stub, tmp_path):
         (("--thermal-range", "5", "6", "--thermal-per-frame"), "choose one"),
         (("--pair-by", "name"), "number, time, rank, not by 'name'"),
         (("--fps", "0"), "positive"),
+        (("--event-start", "5"), "of a recording of events, and none is given"),
     ]
     for options, message in cases:
         assert re.search(message, error_of(*place, *options))
+    alone = ("track", tmp_path / "rgb", "--box", "40,50,24,20", "--thermal-range", "5", "6")
+    assert "a thermal range was given, but" in error_of(*alone)
     assert "no second stream" in error_of("track", tmp_path / "rgb", "--box", "1,1,9,9", "--align", "scale")

@@ -347,6 +347,21 @@ def test_degrees_and_pages(tmp_path):
         assert [(page.dtype, int(page[0, 0])) for page in found] == [(kind, k) for k in range(3)]
         with pytest.raises(ValueError, match=r"pages\.tiff has 3 pages, which are a sequence"):
             read_image(tmp_path / "pages.tiff", "thermal")
+    data = (tmp_path / "pages.tiff").read_bytes()
+    for kept in (7, 100, len(data) // 2, len(data) - 20):
+        (tmp_path / "cut.tiff").write_bytes(data[:kept])
+        with pytest.raises(ValueError, match=r"cut\.tiff, page \d, cannot be read"):
+            list(read_pages(tmp_path / "cut.tiff", "thermal"))
+    (tmp_path / "cut.tiff").write_bytes(data[:100])
+    with pytest.raises(ValueError, match=r"cut\.tiff is not a readable image"):
+        read_image(tmp_path / "cut.tiff", "thermal")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK", "RGBA"])
+def test_pages_of_other_color_modes_keep_their_colors(tmp_path, mode):
+    page = Image.fromarray(picture() + np.uint8([204, 51, 102])).convert(mode)
+    page.save(tmp_path / "pages.tiff", save_all=True, append_images=[page])
+    assert [image[0, 0].tolist() for image in read_pages(tmp_path / "pages.tiff", "rgb")] == [[204, 51, 102]] * 2
 
 
 def test_radiometric_jpeg_is_said_to_show_a_palette(tmp_path, recwarn):

@@ -11,6 +11,11 @@ FRAMES = {"": {}}
 BOX = "5,6,20,20\n"
 
 
+def test_a_folder_without_sequences(tmp_path):
+    [problem] = check_folder(tmp_path).problems
+    assert problem.startswith(f"{tmp_path}: no sequence. Expected images in the folder itself")
+
+
 def test_counts_and_no_problem(tmp_path):
     tree(tmp_path / "a", FRAMES, {"groundtruth.txt": BOX * 11 + ",,,\n"})
     tree(tmp_path / "b", {"visible": {}, "infrared": {}}, {"visible.txt": BOX * 12})

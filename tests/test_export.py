@@ -85,15 +85,20 @@ def test_command_int8_card_and_the_script_without_this_package(tmp_path: Path) -
     assert small.stat().st_size < plain.stat().st_size
     frames, boxes = video(tracker)
     expected = [p.box for p in tracker.track(frames, boxes[0])]
+    where = ["--box", "40,50,24,20", "--model", str(tmp_path / "out0"), "--output", str(tmp_path / "tracked")]
+    (tmp_path / "pictures").mkdir()
+    for i, one in enumerate(frames):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{i}.png"), one["rgb"][..., ::-1])
+    done = CliRunner().invoke(app, ["track", str(tmp_path / "pictures"), *where])
+    assert done.exit_code == 0 and "is packed" not in done.output
+    found = np.loadtxt(tmp_path / "tracked" / "pictures_tracked.txt", delimiter=",")
+    assert np.abs(found - expected).max() <= 0.01
     script = example_scripts.load("run_onnx").OnnxTracker(tmp_path / "out0")
     script.start(frames[0]["rgb"], boxes[0])
     for one, box in zip(frames[1:], expected[1:], strict=True):
         assert np.abs(script.update(one["rgb"])[0] - box).max() <= 0.01
     found = [p.box for p in Tracker.from_pretrained(str(tmp_path / "out1")).track(frames, boxes[0])]
     assert np.isfinite(found).all()
-    (tmp_path / "pictures").mkdir()
-    for i, one in enumerate(frames):
-        cv2.imwrite(str(tmp_path / "pictures" / f"{i}.png"), one["rgb"][..., ::-1])
     read = list(example_scripts.load("run_onnx").frames_of(str(tmp_path / "pictures")))
     assert all(np.array_equal(a, b["rgb"]) for a, b in zip(read, frames, strict=True))
     check_damage(tmp_path / "out0")
@@ -104,6 +109,9 @@ def check_damage(folder: Path) -> None:
         Tracker.from_pretrained(str(folder), pack=True)
     with pytest.raises(OSError, match="is not an empty folder: choose another one"):
         export_onnx(tracker_of("ostrack"), folder)
+    with pytest.raises(ValueError, match=r"opset 99 cannot be written .*use 20"):
+        export_onnx(tracker_of("ostrack"), folder.with_name("new"), opset=99)
+    assert not folder.with_name("new").exists()
     record = json.loads((folder / "onnx_config.json").read_text())
     record["config"]["search_size"] = 96
     (folder / "onnx_config.json").write_text(json.dumps(record))

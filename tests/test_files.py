@@ -50,3 +50,20 @@ def test_a_second_process_is_told_who_writes_the_folder(tmp_path: Path) -> None:
     with FolderLock(folder), pytest.raises(OSError, match=f"process {os.getpid()}"), FolderLock(folder):
         pass
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("where", "reason"), [("file/sub", "Not a directory"), ("file", "File exists")])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"cannot write into .*{where} \({reason}\): choose another"):
+        FolderLock(tmp_path / where).__enter__()
+
+
+def test_a_full_disk_names_the_folder_and_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.socket, "gethostname", full)
+    with pytest.raises(OSError, match=r"out \(No space left on device\)"), FolderLock(tmp_path / "out"):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []

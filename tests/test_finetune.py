@@ -247,7 +247,7 @@ def test_signal_saves_and_stops(place, tmp_path, monkeypatch, whole, number):
     monkeypatch.setattr(Trainer, "train_batch", interrupted)
     handler = signal.getsignal(number)
     trainer = train(place, tmp_path / "parts")
-    assert (trainer.state, trainer.progress.step) == ("stopped by a signal", 3)
+    assert (trainer.state, trainer.progress.step, *trainer.interrupt.args) == ("stopped by a signal", 3, number)
     assert signal.getsignal(number) == handler
     monkeypatch.undo()
     train(place, tmp_path / "parts", "--resume")

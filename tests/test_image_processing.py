@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from parity_tools import cases, load_case, seeded_input
+from PIL import Image
 
 from mmtrackers.processing import frames, thermal
 from mmtrackers.processing.boxes import clip_box_xywh
@@ -204,6 +205,8 @@ def test_median_by_counting(count, seed):
         ({"rgb": RGB[:0]}, "rgb", 1, r"rgb picture is empty \(shape \(0, 4, 3\)\)"),
         ({"rgb": RGB, "event": np.zeros(0, np.uint8)}, "event", 2, "event picture is empty"),
         (np.zeros((2, 4, 4), np.uint8), "rgb", 1, "drop the fourth"),
+        ("a.png", "rgb", 1, "give the picture itself, or the folder"),
+        (Image.new("P", (4, 2)), "rgb", 1, r'PIL image of mode P: convert it, picture\.convert\("RGB"\)'),
         (np.zeros((3, 20, 40), np.uint8), "rgb", 1, "the channels come first"),
         (np.zeros((1, 2, 4, 3), np.uint8), "rgb", 1, "one frame at a time"),
         (np.zeros(5, np.uint8), "rgb", 1, r"shape \(5,\): give height x width x 3"),
@@ -216,6 +219,11 @@ def test_median_by_counting(count, seed):
 def test_bad_frames_are_named(processor, frame, modality, streams, message):
     with pytest.raises(ValueError, match=message):
         processor.stack(frame, modality, streams)
+
+
+@pytest.mark.parametrize("made", [torch.from_numpy, Image.fromarray, np.asfortranarray])
+def test_a_frame_may_be_whatever_numpy_reads(processor, made):
+    assert processor.stack(made(RGB), "rgb", 1).tolist() == RGB.tolist()
 
 
 def test_missing_stream_is_fed_with_rgb_and_said_once(processor):

@@ -78,7 +78,7 @@ def test_classes_are_in_the_tables_whoever_is_imported_first(before: str, import
     }
     assert (found["model"], found["processor"]) == ("SPMTrackModel", "TrackerImageProcessor")
     assert found["pipeline"] == "VisualObjectTrackingPipeline"
-    assert found["tuner"] == [3, "TMoELinear"]
+    assert found["tuner"] == [3, "TrackerTunerLayer"]
     assert len(found["trackers"]) == 7
 
 

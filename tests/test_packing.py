@@ -14,7 +14,8 @@ from mmtrackers import TMoEConfig, TrackerPreTrainedModel
 from mmtrackers.modeling.packing import LinearMap, PackedConv, PackedLinear, packed_map
 from mmtrackers.modeling.vit import PackedLayer
 from mmtrackers.tuners.amg_lora.hmoe import HMoE, token_groups
-from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, LowRankLinear
+from mmtrackers.tuners.amg_lora.layer import LowRankLinear
+from mmtrackers.tuners.registration import TrackerTunerLayer
 from mmtrackers.tuners.tmoe.layer import TMoELinear
 
 
@@ -271,7 +272,7 @@ def test_gradients_of_a_whole_model_in_both_forms() -> None:
             if isinstance(module, HMoE):
                 module.dropout = dropout
         model(**inputs(model.config), labels=labels()).loss.backward()
-        assert any(isinstance(module, AMGLoraLayer) for module in model.modules())
+        assert any(isinstance(module, TrackerTunerLayer) for module in model.modules())
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     for name, grad in gradients[0].items():
         assert torch.allclose(grad, gradients[1][name], rtol=1e-3, atol=1e-6), name

@@ -23,7 +23,8 @@ from mmtrackers.tuners.progressive.adapters import (
     ModalityEntangledAdapter,
     swap_streams,
 )
-from mmtrackers.tuners.progressive.layer import ParallelJunction, ProgressiveLayer
+from mmtrackers.tuners.progressive.layer import ParallelJunction
+from mmtrackers.tuners.registration import TrackerTunerLayer
 
 ROW = next(row for row in ROWS if row.name == "patrack")
 
@@ -67,7 +68,7 @@ def test_initial_values() -> None:
 
 def test_where_it_sits_and_off_is_the_base() -> None:
     plain, model = ROW.plain(), ROW.build()
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, ProgressiveLayer)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, TrackerTunerLayer)}
     kinds = {name: type(m.progressive_adapter["default"]) for name, m in layers.items()}
     expected = {
         f"model.layers.{i}.{site}_junction": ModalityEntangledAdapter if i == 1 else ModalityDependentAdapter
@@ -228,7 +229,7 @@ def test_packed_is_plain_with_every_switch(change: dict[str, Any]) -> None:
     expected = maps(model.eval(), feed := inputs(model.config))
     model.pack()
     assert difference(maps(model, feed), expected) <= 1e-5
-    assert not [m for m in model.modules() if isinstance(m, ProgressiveLayer)]
+    assert not [m for m in model.modules() if isinstance(m, TrackerTunerLayer)]
 
 
 # ------------------------------------------------------------------------------------------------------------ errors

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 
 import av
@@ -19,10 +20,10 @@ from mmtrackers import Prediction, Tracker
 from mmtrackers.processing.files import FolderLock
 from mmtrackers.tracking import threads
 from mmtrackers.tracking.ahead import ReadAhead
-from mmtrackers.tracking.recording import Recorder, ResultFiles
+from mmtrackers.tracking.recording import Recorder, ResultFiles, _Lines
 from mmtrackers.tracking.runs import run, write_results
 from mmtrackers.tracking.sources import FrameSource, open_source
-from mmtrackers.tracking.threads import ThreadChoice, chosen_threads
+from mmtrackers.tracking.threads import ThreadChoice
 from mmtrackers.tracking.video import VideoWriter
 
 BOX = (40, 50, 24, 20)
@@ -192,32 +193,13 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch, what):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    class Full:
-        """A file that takes a hundred bytes, and the hundredth in mid-line."""
-
-        def __init__(self, file):
-            self.file, self.left = file, 100
-
-        def write(self, data):
-            written = self.file.write(data[: self.left])
-            self.left -= written
-            return written
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
     if what == "video":
         write = VideoWriter.write
         monkeypatch.setattr(VideoWriter, "write", lambda self, image: full() if self._full() else write(self, image))
         monkeypatch.setattr(VideoWriter, "_full", lambda self, n=[0]: n.append(0) or len(n) > 4, raising=False)
     else:
-        plain = Path.open
-
-        def small(self, mode="r", *rest, **options):
-            opened = plain(self, mode, *rest, **options)
-            return Full(opened) if mode == "wb" else opened
-
-        monkeypatch.setattr(Path, "open", small)
+        # files take a hundred bytes, and the hundredth in mid-line
+        monkeypatch.setattr(_Lines, "write", lambda self, data: FileIO.write(self, data[: 100 - self.tell()]))
     result = run(tracker(), source(200), [BOX], tmp_path)
     assert "pace left on" in result.stopped and 2 <= len(result.predictions) < 30
     lines = (tmp_path / "walk_tracked.txt").read_text().splitlines()
@@ -328,7 +310,7 @@ def four_cores(monkeypatch):
     ids=["idle", "beside a busy process", "equal"],
 )
 def test_auto_finds_the_faster_number_of_threads(four_cores, seconds, best):
-    with chosen_threads("auto") as choice:
+    with ThreadChoice("auto") as choice:
         used = simulated(choice, 2000, seconds)
         assert choice.threads == best == used[-1]
         spent, ideal = sum(seconds(n, 0) for n in used), 2000 * min(seconds(n, 0) for n in (1, 4))
@@ -337,17 +319,17 @@ def test_auto_finds_the_faster_number_of_threads(four_cores, seconds, best):
 
 
 def test_auto_looks_again(four_cores):
-    with chosen_threads("auto") as choice:
+    with ThreadChoice("auto") as choice:
         busy = threads.LOOK_AGAIN // 2  # steps; then the other process is gone
         used = simulated(choice, 3 * threads.LOOK_AGAIN, lambda n, step: 0.1 if (n == 4) == (step < busy) else 0.03)
         assert used[100] == 1 and used[-1] == choice.threads == 4
 
 
 def test_a_number_fixes_the_threads(four_cores):
-    with chosen_threads(2) as choice:
+    with ThreadChoice(2) as choice:
         assert set(simulated(choice, 700, lambda n, _: 0.1)) == {2}
-    with chosen_threads("3") as choice:
+    with ThreadChoice("3") as choice:
         assert choice.threads == 3
-    for wrong in (0, "many", "-1"):
+    for wrong in (0, "many", "-1", 100_000):
         with pytest.raises(ValueError, match="expected a positive whole number or auto"):
             ThreadChoice(wrong)

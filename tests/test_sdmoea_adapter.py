@@ -24,8 +24,9 @@ from mmtrackers import (
     TrackerImageProcessor,
 )
 from mmtrackers.processing.frames import MODALITIES
+from mmtrackers.tuners.registration import TrackerTunerLayer
 from mmtrackers.tuners.sdmoe.fusion import GSAHF, HyperConv
-from mmtrackers.tuners.sdmoe.layer import HypergraphFusion, MixtureJunction, SDMoELayer
+from mmtrackers.tuners.sdmoe.layer import HypergraphFusion, MixtureJunction
 from mmtrackers.tuners.sdmoe.mixture import SDMoE, balance_loss
 from mmtrackers.tuners.sdmoe.packed import PackedMixtureJunction
 
@@ -89,7 +90,7 @@ def test_adapter_size_at_real_size(width: int, depth: int, fields: dict[str, Any
 
 def test_adapter_is_on_every_mlp_and_on_the_fusion() -> None:
     model = tracker()
-    kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, SDMoELayer)}
+    kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, TrackerTunerLayer)}
     expected = {f"model.layers.{i}.mlp_junction": MixtureJunction for i in range(3)}
     assert kinds == expected | {"model.fusion": HypergraphFusion}
     assert model.peft_config["default"].hyper_levels == [0, 1, 2]

@@ -12,7 +12,8 @@ from torch import nn
 
 from mmtrackers import AMGLoraConfig, OSTrackForTracking, SEATrackConfig, SEATrackForTracking
 from mmtrackers.tuners.amg_lora.hmoe import HMoE
-from mmtrackers.tuners.amg_lora.layer import AMGLoraLayer, GuidedAttentionCore, LowRankLinear, MixtureJunction
+from mmtrackers.tuners.amg_lora.layer import GuidedAttentionCore, LowRankLinear, MixtureJunction
+from mmtrackers.tuners.registration import TrackerTunerLayer
 
 
 def trainable(**fields: Any) -> list[nn.Parameter]:
@@ -97,7 +98,7 @@ def test_initial_values_of_the_low_rank_maps() -> None:
 def test_adapter_is_on_every_second_layer_and_off_is_the_base() -> None:
     row = ROWS[-1]
     plain, model = row.plain(), row.build()
-    kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, AMGLoraLayer)}
+    kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, TrackerTunerLayer)}
     assert kinds == {
         "model.layers.1.attention.k_proj": LowRankLinear,
         "model.layers.1.attention.v_proj": LowRankLinear,

@@ -326,6 +326,12 @@ def test_what_a_tracker_refuses():
         tracker.start(frame(), (1, 2, 30, 40))
     tracker = make()
     session = tracker.start(frame(), (1, 2, 30, 40))
+    tracker.model.training = True
+    with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
+        session.update(frame())
+    tracker.model.training = False
+    with pytest.raises(ValueError, match="max_frames is -1, expected 1 or more"):
+        tracker.track([frame()], (1, 2, 30, 40), max_frames=-1)
     tracker.model.score = float("nan")
     with pytest.raises(ValueError, match=r"frame 1: its weights or its precision are broken"):
         session.update(frame())
@@ -339,7 +345,7 @@ def test_names_of_types(name, dtype):
     assert as_dtype(name) is dtype
 
 
-@pytest.mark.parametrize("name", ["int8", "nn", "bfloat"])
+@pytest.mark.parametrize("name", ["int8", "nn", "bfloat", "float8_e4m3fn"])
 def test_names_of_no_types(name):
     with pytest.raises(ValueError, match=f"dtype '{name}' is not a floating type"):
         as_dtype(name)
@@ -365,7 +371,9 @@ def test_the_same_boxes_each_time_and_with_a_device_map(walk, device_map):
 @pytest.mark.slow
 def test_half_precision_on_the_cpu_is_within_two_pixels(walk):
     video, _ = walk
-    plain, half = (Tracker.from_pretrained(default_checkpoint(), dtype=dtype) for dtype in ("float32", "float16"))
+    plain, half = (Tracker.from_pretrained(default_checkpoint(), **{name: dtype})
+                   for name, dtype in (("dtype", "float32"), ("torch_dtype", "float16")))  # fmt: skip
+    assert (plain.dtype, half.dtype) == (torch.float32, torch.float16)
     plain, half = (tracker.start(video[0], [353, 396, 53, 148]) for tracker in (plain, half))
     for picture in video[1:]:
         half.boxes_xywh = plain.boxes_xywh

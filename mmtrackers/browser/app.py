@@ -23,12 +23,12 @@ import pandas as pd
 
 from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint, located
 from mmtrackers.processing.boxes import check_box_xywh
-from mmtrackers.tracking.drawing import COLORS, visible
+from mmtrackers.tracking.drawing import COLORS, data_url, visible
 from mmtrackers.tracking.sources import FrameSource, open_source
 from mmtrackers.tracking.tracker import Tracker
 
 from .live import LiveRun
-from .pictures import data_url, unpack_pictures
+from .pictures import unpack_pictures
 
 HERE = Path(__file__).parent
 EMBEDDED = "embedded"
@@ -38,8 +38,6 @@ STAGE = (
     '<div class="pictures"><div class="stage"><img src="${value.image}" alt="frame" draggable="false">'
     '<div class="boxes"></div></div><img class="second" src="${value.second}" alt="second camera"></div>'
 )
-STYLE = ".pictures { display: flex; gap: 8px; align-items: flex-start; } .pictures img[src=''] { display: none; }\n"
-STYLE += ".second { max-width: 49%; max-height: 62vh; } .stage img { max-height: 62vh !important; }\n"
 LINK = """
 const show = stage(element, () => props.value,
                    change => { props.value = {...props.value, ...change}; trigger('input'); show(); });
@@ -210,7 +208,7 @@ class App:
     def build(self) -> gr.Blocks:
         """The page, not yet served."""
         script = (HERE / "stage.js").read_text(encoding="utf-8") + LINK
-        style = (HERE / "stage.css").read_text(encoding="utf-8") + STYLE
+        style = (HERE / "stage.css").read_text(encoding="utf-8")
         colors = {str(k): "#{:02x}{:02x}{:02x}".format(*color) for k, color in enumerate(COLORS, 1)}
         with gr.Blocks(title="mmtrackers", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as page:
             gr.Markdown("## mmtrackers\nFollow things through a video, in RGB alone or with a second camera.")

@@ -16,8 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from mmtrackers.processing.boxes import check_box_xywh
-
-from .pictures import data_url
+from mmtrackers.tracking.drawing import data_url
 
 HERE = Path(__file__).parent
 LONGEST_ANSWER = 10_000

@@ -24,19 +24,10 @@ NOWHERE = Prediction(np.zeros(4), 0.0, False)
 class LiveRun:
     """One run over a source, moved on by whoever iterates over it.
 
-    Results go into `folder`; the first boxes belong to frame `first`, and at most `most` frames are tracked. `found`
-    are the targets of the last `frame` by their numbers. Another thread sets `pausing` or `stopping` to leave the
-    loop; a run that has left it and waits is `paused`. `ended` says why no frame is left, and is empty before.
-    ValueError where the source has no such frame.
-
-    Example:
-        ```python
-        run = LiveRun(tracker, open_source("clip.mp4"), Path("out"))
-        run.place({1: [60, 40, 30, 20]})
-        for _ in run:
-            print(run.index, run.found)
-        files = run.finish({})
-        ```
+    Results go into `folder`; the first boxes belong to frame `first` (ValueError where there is none), and at most
+    `most` frames are tracked. `found` are the targets of the last `frame` by their numbers. Another thread sets
+    `pausing` or `stopping` to leave the loop; a run that has left it and waits is `paused`. `ended` says why no frame
+    is left, and is empty before.
     """
 
     def __init__(self, tracker: Tracker, source: FrameSource, folder: Path, first: int = 0, most: int | None = None

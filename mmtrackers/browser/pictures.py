@@ -1,20 +1,7 @@
-"""Pictures into a page, and zips of pictures out of what a visitor sent."""
+"""Zips of pictures out of what a visitor sent."""
 
-import base64
 import zipfile
 from pathlib import Path, PurePosixPath
-
-import cv2
-import numpy as np
-
-
-def data_url(picture: np.ndarray, widest: int = 1280, quality: int = 88) -> str:
-    """A picture as text that a page shows, at most `widest` pixels wide."""
-    height, width = picture.shape[:2]
-    if width > widest:
-        picture = cv2.resize(picture, (widest, round(height * widest / width)), interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
 
 
 def unpack_pictures(archive: Path, folder: Path, most: int, most_bytes: int) -> None:

@@ -1,8 +1,4 @@
-"""The command line. One module per group of commands; what a command needs is imported when it runs.
-
-Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something that the user can mend (one line),
-130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
-"""
+"""The command line. One module per group of commands; what a command needs is imported when it runs."""
 
 import sys
 import warnings

@@ -48,5 +48,6 @@ def align(
         typer.echo(f"the edges of {len(chosen)} pairs agree by {found.after:.2f}, without it by {found.before:.2f}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_alignment(out, matrix)
-    cv2.imwrite(str(picture), cv2.cvtColor(overlay(*pictures[0], matrix, modality), cv2.COLOR_RGB2BGR))
+    if not cv2.imwrite(str(picture), cv2.cvtColor(overlay(*pictures[0], matrix, modality), cv2.COLOR_RGB2BGR)):
+        raise OSError(f"cannot write {picture}; the matrix is in {out}")
     typer.echo(f"written: {out}, {picture}")

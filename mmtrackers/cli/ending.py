@@ -12,19 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 
-class Signaled(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, which end a command as Ctrl-C does; `number` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 def interrupt_on_signals() -> None:
     """Makes SIGTERM and SIGHUP end the process as Ctrl-C does; a signal that is ignored (`nohup`) stays so."""
 
     def interrupt(number: int, _: Any) -> None:
-        raise Signaled(number)
+        raise KeyboardInterrupt(number)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
@@ -32,9 +24,9 @@ def interrupt_on_signals() -> None:
             signal.signal(number, interrupt)
 
 
-def exit_code_of(interrupt: BaseException | None) -> int:
+def exit_code_of(interrupt: KeyboardInterrupt) -> int:
     """What a shell reports of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
-    return 128 + getattr(interrupt, "number", signal.SIGINT)
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def message_for_user(error: Exception) -> str | None:
@@ -96,11 +88,7 @@ def fail(message: str) -> None:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Runs the main function of a script, which ends as the commands do; of several processes the first one speaks.
-
-    Example:
-        >>> run_script(lambda: None)
-    """
+    """Runs the main function of a script, which ends as the commands do; of several processes the first one speaks."""
     try:
         main()
     except Exception as error:
@@ -122,6 +110,8 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(exit_code_of(interrupt)) from None
+        except BrokenPipeError:  # `| head` has seen enough
+            raise
         except Exception as error:
             message = None if ctx.params.get("debug") else message_for_user(error)
             if message is None:

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 from typer import Argument
 
+from .ending import exit_code_of
+
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-sets = typer.Typer(no_args_is_help=True)
+sets = typer.Typer(help="Folders of sequences.", no_args_is_help=True)
 
 
 def finetune(context: typer.Context) -> None:
@@ -18,12 +20,8 @@ def finetune(context: typer.Context) -> None:
     """
     from mmtrackers.finetune import main
 
-    main(context.args)
-
-
-@sets.callback()
-def data() -> None:
-    """Folders of sequences."""
+    if (interrupt := main(context.args).interrupt) is not None:
+        raise typer.Exit(exit_code_of(interrupt))
 
 
 @sets.command()

@@ -82,8 +82,9 @@ def export(
 ) -> None:
     """Write a tracker as ONNX graphs, for ONNX Runtime and devices without torch."""
     from mmtrackers.conversion.onnx import export_onnx
+    from mmtrackers.pretrained import located
     from mmtrackers.tracking.tracker import Tracker
 
-    folder = export_onnx(Tracker.from_pretrained(model, base_model=base_model), out, int8, opset)
+    folder = export_onnx(Tracker.from_pretrained(located(model), base_model=base_model), out, int8, opset)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     typer.echo(f"wrote {folder} ({size:.1f} MB); track with it: mmtrackers track VIDEO --model {folder}")

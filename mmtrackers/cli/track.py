@@ -75,6 +75,7 @@ def track(
 
     from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint, located
     from mmtrackers.tracking.export import label_files
+    from mmtrackers.tracking.exported import GRAPHS
     from mmtrackers.tracking.runs import run
     from mmtrackers.tracking.sources import open_source, with_rig
     from mmtrackers.tracking.tracker import Tracker, as_dtype
@@ -83,7 +84,6 @@ def track(
         raise ValueError("--thermal-range and --thermal-per-frame were given: choose one")
     kinds = [kind for kind in export.replace(" ", "").split(",") if kind]
     label_files(output, "", kinds)  # a kind that is not known is said before anything is loaded
-    exact = device == "cpu" and as_dtype(dtype) == as_dtype("float32")
     place = SAMPLE_CLIP if source == "sample" and not Path(source).exists() else source
     opened = open_source(place, second, modality, fps, pair_by, event_window, event_start)
     opened = with_rig(opened, align, "frame" if thermal_per_frame else thermal_range)
@@ -91,6 +91,8 @@ def track(
         typer.echo(note, err=True)
     repo = located(model) if model else str(default_checkpoint("rgb" if opened.without_rgb else opened.modality))
     quiet_loading()
+    graphs = (Path(repo) / GRAPHS).is_file()
+    exact = device == "cpu" and as_dtype(dtype) == as_dtype("float32") and not graphs
     packed = exact if pack is None else pack
     loading = {"base_model": base_model, "device": device, "dtype": dtype, "pack": packed, "recover": recover,
                "allow_missing": allow_missing}  # fmt: skip
@@ -151,7 +153,7 @@ def _report(result: "RunResult", quiet: bool = False, stream: bool = False) -> N
     done = "1 frame" if result.count == 1 else f"{result.count} frames"
     if not quiet:
         typer.echo("\n".join(_lines(result, done)), err=stream)
-    if result.stopped == "interrupted":
+    if result.interrupt is not None:
         typer.echo(f"interrupted after {done}; what was done is kept", err=True)
         raise typer.Exit(exit_code_of(result.interrupt))
     if result.stopped:

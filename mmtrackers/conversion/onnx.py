@@ -54,7 +54,7 @@ def export_onnx(tracker: "Tracker", folder: str | Path, int8: bool = False, opse
         opset (`int`): version of the ONNX operators.
 
     Raises:
-        ValueError: the tracker is packed, not in float32, or a package is missing.
+        ValueError: the tracker is packed, not in float32, or a package is missing, or cannot write this opset.
     """
     try:
         import onnx  # noqa: F401
@@ -119,12 +119,17 @@ def _export(
     graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path, opset: int,
     free: dict[str, Any] | None = None,
 ) -> None:
+    import onnx
+
     size = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
     torch.onnx.export(
         graph.eval(), (), path, kwargs=inputs, input_names=list(inputs), output_names=outputs, opset_version=opset,
         dynamic_shapes=dict.fromkeys(inputs) | free if free else None,
         dynamo=True, external_data=size > LARGEST_INSIDE, verbose=False,
     )  # fmt: skip
+    made = next(one.version for one in onnx.load(path, load_external_data=False).opset_import if not one.domain)
+    if made != opset:
+        raise ValueError(f"opset {opset} cannot be written by this torch and onnx (they made {made}): use {OPSET}")
 
 
 def quantize(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading of the text files that annotate a sequence: boxes, flags and names."""
 
+import io
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,8 +40,7 @@ def read_boxes(path: str | Path, corners: bool = False) -> np.ndarray:
             values = np.array(rows, dtype=np.float64).reshape(-1, 4)
             values[np.isnan(values).any(1)] = np.nan
             return values
-    return np.array([_box(path, k, *row, corners) for k, row in enumerate(zip(lines, rows, strict=True), 1)]
-                    ).reshape(-1, 4)  # fmt: skip
+    return np.array([_box(path, k, line, corners) for k, line in enumerate(lines, 1)]).reshape(-1, 4)
 
 
 def read_flags(path: str | Path, count: int) -> np.ndarray:
@@ -59,8 +59,7 @@ def read_nfs_boxes(path: str | Path) -> np.ndarray:
     rows = [line.split() for line in _lines(path)]
     if not rows or len(rows[0]) < 6:
         return read_boxes(path)
-    rows = [" ".join(fields[1:5]) for fields in rows]
-    return np.array([_box(path, 8 * k + 1, line, line.split(), True) for k, line in enumerate(rows[::8])])
+    return np.array([_box(path, 8 * k + 1, " ".join(fields[1:5]), True) for k, fields in enumerate(rows[::8])])
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -76,8 +75,8 @@ def _lines(path: str | Path) -> list[str]:
         raise ValueError(f"{path} is not a text file: {error}") from error
 
 
-def _box(path: str | Path, number: int, line: str, fields: list[str], corners: bool) -> list[float]:
-    mask = bool(fields) and fields[0].startswith("m")
+def _box(path: str | Path, number: int, line: str, corners: bool) -> list[float]:
+    mask = line.translate(_DELIMITERS).lstrip().startswith("m")
     values = _numbers(path, number, line.replace("m", "", 1) if mask else line)
     if not values or np.isnan(values).any() or (len(values) == 1 and len(line.split()) == 1 and "," not in line):
         return [np.nan] * 4
@@ -105,16 +104,13 @@ def _numbers(path: str | Path, number: int, line: str) -> list[float]:
 
 def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
     """The trajectory of a binary file of the VOT toolkit; a code (unknown, initialization, failure) is no box."""
-    at = struct.calcsize("<hI")
-    (count,) = struct.unpack_from("<I", data, 2)
+    file = io.BytesIO(data)
     rows: list[Sequence[float]] = []
 
     def take(form: str) -> tuple[Any, ...]:
-        nonlocal at
-        values = struct.unpack_from("<" + form, data, at)
-        at += struct.calcsize("<" + form)
-        return values
+        return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))
 
+    _, count = take("hI")
     try:
         for _ in range(count):
             kind = take("B")[0]

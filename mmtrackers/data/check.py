@@ -34,13 +34,7 @@ class SetCheck:
 
 def check_folder(root: str | Path) -> SetCheck:
     """Reads every annotation below a folder (one sequence, or sequences at most four levels down), and the first and
-    last pictures of each; ValueError where there is no such folder.
-
-    Example:
-        >>> import tempfile
-        >>> check_folder(tempfile.mkdtemp()).problems[0].partition(": ")[2][:45]
-        'no sequence. Expected images in the folder it'
-    """
+    last pictures of each; ValueError where there is no such folder."""
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected a dataset or a sequence")

@@ -30,8 +30,7 @@ def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str 
         folder (`str` or `Path`): a sequence of a public set (see `layouts.LAYOUTS`); or images, or `rgb/` with
             `thermal/`, `depth/` or `event/` beside it, with or without `groundtruth.txt` (one `x,y,w,h` per frame, or
             one line for the first frame).
-        modality (`str`, *optional*): the stream to use beside RGB, or "rgb" for RGB alone. By default whatever is
-            there.
+        modality (`str`, *optional*): the stream to use beside RGB, or "rgb" for RGB alone; by default what is there.
         pair_by (`str`, *optional*): "number" takes the frames that both streams have, "rank" pairs them by order
             alone. By default the numbers in their names must agree, but for a constant.
 
@@ -77,15 +76,13 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
             at most four levels down; each is recognized by what lies in it.
         names (`str`, `Path` or iterable of `str`, *optional*): the sequences to take, in this order: names, or a text
             file with one per line. By default all of the split, in its list's order, else sorted.
-        modality (`str`, *optional*): as in `open_sequence`.
-        dataset (`str`, *optional*): key of `DATASETS`: "lasher", "rgbt234", "got10k", ... Says what would otherwise be
-            guessed, and is needed for splits and for the sequences' attributes.
+        modality, pair_by (`str`, *optional*): as in `open_sequence`.
+        dataset (`str`, *optional*): key of `DATASETS` ("lasher", "got10k", ...), in place of a guess; needed for
+            splits and for the sequences' attributes.
         split (`str`, *optional*): key of the set's splits; may be left out where there is only one.
-        pair_by (`str`, *optional*): as in `open_sequence`.
 
     Raises:
-        ValueError: unknown set or split; no annotated sequence was found; a listed one is missing (named); one cannot
-            be read.
+        ValueError: unknown set or split; no annotated sequence; a listed one is missing; one cannot be read.
 
     Example:
         >>> open_dataset("/nowhere")
@@ -168,7 +165,7 @@ def walk(folder: Path, stamps: FileStamps, bare: list[Entry], depth: int = 4) ->
             yield entry
             return
         # Pictures without annotation are a sequence only where somebody points at them.
-        pictures = _images(_stream_folder(folder, entry.layout.streams["rgb"]))
+        pictures = image_names(_stream_folder(folder, entry.layout.streams["rgb"]))
         if len(list(itertools.islice(pictures, 2))) == 2:
             bare.append(entry)
     for child in _subfolders(folder) if depth > 0 else ():
@@ -242,18 +239,17 @@ def _recognized(folder: Path) -> Entry | None:
 
 def _stream_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     for name in names:
-        if not name and next(_images(folder), None) is not None:
+        if not name and next(image_names(folder), None) is not None:
             return folder
         if name and (place := folder / name.format(name=folder.name)).is_dir():
             return place
     return None
 
 
-_ENDINGS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
-
-
-def _images(folder: Path) -> Iterator[str]:
-    return (name for name in os.listdir(folder) if name.rpartition(".")[2].lower() in _ENDINGS and name[0] != ".")
+def image_names(folder: Path) -> Iterator[str]:
+    """The names of a folder's images, in no order; hidden files are none."""
+    names = (name for name in os.listdir(folder) if not name.startswith("."))
+    return (name for name in names if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES)
 
 
 def first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -279,7 +275,7 @@ def read_entry(entry: Entry, modality: str | None, pair_by: str | None, stamps: 
         place = _stream_folder(folder, names)
         if place is not None:
             stamps.add(place)
-            found = natural_names(_images(place))
+            found = natural_names(image_names(place))
             if not found:
                 raise ValueError(f"sequence {entry.name!r}: no images in {place}")
             if entry.first:

@@ -32,13 +32,9 @@ class Events(NamedTuple):
 
 @dataclass(eq=False)
 class EventFile:
-    """An event recording, and a function that returns a fresh iterator over its [`Events`].
-
-    Args:
-        size (2 `int`, *optional*): height and width of the sensor, where the file says it.
-        exposures (`np.ndarray` int64 `[N, 2]`, *optional*): begin and end of the exposure of each RGB frame that the
-            same camera took, in microseconds.
-    """
+    """An event recording, and a function that returns a fresh iterator over its [`Events`]; height and width of the
+    sensor, where the file says it, and begin and end of the exposure of each RGB frame that the same camera took, in
+    microseconds, int64 `[N, 2]`."""
 
     path: Path
     chunks: Callable[[], Iterator[Events]] = field(repr=False)

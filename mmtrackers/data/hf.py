@@ -21,13 +21,9 @@ def features() -> "Features":
 
 
 def to_hf_dataset(sequences: Iterable[Sequence]) -> "Dataset":
-    """Make a `datasets.Dataset` of sequences, one row each with the columns of `features`, image files as they are.
-
-    The files are copied, undecoded, into a temporary file that the dataset keeps; `save_to_disk` or `push_to_hub` make
-    it last. Rows hold file names without folders.
-
-    Args:
-        sequences (iterable of [`Sequence`]): what `open_dataset` returns.
+    """Make a `datasets.Dataset` of sequences (of `open_dataset`), a row each with the columns of `features`;
+    ValueError for none. The image files are copied, undecoded, into a temporary file that the dataset keeps;
+    `save_to_disk` or `push_to_hub` make it last. Rows hold file names without folders.
 
     Example:
         >>> import numpy as np
@@ -66,15 +62,11 @@ def _row(sequence: Sequence) -> dict[str, Any]:
 
 
 def from_hf_dataset(dataset: "Dataset | IterableDataset") -> "SequenceSet | SequenceStream":
-    """The sequences of a Hugging Face dataset.
+    """The sequences of a Hugging Face dataset with the columns of `features`, of which `name`, `frames` and `boxes`
+    must be there (else ValueError); without `present` it is whether a box has a size.
 
-    Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): with the columns of `features`, of which `name`,
-            `frames` and `boxes` must be there (else ValueError); without `present` it is whether a box has a size.
-
-    Returns:
-        [`SequenceSet`] over a dataset on disk: a sequence is made when it is asked for, and of its frames only those
-        that are read leave the disk. [`SequenceStream`] over a streamed one.
+    Returns a [`SequenceSet`] over a dataset on disk, which makes a sequence when it is asked for and reads no other
+    frames than those asked for, and a [`SequenceStream`] over a streamed one.
 
     Example:
         ```python
@@ -94,8 +86,7 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
     """The sequences of a dataset on the Hub, or of a folder that `datasets` has written.
 
     A dataset that is on the Hub or in Parquet files is unpacked into the cache of `datasets` first, as a whole; what
-    `save_to_disk` wrote is used where it lies. To train on one that is too large for that, stream it: see
-    [`StreamSamples`].
+    `save_to_disk` wrote is used where it lies. One that is too large for that is streamed: see [`StreamSamples`].
 
     Args:
         source (`str` or `Path`): the folder of `save_to_disk`, a folder of Parquet files as `push_to_hub` lays them
@@ -104,7 +95,7 @@ def load_hf_dataset(source: str | Path, split: str | None = None) -> SequenceSet
             that was saved without a name of its own is taken for any split.
 
     Raises:
-        ValueError: there is no such folder or dataset, it has no such split, or it lacks a column; names the source.
+        ValueError: there is no such folder, dataset or split, or it lacks a column; names the source.
 
     Example:
         ```python

@@ -14,6 +14,7 @@ from mmtrackers.processing.frames import check_modality
 
 _AS_STORED = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
 _TIFF = (b"II*\0", b"MM\0*")
+_DAMAGE = (OSError, SyntaxError, TypeError)  # what Pillow raises of a TIFF file that was cut off
 _FLIR = re.compile(rb"\xff\xe1..FLIR\0", re.DOTALL)  # the segment of a JPEG that holds a FLIR camera's raw counts
 
 
@@ -37,8 +38,7 @@ def _is_truncated(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file that lies in memory or in a dataset, in the place of its path: its name without folders, its
-    bytes, and where it is, for messages."""
+    """An image file in memory or in a dataset, in the place of its path: its bare name, its bytes, and where it is."""
 
     name: str
     data: bytes | memoryview
@@ -56,14 +56,10 @@ def read_image(path: str | Path | EncodedImage, modality: str = "rgb") -> np.nda
     """Read one image file as the image processor wants it; ValueError, which names it, where it is missing, empty,
     truncated, no image, or no image of that modality.
 
-    Args:
-        path (`str`, `Path` or [`EncodedImage`]): an image file.
-        modality (`str`): "rgb", "thermal", "depth" or "event".
-
     Returns:
-        `np.ndarray`: rgb: [H, W, 3] uint8 in RGB order. event: the same, or [H, W] if the file is gray. thermal: as
-        event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). depth: [H, W] uint16 in the file's
-        own unit (mm in the public sets). All of them turned as their EXIF orientation says.
+        `np.ndarray`: "rgb": [H, W, 3] uint8 in RGB order. "event": the same, or [H, W] if the file is gray. "thermal":
+        as event, or uint16 where the file has 16 bits, or [H, W] float32 (degrees). "depth": [H, W] uint16 in the
+        file's own unit (mm in the public sets). All of them turned as their EXIF orientation says.
 
     Example:
         >>> import tempfile
@@ -129,7 +125,7 @@ def page_count(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return getattr(image, "n_frames", 1)
-    except OSError:
+    except _DAMAGE:
         return 1
 
 
@@ -137,14 +133,20 @@ def read_pages(path: Path, modality: str) -> Iterator[np.ndarray]:
     """The pages of a TIFF file, one after the other, in the form of `read_image` and with its errors."""
     from PIL import Image, ImageSequence
 
-    with Image.open(path) as file:
-        for number, page in enumerate(ImageSequence.Iterator(file)):
-            image = np.asarray(page)
-            image = image.astype(image.dtype.newbyteorder("="))
-            image = image[..., ::-1] if image.ndim == 3 else image
-            if modality == "rgb" and image.ndim == 2:
-                image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.dtype == np.uint8 else image
-            yield _to_edge_form(image, modality, f"{path}, page {number + 1}")
+    number = 0
+    try:
+        with Image.open(path) as file:
+            for page in ImageSequence.Iterator(file):
+                plain = page if page.mode in ("RGB", "L") or page.mode[0] in "IF" else page.convert("RGB")
+                image = np.asarray(plain)
+                image = image.astype(image.dtype.newbyteorder("="))
+                image = image[..., ::-1] if image.ndim == 3 else image
+                if modality == "rgb" and image.ndim == 2:
+                    image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.dtype == np.uint8 else image
+                yield _to_edge_form(image, modality, f"{path}, page {number + 1}")
+                number += 1
+    except _DAMAGE as error:
+        raise ValueError(f"{path}, page {number + 1}, cannot be read ({error}): copy it again") from error
 
 
 def _to_edge_form(image: np.ndarray, modality: str, path: str | Path | EncodedImage) -> np.ndarray:

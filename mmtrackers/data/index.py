@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 # A set of fewer frames is listed as fast as its index would be opened.
 INDEXED_FROM = 20_000
 FRAMES_PER_BATCH = 100_000
-_FORMAT = "4"
+_FORMAT = "5"
 
 
 class FileStamps(dict[str, int]):
@@ -103,11 +102,8 @@ def write_index(path: Path, sequences: Iterable[Sequence], stamps: FileStamps) -
 
 
 def _checksum(path: Path) -> str:
-    found = 0
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            found = zlib.crc32(block, found)
-    return f"{found:08x}"
+        return hashlib.file_digest(file, "sha1").hexdigest()[:8]
 
 
 def index_path(*key: object) -> Path:

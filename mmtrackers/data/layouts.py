@@ -121,14 +121,13 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """One public set.
+    """One public set, by the title that papers give it.
 
     Args:
-        title (`str`), splits (`dict[str, Split]`): as papers write it; all there are.
         layouts (`tuple[Layout, ...]`): forms of its sequences' folders; the first that fits is taken.
         attributes (`str`): list of the package with `name ATTRIBUTE ...` per line.
         entries (`Callable`): entries of folders -> of sequences, for sets where these differ (see `special`).
-        build (`Callable`): (root, split, index) -> sequences, for a set without any folder per sequence.
+        build (`Callable`): (root, split, stamps) -> sequences, for a set without any folder per sequence.
     """
 
     title: str

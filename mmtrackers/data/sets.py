@@ -22,14 +22,8 @@ _FACTS: dict[str, Callable[[Sequence], Any]] = {
 
 
 class SequenceSet(LazySequence[Sequence]):
-    """Sequences of a set, as a list would hold them.
-
-    `lengths` [N], `usable` [N] (frames whose box may be trained on), `names` and the `modalities` that occur are known
-    without going through the sequences, where they lie in a table.
-
-    Args:
-        items (iterable of [`Sequence`]): in order.
-    """
+    """Sequences of a set, as a list would hold them. `lengths` [N], `usable` [N] (frames whose box may be trained on),
+    `names` and the `modalities` that occur are known without going through them, where they lie in a table."""
 
     _kind = "sequence"
 
@@ -42,7 +36,6 @@ class SequenceSet(LazySequence[Sequence]):
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of all sequences, in order."""
         return self.column("name")
 
     @cached_property

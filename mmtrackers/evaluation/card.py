@@ -32,9 +32,6 @@ def add_to_card(folder: str | Path, result: EvaluationResult) -> list[Path]:
 
     They take the place of figures of the same set, split, metric and protocol. A card that a person wrote is left
     alone; `training_facts.json` gets the figures all the same.
-
-    Args:
-        folder (`str` or `Path`), result ([`EvaluationResult`]): as `save_pretrained` wrote it; of the whole set.
     """
     folder = Path(folder)
     if result.partial or not result.scores:

@@ -52,21 +52,18 @@ def carry_forward(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
 def count_above(values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int) -> np.ndarray:
     """`[sequences, K]`: how many values `[N]` of each sequence (`owner` `[N]`: its index) lie above each of
     `thresholds` `[K]` (ascending), strictly; NaN lies above none."""
-    passed = np.searchsorted(thresholds, np.where(np.isnan(values), -np.inf, values), side="left")
-    counts = _histogram(passed, owner, sequences, len(thresholds) + 1)
-    return counts[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+    below = count_within(np.where(np.isnan(values), -np.inf, values), thresholds, owner, sequences)
+    return np.bincount(owner, minlength=sequences)[:, None] - below
 
 
 def count_within(
     values: np.ndarray, thresholds: np.ndarray, owner: np.ndarray, sequences: int, strict: bool = False
 ) -> np.ndarray:
     """As `count_above`, how many are at most each threshold (below it if `strict`); NaN is within none."""
+    bins = len(thresholds) + 1
     first = np.searchsorted(thresholds, values, side="right" if strict else "left")
-    return _histogram(first, owner, sequences, len(thresholds) + 1).cumsum(1)[:, :-1]
-
-
-def _histogram(bins: np.ndarray, owner: np.ndarray, sequences: int, size: int) -> np.ndarray:
-    return np.bincount(owner * size + bins, minlength=sequences * size).reshape(sequences, size)
+    counts = np.bincount(owner * bins + first, minlength=sequences * bins).reshape(sequences, bins)
+    return counts.cumsum(1)[:, :-1]
 
 
 def raster_overlaps(a_xywh: np.ndarray, b_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:

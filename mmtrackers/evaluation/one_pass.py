@@ -22,14 +22,9 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a table.
-
-    Args:
-        name (`str`): as the set's papers write it.
-        curve (`str`): where it is taken from: "success", "precision" or "normalized_precision"; "overlap" is the mean
-            overlap of the frames, "breakout" COESOT's success weighted by each sequence's difficulty.
-        take (`int` or `str`): index into the curve, "mean" of its values, or "area" by trapezoids.
-    """
+    """One figure of a table, by the name that the set's papers give it: an index into a curve, the mean of its values,
+    or its area by trapezoids. "overlap" is the mean overlap of the frames, "breakout" COESOT's success weighted by
+    each sequence's difficulty."""
 
     name: str
     curve: Literal["success", "precision", "normalized_precision", "overlap", "breakout"]
@@ -43,7 +38,7 @@ class OnePass(Protocol):
     Args:
         metrics (`tuple[Metric, ...]`): the figures.
         single_precision (`bool`): boxes are float32, which decides ties at a threshold as the toolkit does.
-        rounding (`str`): which boxes are rounded to whole pixels (half to even): "none", "result" or "both".
+        rounding (`str`): which boxes are rounded to whole pixels (half to even).
         first_frame (`str`): "kept"; "truth" (the result's first box becomes the ground truth's, then bad rows are
             repaired); "truth after repair" (the other way round); "dropped" (the frame does not count);
             "given dropped" (nor does the first that counts, where the run begins).

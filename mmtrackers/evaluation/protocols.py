@@ -143,18 +143,17 @@ def score(
     """
     protocol = get_protocol(protocol)
     measured = protocol.measure(truths, results)
-    sequences: list[SequenceScore] = []
-    having: dict[str, list[int]] = {}
-    for i, (truth, result) in enumerate(zip(truths, results, strict=True)):
-        scores, file = measured.of_sequence(i), result.file and str(result.file)
-        about_it = (measured.counted(i), result.partial, tuple(result.notes), file)
-        sequences.append(SequenceScore(truth.name, len(truth), scores, *about_it))
-        for attribute in dict.fromkeys(truth.attributes):
-            having.setdefault(attribute, []).append(i)
+    sequences = tuple(
+        SequenceScore(truth.name, len(truth), measured.of_sequence(i), measured.counted(i), result.partial,
+                      tuple(result.notes), result.file and str(result.file))
+        for i, (truth, result) in enumerate(zip(truths, results, strict=True))
+    )  # fmt: skip
+    attributes = {}
+    for name in dict.fromkeys(attribute for truth in truths for attribute in truth.attributes):
+        chosen = [i for i, truth in enumerate(truths) if name in truth.attributes]
+        attributes[name] = AttributeScore(tuple(truths[i].name for i in chosen), measured.summary(np.array(chosen)))
     partial = bool(about.get("missing")) or any(result.partial for result in results)
-    attributes = {name: AttributeScore(tuple(truths[i].name for i in chosen), measured.summary(np.array(chosen)))
-                  for name, chosen in having.items()}  # fmt: skip
     return EvaluationResult(
         tracker, protocol.title, protocol.name, measured.summary(np.arange(len(truths))), protocol.headline,
-        curves=measured.curves(), sequences=tuple(sequences), attributes=attributes, partial=partial, **about,
+        curves=measured.curves(), sequences=sequences, attributes=attributes, partial=partial, **about,
     )  # fmt: skip

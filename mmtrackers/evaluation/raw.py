@@ -93,8 +93,7 @@ def score_folder(
         truths (list of [`Truth`]), protocol (`Protocol` or `str`): the set's sequences, and the rules.
         tracker (`str`, *optional*): its name; the folder's by default.
         form (`str`): what four numbers are: "xywh", or "xyxy" (two corners, with w = x2 - x1).
-        partial (`bool`): score what is there, where sequences or frames are missing. Missing frames are misses; the
-            result is marked.
+        partial (`bool`): score and mark what is there; missing frames are misses.
         about: further fields of the result, as in [`score`].
 
     Example:

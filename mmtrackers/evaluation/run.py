@@ -45,28 +45,25 @@ def evaluate_tracker(
 ) -> EvaluationResult:
     """Tracks through every sequence of a set and scores the boxes by its protocol, where the ground truth is public.
 
-    Sequences are put in groups of `batch`, longest first; a group shares its forward passes. Which sequences share one
-    depends on nothing else, so a resumed run and a run in several processes give the same boxes. Under
-    `accelerate launch` the groups are dealt to the processes so that each gets about as many frames.
+    Sequences are put in groups of `batch`, longest first; a group shares its forward passes, and nothing else decides
+    which: a resumed run, and one in several processes (`accelerate launch`), give the same boxes.
 
     Args:
-        tracker ([`Tracker`]): in evaluation mode.
-        sequences (list of [`Sequence`]): as `open_dataset` gives them.
+        tracker ([`Tracker`]), sequences (list of [`Sequence`]): in evaluation mode; as `open_dataset` gives them.
         protocol (`Protocol` or `str`): the rules, such as "lasher".
-        name, split (`str`), title (`str`, *optional*): the tracker, the part of the set that the sequences are, and
-            the set (the protocol's own by default), to show.
-        output (`str` or `Path`, *optional*): folder of this tracker on this set. `raw/` holds the boxes in the form of
+        name, split (`str`), title (`str`, *optional*): to show: the tracker, the part of the set that the sequences
+            are, and the set (the protocol's own by default).
+        output (`str` or `Path`, *optional*): folder of this tracker on this set: `raw/` holds the boxes in the form of
             the set's toolkit, `frames/` score and times of every frame, `settings.json` what the run was made with,
-            `scores.json` the result. What is there from a run with the same settings is not done again. Without it
-            nothing is kept.
+            `scores.json` the result. What a run with the same settings left there is not done again.
         batch (`int`): sequences side by side; more than 1 pays on a GPU.
         settings ([`Settings`], *optional*): of the tracker, where it was packed since.
         overwrite (`bool`): throw away what a run with other settings left in `output`.
-        progress (`bool`): show a bar with the time left, and say what is reused.
+        progress (`bool`): show a bar, and say what is reused.
 
     Raises:
-        ValueError: `output` holds results of other settings (they are named); a stream that the tracker needs is
-            missing; a sequence cannot be read.
+        ValueError: `output` holds results of other settings; a stream that the tracker needs is missing; a sequence
+            cannot be read.
 
     Example:
         ```python
@@ -214,8 +211,7 @@ def _frame_table(folder: Path, job: Job) -> np.ndarray:
     """`[N, 6]`: a run's score, milliseconds of each stage, and whether these count."""
     path = _frames_file(folder, job)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[1:]
-        table = np.array([line.split(",") for line in lines], dtype=np.float64)
+        table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and its run is made again") from error
     if table.shape != (len(job.frames), len(STAGES) + 2):

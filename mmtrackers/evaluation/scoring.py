@@ -65,8 +65,8 @@ class RawResult:
         boxes_xywh (`np.ndarray`): `[N, 4]` pixels, one row per frame.
         confidence (`np.ndarray`, *optional*): `[N]`, for long-term protocols; none counts as 0 everywhere.
         runs (`dict[int, np.ndarray]`): multi-start protocols: anchor -> `[L, 4]` in the order of the run.
-        file (`Path`, *optional*), notes (`list[str]`): where it was read, and what was noticed there.
-        partial (`bool`): it ended before its sequence, and the missing frames were made misses.
+        file (`Path`, *optional*), notes (`list[str]`), partial (`bool`): where it was read, what was noticed there,
+            and whether it was too short, and filled with misses.
     """
 
     boxes_xywh: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))
@@ -99,16 +99,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all protocols have.
-
-    Args:
-        name, title (`str`): key in `PROTOCOLS`; the data set, to show.
-        source (`str`): whose code or paper it follows.
-        headline (`str`): the metric that trackers are ranked by.
-        files (`str`): how raw results lie in a folder: "lines" (`<name>.txt`), "got10k" (`<name>/<name>_001.txt`),
-            "vot" (the same, with the code 1 in the first line and confidences beside), "anchors" (one VOT file per
-            run).
-    """
+    """What all protocols have: their key in `PROTOCOLS`, the data set to show, whose code or paper they follow, the
+    metric to rank by, and how raw results lie in a folder: "lines" (`<name>.txt`), "got10k" (`<name>/<name>_001.txt`),
+    "vot" (the same, with the code 1 in the first line and confidences beside), "anchors" (a VOT file per run)."""
 
     name: str
     title: str
@@ -123,8 +116,8 @@ class Protocol:
 
     def measure(self, truths: Sequence[Truth], results: Sequence[RawResult]) -> Measured:
         """Measures sequences; `results[i]` belongs to `truths[i]`. ValueError, with sequence and frame, for a result
-        shorter than its sequence, a bad row where the protocol rejects it, or a sequence that lacks what the protocol
-        needs (image size, second boxes, anchors)."""
+        that is too short, a row that the protocol rejects, or a sequence that lacks what it needs (image size, second
+        boxes, anchors)."""
         raise NotImplementedError
 
 

@@ -30,16 +30,12 @@ class Agreement:
 def verify(
     tracker: Tracker, sequences: Iterable[Sequence], folder: str | Path, same: float = 0.95
 ) -> Iterator[Agreement]:
-    """Tracks through the sequences that a folder of raw results has a file of, and compares box by box; yields as each
-    is done. ValueError where there is no file of any, or one of another number of frames.
+    """Tracks through the sequences that a folder of raw results (`<sequence>.txt` each, a line x,y,w,h per frame, as
+    authors publish them) has a file of, and compares box by box; yields as each is done. From an overlap of `same` two
+    boxes count as the same; published ones are rounded. ValueError where there is no file of any sequence, or one of
+    another number of frames.
 
     Once a box differs, the crops of all later frames do: the first frame that differs says more than the mean.
-
-    Args:
-        tracker ([`Tracker`]): in evaluation mode.
-        sequences (iterable of [`Sequence`]): of the set that the results belong to.
-        folder (`str` or `Path`): `<sequence>.txt` each, a line x,y,w,h per frame, as the authors publish them.
-        same (`float`): overlap from which two boxes count as the same; published boxes are rounded.
 
     Example:
         ```python

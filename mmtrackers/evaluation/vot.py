@@ -36,15 +36,8 @@ Base = Annotated[str | None, typer.Option(help="The base, in place of the one an
 
 def serve(tracker: Tracker, name: str = "mmtrackers") -> None:
     """Answers the toolkit's requests on standard input and output (or on `TRAX_SOCKET`) until it says goodbye; every
-    initialization begins a new session on the same model.
-
-    Args:
-        tracker (`Tracker`), name (`str`): one stream, or RGB and depth or thermal; what the toolkit is told.
-
-    Raises:
-        ValueError: the tracker reads events, or a request cannot be answered (the toolkit is told why first).
-        ImportError: the package `vot-trax` is not installed.
-    """
+    initialization begins a new session of the tracker, whose `name` the toolkit is told. ValueError where that reads
+    events, or a request cannot be answered; ImportError where the package `vot-trax` is not installed."""
     modalities = [tracker.modality] if tracker.streams == 1 else ["rgb", tracker.modality]
     if unknown := [modality for modality in modalities if modality not in CHANNELS]:
         raise ValueError(f"the VOT toolkit has channels for {', '.join(CHANNELS)}, none for {', '.join(unknown)}: "

@@ -66,15 +66,9 @@ class LongTermMeasured(Measured):
 class MultiStart(Protocol):
     """Runs from several anchors, forward and backward: expected average overlap, accuracy, robustness.
 
-    Overlap as in [`LongTerm`].
-
-    Args:
-        threshold (`float`), grace (`int`): so many frames in a row with an overlap at or below it end a run.
-        low, high (`int`): the expected overlap is averaged over run lengths from `low` to `high` - 1.
+    Overlap as in [`LongTerm`]; the expected one is averaged over run lengths from `low` to `high` - 1.
     """
 
-    threshold: float = 0.1
-    grace: int = 10
     low: int = 115
     high: int = 755
     metric_names = ("EAO", "A", "R")
@@ -90,7 +84,7 @@ class MultiStart(Protocol):
                     raise ValueError(f"the run of {truth.name!r} from frame {anchor} has {has} boxes, not "
                                      f"{len(frames)}")  # fmt: skip
                 runs.append(_overlaps(result.runs[anchor][: len(frames)], truth.boxes_xywh[frames], truth))
-                progress.append(metrics.run_progress(runs[-1], seen[frames], self.threshold, self.grace))
+                progress.append(metrics.run_progress(runs[-1], seen[frames]))
             inside = sum(values[:last].sum() for values, last in zip(runs, progress, strict=True))
             expected = metrics.expected_overlap(runs, progress, self.high)
             rows.append((inside, sum(progress), sum(map(len, runs)), len(truth), *expected))

@@ -65,7 +65,6 @@ class CenterHead(nn.Module):
     def loss(
         self, maps: Mapping[str, Tensor], boxes_cxcywh: Tensor, labels_xywh: Tensor, box_weight: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `center_loss`."""
         return center_loss(maps["score_map"], boxes_cxcywh, labels_xywh, box_weight)
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,11 +13,8 @@ _LOWEST = 1e-12
 
 
 def _radius(width: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
-    """Whole cells by which a box may shift and keep an overlap of 0.7 (float tensor).
-
-    CornerNet's three cases (Law and Deng, ECCV 2018), with the divisor 2 in all of them: trackers of the OSTrack
-    family were trained with that slip, and mending it would change their targets.
-    """
+    """Whole cells by which a box may shift and keep an overlap of 0.7: CornerNet's three cases (ECCV 2018)."""
+    # the divisor is 2 in all of them: the OSTrack family was trained with that slip, which its targets depend on
     total, area = height + width, width * height
     root1 = (total**2 - 4 * area * (1 - _OVERLAP) / (1 + _OVERLAP)).clamp(min=0).sqrt()
     root2 = ((2 * total) ** 2 - 16 * (1 - _OVERLAP) * area).clamp(min=0).sqrt()

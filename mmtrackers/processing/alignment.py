@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from .crops import AlignedCrop, Crop
+from .files import read_text
 
 SCALE = "scale"
 Alignment = np.ndarray | str
@@ -89,26 +90,19 @@ def frame_matrix(
     frame = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32)
     if cv2.intersectConvexConvex(corners, frame)[0] < 0.01 * rows * columns:
         where = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in corners)
-        raise ValueError(
-            f"the alignment puts the corners of the {modality} picture ({width} x {height}) at {where}, outside the "
-            f"rgb picture ({columns} x {rows}): {out} then"
-        )
+        raise ValueError(f"the alignment puts the corners of the {modality} picture ({width} x {height}) at {where}, "
+                         f"outside the rgb picture ({columns} x {rows}): {out} then")  # fmt: skip
     return alignment
 
 
 def read_alignment(path: str | Path) -> np.ndarray:
     """A matrix, float64 `[3, 3]`, from a file: three rows of text, JSON (the rows, or an object with "matrix" or the
     like), OpenCV YAML. ValueError where it is missing, or holds none."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the alignment {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    start = text.lstrip()[:1]
+    text = read_text(path, "alignment")
     try:
         if text.startswith("%YAML") or "opencv-matrix" in text:
             found = _from_opencv(path)
-        elif start in ("{", "["):
+        elif text.lstrip().startswith(("{", "[")):
             found = json.loads(text)
             if isinstance(found, dict):
                 named = [found[name] for name in ("matrix", "homography", "H") if name in found]
@@ -124,7 +118,7 @@ def read_alignment(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _from_opencv(path: Path) -> np.ndarray | None:
+def _from_opencv(path: str | Path) -> np.ndarray | None:
     storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
     try:
         nodes = [storage.getNode(name) for name in storage.root().keys()]  # noqa: SIM118

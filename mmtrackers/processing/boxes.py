@@ -123,9 +123,6 @@ def check_box_xywh(box_xywh: BoxLike, height: int, width: int) -> np.ndarray:
     if min(w, h) < 2:
         warnings.warn(f"{shown} is less than two pixels wide or high: is it in pixels of this frame?", stacklevel=2)
     elif (x + w > width or y + h > height) and x < w <= width and y < h <= height:
-        warnings.warn(
-            f"{shown} leaves the picture of {width} x {height} pixels, and would fit as two corners x1, y1, x2, y2: "
-            f"if it is that, give x={x:g}, y={y:g}, width={w - x:g}, height={h - y:g}",
-            stacklevel=2,
-        )
+        warnings.warn(f"{shown} leaves the picture of {width} x {height} pixels, and would fit as two corners x1, y1, "
+                      f"x2, y2: if it is that, give x={x:g}, y={y:g}, width={w - x:g}, height={h - y:g}", stacklevel=2)
     return box

@@ -13,14 +13,8 @@ _SPILL = np.array([0, 0, 1 - 1e-4, 1 - 1e-4])
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """Where a square crop was taken.
-
-    Args:
-        x1, y1 (`int`): its left and top edge in pixels of the frame; may be negative.
-        side (`int`): its side in pixels of the frame.
-        size (`int`): its side after resizing, in pixels.
-        box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
-    """
+    """Where a square crop was taken: its left and top edge (may be negative), its side, and the box `[4]` it was taken
+    round (float64), in pixels of the frame; `size` is its side after resizing."""
 
     x1: int
     y1: int
@@ -58,11 +52,10 @@ class AlignedCrop:
     """Where a crop of LoRAT's convention was taken: whole pixels of the frame on whole pixels of the crop.
 
     Args:
-        source (4 `int`): x1, y1, x2, y2 of the part of the frame, in whole pixels.
-        target (4 `int`): where that part lies in the crop, in whole pixels; empty where the crop misses the frame.
-        size (`int`): side of the crop, in pixels.
-        scale, translation (`np.ndarray` float64 `[2]`): x and y of what really maps frame to crop, `in * scale +
-            translation`.
+        source (4 `int`): x1, y1, x2, y2 of the part of the frame.
+        target (4 `int`): where that part lies in the crop; empty where the crop misses the frame.
+        size (`int`): side of the crop.
+        scale, translation (`np.ndarray` float64 `[2]`): what really maps frame to crop, `in * scale + translation`.
         box_xywh (`np.ndarray` float64 `[4]`): the box it was taken round, in pixels of the frame.
     """
 
@@ -168,10 +161,8 @@ def cut_square(image: np.ndarray, where: Crop) -> np.ndarray:
     height, width, channels = image.shape
     x1, y1, side = where.x1, where.y1, where.side
     if side > _LARGEST * max(height, width):
-        raise ValueError(
-            f"a crop of {side} x {side} pixels cannot be cut from a picture of {width} x {height} (width x height): "
-            "the box is far larger than the picture"
-        )
+        raise ValueError(f"a crop of {side} x {side} pixels cannot be cut from a picture of {width} x {height} (width "
+                         "x height): the box is far larger than the picture")  # fmt: skip
     x2, y2 = x1 + side, y1 + side
     left, right = max(x1, 0), x2 if x2 < width else width - 1
     top, bottom = max(y1, 0), y2 if y2 < height else height - 1

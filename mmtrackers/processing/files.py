@@ -10,12 +10,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """A text file that a person made, in UTF-8 with a byte-order mark or without; ValueError, which says `what` it is,
+    where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -55,35 +64,43 @@ class FolderLock:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / ".lock"
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> "FolderLock":
-        if fcntl is None:
-            return self
+        try:
+            if fcntl is not None:
+                self._take()
+        except OSError as error:
+            self.__exit__()
+            if error.errno is None:  # said in our own words
+                raise
+            raise OSError(f"cannot write into {self.path.parent} ({error.strerror}): choose another folder") from error
+        return self
+
+    def _take(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while self._file is None:
-            file = open(self.path, "a+", encoding="utf-8")
+            # without a buffer, which would keep what a full disk refuses and fail again when it is closed
+            file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                owner = file.read().strip() or "another process"
+                owner = file.read().decode().strip() or "another process"
                 file.close()
                 where = f"{self.path.parent} is being written by {owner}"
                 raise OSError(f"{where}: wait for its end, or choose another folder") from error
             except OSError as error:
                 file.close()
                 warnings.warn(f"{self.path.parent} cannot be locked ({error.strerror}): see to it that no other run "
-                              "writes there", stacklevel=2)  # fmt: skip
-                return self
+                              "writes there", stacklevel=3)  # fmt: skip
+                return
             if _is_file_at(file, self.path):
                 self._file = file
             else:  # its last owner has removed it meanwhile
                 file.close()
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})\n")
-        self._file.flush()
-        return self
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})\n".encode())
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
@@ -112,7 +129,7 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
-def _is_file_at(file: TextIO, path: Path) -> bool:
+def _is_file_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -5,8 +5,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL.Image import Image
 
-from .thermal import ThermalRange, thermal_to_gray
+from .thermal import ThermalRange, counts_up_to, thermal_to_gray
 
 MODALITIES = ("rgb", "thermal", "depth", "event")
 # The second stream of a tracker that serves every modality: what the video has
@@ -25,6 +26,8 @@ def check_modality(modality: str) -> None:
 
 def _checked(picture: Any, stream: str) -> np.ndarray:
     """A stream's picture as an array HW or HWC with 1 or 3 channels, else an error that says what to change."""
+    if isinstance(picture, Image) and (mode := picture.mode) not in ("RGB", "L", "F") and mode[0] != "I":
+        raise ValueError(f'the {stream} picture is a PIL image of mode {mode}: convert it, picture.convert("RGB")')
     picture = np.asarray(picture)
     shape = picture.shape
     if picture.size == 0 or picture.dtype == object:
@@ -38,6 +41,8 @@ def _checked(picture: Any, stream: str) -> np.ndarray:
         hint = "drop the fourth (alpha) channel: frame[..., :3]"
     elif picture.ndim == 3 and shape[0] in (1, 3):
         hint = "the channels come first; put them last: frame.transpose(1, 2, 0)"
+    elif not shape:
+        hint = "give the picture itself, or the folder of the files in the place of a list of them"
     elif picture.ndim == 4:
         hint = "give one frame at a time"
     raise ValueError(f"the {stream} picture has the shape {shape}: {hint}")
@@ -56,9 +61,7 @@ def _eight_bit(picture: np.ndarray, stream: str, thermal_range: ThermalRange | N
 
 
 def _median(depth: np.ndarray) -> float:
-    """Median of a uint16 picture, by counting: an order faster than sorting at camera sizes."""
-    counts = np.cumsum(cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel().astype(np.int64))
-    low, high = np.searchsorted(counts, [(depth.size + 1) // 2, depth.size // 2 + 1])
+    low, high = np.searchsorted(counts_up_to(depth), [(depth.size + 1) // 2, depth.size // 2 + 1])
     return (low + high) / 2
 
 
@@ -72,10 +75,8 @@ def depth_to_colors(depth: np.ndarray, clip: bool = True) -> np.ndarray:
     """
     depth = _checked(depth, "depth")
     if depth.ndim != 2:
-        raise ValueError(
-            f"the depth picture has the shape {depth.shape}: give the distances themselves, height x width in "
-            "millimeters, not a colored picture of them"
-        )
+        raise ValueError(f"the depth picture has the shape {depth.shape}: give the distances themselves, height x "
+                         "width in millimeters, not a colored picture of them")  # fmt: skip
     if depth.dtype != np.uint16:
         hint = "frame.astype(np.uint16) if its values are millimeters already"
         if depth.dtype.kind == "f":
@@ -99,10 +100,8 @@ def to_picture(
     Args:
         picture (`np.ndarray`): rgb and event: uint8 `[H, W, 3]` RGB or `[H, W]` gray; thermal: also uint16 counts,
             or float `[H, W]` (degrees), which are stretched; depth: uint16 `[H, W]`, millimeters. ValueError else.
-        stream (`str`): the modality.
-        depth_clip (`bool`): see `depth_to_colors`.
-        thermal_range ([`ThermalRange`], *optional*): the video's; by default a picture's own minimum and maximum
-            become 0 and 255.
+        stream (`str`), depth_clip (`bool`): the modality; see `depth_to_colors`.
+        thermal_range ([`ThermalRange`], *optional*): the video's; by default the picture's own minimum and maximum.
     """
     if stream == "depth":
         return depth_to_colors(picture, clip=depth_clip)
@@ -162,11 +161,9 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
     """Raises ValueError unless all streams (name -> height and width) have one size."""
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{stream} {w} x {h}" for stream, (h, w) in sizes.items())
-        raise ValueError(
-            f"the streams differ in size (width x height: {shown}): say how they lie on each other with "
-            f"alignment={{{list(sizes)[-1]!r}: matrix}} (--align FILE, as `mmtrackers align` writes it), or with "
-            "'scale' in the matrix's place if only the scale differs"
-        )
+        raise ValueError(f"the streams differ in size (width x height: {shown}): say how they lie on each other with "
+                         f"alignment={{{list(sizes)[-1]!r}: matrix}} (--align FILE, as `mmtrackers align` writes it), "
+                         "or with 'scale' in the matrix's place if only the scale differs")  # fmt: skip
 
 
 def join_streams(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,17 +13,8 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .alignment import Alignment, View, as_views, cut_warped, frame_matrix
-from .boxes import BoxLike, clip_box_xywh
-from .crops import (
-    AlignedCrop,
-    Crop,
-    aligned_crop,
-    cut_aligned,
-    cut_square,
-    hann_window,
-    mean_color,
-    rasterized,
-)
+from .boxes import BoxLike, clip_box_xywh, xywh_to_xyxy
+from .crops import AlignedCrop, Crop, aligned_crop, cut_aligned, cut_square, hann_window, mean_color, rasterized
 from .frames import Frame, check_sizes, choose_streams, join_streams, to_picture
 from .thermal import ThermalRange
 
@@ -61,6 +52,12 @@ def _normalization(
     with torch.inference_mode(False):
         shift = torch.tensor([255 * m for m in mean], device=device).view(3, 1, 1)
         return shift, torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
+
+
+def _cut_view(view: View, where: Crop | AlignedCrop, fill: np.ndarray | None) -> np.ndarray:
+    if view.matrix is not None:
+        return cut_warped(view, where, fill)
+    return cut_square(view.picture, where) if isinstance(where, Crop) else cut_aligned(view.picture, where, fill)
 
 
 class TrackerImageProcessor(CropSettings, BaseImageProcessor):
@@ -142,7 +139,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
 
     def stack(self, frame: Frame, modality: str = "rgb", streams: int = 1, allow_missing: bool = False) -> np.ndarray:
         """Checks a frame and lays its streams side by side on the channel axis: uint8 `[H, W, 3 * streams]`, RGB
-        first.
+        first. ValueError for an unknown or missing stream, streams of different size, or a picture of no use.
 
         Args:
             frame (`dict[str, np.ndarray]` or `np.ndarray`): "rgb", "thermal", "depth", "event" -> picture, or one
@@ -151,9 +148,6 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
                 takes the only picture beside RGB.
             streams (`int`): 1 or 2; other pictures in the frame are left alone.
             allow_missing (`bool`): feed RGB in the place of a second stream that is not there, and warn once.
-
-        Raises:
-            ValueError: unknown or missing stream, streams of different size, an empty picture, a wrong shape or type.
 
         Example:
             >>> rgb, thermal = np.zeros((4, 6, 3), np.uint8), np.arange(24, dtype=np.uint16).reshape(4, 6) + 7000
@@ -180,12 +174,8 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         for stream, (source, picture) in choose_streams(frame, modality, streams, allow_missing).items():
             if source != stream and stream not in self._said_missing:
                 self._said_missing.add(stream)
-                warnings.warn(
-                    f"the frame has no {stream} stream: the {source} picture is fed in its place (allow_missing); "
-                    "expect the accuracy of the RGB tracker at best",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                warnings.warn(f"the frame has no {stream} stream: the {source} picture is fed in its place "
+                              "(allow_missing); expect the accuracy of the RGB tracker at best", stacklevel=2)
             if source in views:
                 views[stream] = views[source]
                 continue
@@ -202,6 +192,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         self, image: np.ndarray | Sequence[View], box_xywh: BoxLike, role: Role, fill: np.ndarray | None = None
     ) -> tuple[np.ndarray, Crop | AlignedCrop]:
         """Cuts round a box and resizes: `[s, s, C]` (uint8; "lorat" style float32, 0 to 255), and where it was taken.
+        ValueError for another picture, a box that is not 4 finite numbers with positive sides, or an unknown role.
 
         Args:
             image (`np.ndarray` uint8 `[H, W, C]` or `list[View]`): as `stack` or `views` gives it.
@@ -209,10 +200,6 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
             role (`str`): "template" or "search": which size and factor.
             fill (`np.ndarray` `[C]`, *optional*): "lorat" style: the color outside the picture, by default this
                 picture's `padding`; a session pads all search crops with the first frame's.
-
-        Raises:
-            ValueError: a picture of another form, a box that is not 4 finite numbers with positive sides, or an
-                unknown role.
         """
         views = as_views(image)
         where = self.locate(box_xywh, role, views[0].size)
@@ -222,18 +209,8 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         """The picture of `crop` at a place that is known, as `locate` gives it; arguments as there."""
         if fill is None:
             fill = self.padding(views)
-        cut, first = [], 0
-        for view in views:
-            last = first + view.picture.shape[2]
-            own = None if fill is None else fill[first:last]
-            if view.matrix is not None:
-                cut.append(cut_warped(view, where, own))
-            elif isinstance(where, Crop):
-                cut.append(cut_square(view.picture, where))
-            else:
-                cut.append(cut_aligned(view.picture, where, own))
-            first = last
-        return join_streams(cut)
+        fills = [None] * len(views) if fill is None else np.split(fill, len(views))
+        return join_streams([_cut_view(view, where, own) for view, own in zip(views, fills, strict=True)])
 
     def padding(self, image: np.ndarray | Sequence[View]) -> np.ndarray | None:
         """The color `[C]` that crops of this picture and its video are padded with; None for black."""
@@ -252,10 +229,8 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
             raise ValueError(f"a crop needs one box of 4 numbers (x, y, width, height), got {box.tolist()}")
         x, y, w, h = box.tolist()
         if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
-            raise ValueError(
-                f"no crop can be taken round the box x={x:g}, y={y:g}, width={w:g}, height={h:g}: "
-                "the numbers must be finite and the sides positive"
-            )
+            raise ValueError(f"no crop can be taken round the box x={x:g}, y={y:g}, width={w:g}, height={h:g}: "
+                             "the numbers must be finite and the sides positive")  # fmt: skip
         if self.crop_style == "ostrack":
             side = math.ceil(math.sqrt(w * h) * factor)
             return Crop(round(x + 0.5 * w - 0.5 * side), round(y + 0.5 * h - 0.5 * side), side, size, box)
@@ -271,8 +246,7 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         (LitingLin/LoRAT)."""
         mask = torch.zeros(len(crops), grid, grid, dtype=torch.int64)
         for row, crop in zip(mask, crops, strict=True):
-            box = crop.box_to_crop(crop.box_xywh)
-            corners = np.concatenate((box[:2], box[:2] + box[2:])) / (crop.size / grid)
+            corners = xywh_to_xyxy(crop.box_to_crop(crop.box_xywh)) / (crop.size / grid)
             x1, y1, x2, y2 = rasterized(corners).clip(0, grid).tolist()
             row[y1:y2, x1:x2] = 1
         return mask
@@ -311,15 +285,9 @@ class TrackerImageProcessor(CropSettings, BaseImageProcessor):
         return self.normalize(self.to_tensor([picture for picture, _ in cut])), [crop for _, crop in cut]
 
     def template(self, images: Images, boxes_xywh: BoxLike | Sequence[BoxLike]) -> torch.Tensor:
-        """Templates as a tracker's `forward` takes them, float32 `[B, 1, S, 3, s, s]`.
-
-        Args:
-            images (list of `np.ndarray` `[H, W, 3 * S]`, or one for all boxes): as `stack` gives them.
-            boxes_xywh (`[B, 4]`, or 4 numbers): pixels of the frame.
-
-        Raises:
-            ValueError: as `crop`, and if the numbers of pictures and boxes differ.
-        """
+        """Templates as a tracker's `forward` takes them, float32 `[B, 1, S, 3, s, s]`, round boxes (`[B, 4]`, or 4
+        numbers) of pictures `[H, W, 3 * S]` of `stack`, or of one for all. ValueError as of `crop`, and where the
+        numbers of pictures and boxes differ."""
         return self._crops(images, boxes_xywh, "template")[0][:, None]
 
     def search(

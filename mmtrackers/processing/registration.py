@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from .alignment import check_alignment, frame_matrix, warp
+from .files import read_text
 
 Model = Literal["affine", "homography"]
 MODELS = {"affine": cv2.MOTION_AFFINE, "homography": cv2.MOTION_HOMOGRAPHY}
@@ -44,10 +45,9 @@ def register(
     2008) of gradients, from coarse to fine.
 
     Args:
-        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and the other stream's, as `to_picture` gives it; of
-            several pairs of one rig the gradients' mean counts: what moves fades, what stands stays.
+        pairs (list of 2 `np.ndarray`): RGB picture `[H, W, 3]` and that of the other stream (`modality`), as
+            `to_picture` gives it; of several pairs of one rig the gradients' mean counts: what moves fades.
         model (`str`): "affine", or "homography", which needs much more structure in the pictures.
-        modality (`str`): of the other stream.
 
     Raises:
         ValueError: no pairs, pictures that change in size, or nothing in common was found.
@@ -64,11 +64,9 @@ def register(
     matrix = check_alignment(np.linalg.inv(inverse), modality)
     found = Registration(matrix, _agreement(fixed, moving, scaled), _agreement(fixed, moving, matrix))
     if found.after < max(_UNLIKE, found.before - 0.02):
-        raise ValueError(
-            f"no alignment was found: the pictures' edges agree by {found.after:.2f} with it and {found.before:.2f} "
-            "without (1 would be perfect); take pictures with more edges that both cameras see, or give "
-            "points (--points FILE)"
-        )
+        raise ValueError(f"no alignment was found: the pictures' edges agree by {found.after:.2f} with it and "
+                         f"{found.before:.2f} without (1 would be perfect); take pictures with more edges that both "
+                         "cameras see, or give points (--points FILE)")  # fmt: skip
     frame_matrix(matrix, moving.shape, fixed.shape, modality)
     return found
 
@@ -90,10 +88,8 @@ def _refined(
             *small, guess if projective else np.ascontiguousarray(guess[:2]), MODELS[model], criteria, None, 5
         )
     except cv2.error as error:
-        raise ValueError(
-            f"no alignment was found: the rgb and the {modality} picture have too few edges in common, or lie too far "
-            "apart; give points (--points FILE)"
-        ) from error
+        raise ValueError(f"no alignment was found: the rgb and the {modality} picture have too few edges in common, "
+                         "or lie too far apart; give points (--points FILE)") from error  # fmt: skip
     guess = guess if projective else np.vstack((guess, (0, 0, 1)))
     return np.linalg.inv(shrink) @ guess.astype(np.float64) @ shrink
 
@@ -153,21 +149,14 @@ def matrix_from_points(points: np.ndarray, model: Model | None = None) -> tuple[
 def read_points(path: str | Path) -> np.ndarray:
     """Pairs of points, float64 `[N, 4]`, from a text file: `x y  x y` a line, RGB first; commas, and comments behind
     `#`, are allowed. ValueError where it is missing, or names a line that is not four numbers."""
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the points {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "points").splitlines(), start=1):
         if words := line.partition("#")[0].replace(",", " ").split():
             try:
                 x, y, other_x, other_y = map(float, words)
             except ValueError:
-                raise ValueError(
-                    f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the same point in "
-                    f"the other one, got {line.strip()!r}"
-                ) from None
+                raise ValueError(f"{path}, line {number}: expected x and y in the rgb picture, then x and y of the "
+                                 f"same point in the other one, got {line.strip()!r}") from None  # fmt: skip
             rows.append((x, y, other_x, other_y))
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
 

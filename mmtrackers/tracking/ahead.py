@@ -56,11 +56,8 @@ class ReadAhead(AbstractContextManager):
             getattr(self._frames, "close", lambda: None)()
             self._queue.put((None, error))
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the thread; a source that is waiting for its camera is left to the end of the process."""
         self._stopped = True
         self._room.release()
         self._thread.join(timeout=2)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -8,15 +8,8 @@ SLOW = 0.98  # share of the past that a target's usual size keeps in each frame
 
 
 def evidence(scores: np.ndarray, boxes_xywh: np.ndarray, usual_size: np.ndarray) -> np.ndarray:
-    """What speaks for answers: 1, the log odds of the score, and how much the size differs from the usual one.
-
-    Args:
-        scores (`np.ndarray` of shape `(targets,)`): the model's, 0 to 1.
-        boxes_xywh (`np.ndarray` of shape `(targets, 4)`): pixels.
-        usual_size (`np.ndarray` of shape `(targets,)`): logarithms, as `log_size` gives them.
-
-    Returns:
-        `np.ndarray` of shape `(targets, 3)`.
+    """What speaks for answers, `[targets, 3]`: 1, the log odds of the model's score (`[targets]`, 0 to 1), and how
+    much the size of the box `[targets, 4]` differs from the usual one (`[targets]`, logarithms as of `log_size`).
 
     Example:
         >>> box = np.array([[0.0, 0, 20, 20]])

@@ -1,5 +1,6 @@
 """Boxes on frames for people to look at, and the plot of overlap and score over a video."""
 
+import base64
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,15 @@ def visible(picture: np.ndarray, modality: str = "rgb") -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture
 
 
+def data_url(picture: np.ndarray, widest: int = 1280, quality: int = 88) -> str:
+    """An RGB picture as the JPEG text that a page shows, at most `widest` pixels wide."""
+    height, width = picture.shape[:2]
+    if width > widest:
+        picture = cv2.resize(picture, (widest, round(height * widest / width)), interpolation=cv2.INTER_AREA)
+    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+
+
 def annotate(
     frame: Mapping[str, np.ndarray], predictions: Sequence[Prediction], index: int,
     ground_truth_xywh: np.ndarray | None = None, alignment: Mapping[str, Alignment] | None = None,
@@ -43,9 +53,8 @@ def annotate(
     RGB.
 
     Args:
-        frame (`dict[str, np.ndarray]`): modality -> picture, as the tracker takes them.
+        frame (`dict[str, np.ndarray]`), index (`int`): modality -> picture; its number, to show.
         predictions (list of `Prediction`): one per target; the box of an absent target is drawn dashed.
-        index (`int`): number of the frame, shown.
         ground_truth_xywh (`np.ndarray` `[4]`, *optional*): drawn thin and white unless it holds NaN.
         alignment (`dict`, *optional*): a session's; what it maps is shown as it lies on RGB.
     """
@@ -109,6 +118,13 @@ def _caption(
         x += cv2.getTextSize(text, _FONT, scale, 1)[0][0] + round(14 * unit)
 
 
+def stretches(known: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Annotated frames `[K]` without the gaps that are longer than the usual step, and that step: where every tenth
+    frame or so is annotated its points are joined, and a longer gap means that the target was away."""
+    step = int(np.median(np.diff(known))) if len(known) > 1 else 1
+    return np.split(known, np.flatnonzero(np.diff(known) > step) + 1), step
+
+
 def plot_run(
     path: str | Path, overlaps: np.ndarray, scores: np.ndarray, title: str = "", absent_below: float | None = None,
     first: int = 0,
@@ -122,12 +138,10 @@ def plot_run(
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
     colors = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8a200", "#56b4e9"]
-    frames = np.arange(len(overlaps))
-    known = np.isfinite(overlaps)
-    # Annotated every tenth frame or so, the points are joined; a gap that is longer means that the target was away.
-    step = int(np.median(np.diff(frames[known]))) if known.sum() > 1 else 1
+    frames, known = np.arange(len(overlaps)), np.isfinite(overlaps)
+    runs, step = stretches(frames[known])
     absent = frames[~known] if step == 1 else frames[:0]
-    for run in np.split(frames[known], np.flatnonzero(np.diff(frames[known]) > step) + 1):
+    for run in runs:
         top.fill_between(run, overlaps[run], color=colors[0], alpha=0.15, linewidth=0)
         top.plot(run, overlaps[run], color=colors[0], linewidth=1.6, marker="o" if step > 1 or len(run) == 1 else None,
                  markersize=4)

@@ -26,10 +26,8 @@ def with_events(
         rgb (`FrameSource`): with times (a video, a folder with `fps`), or the frames of the same camera.
         path (`str` or `Path`): what `mmtrackers.data.events.open_events` reads.
         window (`str`, *optional*): "exposure" takes the events within a frame's exposure, as the scripts of VisEvent
-            and COESOT do; "interval" those from a frame to the next. By default the exposure, where the file has one
-            for each frame.
-        start (`int`, *optional*): time stamp of the events, in microseconds, at the first frame; by default that of
-            the first event.
+            and COESOT do; "interval" those from a frame to the next. By default as the file allows, in this order.
+        start (`int`, *optional*): the events' clock in microseconds at the first frame; by default the first event's.
     """
     file = open_events(path)
     if window is not None and window not in WINDOWS:
@@ -79,12 +77,8 @@ def _beside(
     for count, (frame, events) in enumerate(beside, start=1):
         heard = heard or len(events.t) > 0
         if count == _SILENT and not heard:
-            warnings.warn(
-                f"{file.path.name} has no event in the first {_SILENT} frames of {rgb.name}: do the two begin at the "
-                "same moment (--event-start)?",
-                UserWarning,
-                stacklevel=2,
-            )
+            warnings.warn(f"{file.path.name} has no event in the first {_SILENT} frames of {rgb.name}: do the two "
+                          "begin at the same moment (--event-start)?", stacklevel=2)  # fmt: skip
         size = file.size or next(iter(frame.values())).shape[:2]
         yield frame | {"event": event_picture(events, size)}
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mmtrackers.processing.boxes import xywh_to_xyxy
 from mmtrackers.processing.files import write_text
 
 from .session import Prediction
@@ -46,9 +47,8 @@ def to_supervision(predictions: Prediction | Sequence[Prediction]) -> Any:
     seen = [(number, p) for number, p in enumerate(found, 1) if p.present and min(p.box[2:]) > 0]
     if not seen:
         return supervision.Detections.empty()
-    boxes = np.array([p.box for _, p in seen], dtype=np.float32)
     return supervision.Detections(
-        xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        xyxy=xywh_to_xyxy(np.array([p.box for _, p in seen], dtype=np.float32)),
         confidence=np.array([p.score for _, p in seen], dtype=np.float32),
         class_id=np.zeros(len(seen), dtype=int),
         tracker_id=np.array([number for number, _ in seen]),
@@ -79,15 +79,14 @@ def _coco(result: "RunResult") -> str:
     """Pictures are named as `ffmpeg -i clip.mp4 -start_number 0 clip/%06d.jpg` would write them."""
     height, width = result.size
     last = result.first + len(result.predictions)
-    images = [
-        {"id": frame + 1, "file_name": f"{result.source.name}/{frame:06d}.jpg", "width": width, "height": height}
-        for frame in range(result.first, last)
-    ]
+    images = [{"id": frame + 1, "file_name": f"{result.source.name}/{frame:06d}.jpg", "width": width, "height": height}
+              for frame in range(result.first, last)]  # fmt: skip
+    shown = (row for row in rows(result) if row["present"])
     annotations = [
         {"id": number, "image_id": row["frame"] + 1, "category_id": 1, "track_id": row["target"], "iscrowd": 0,
          "bbox": [round(row[side], 2) for side in _SIDES], "segmentation": [],
          "area": round(row["width"] * row["height"], 2), "score": round(row["score"], 4)}
-        for number, row in enumerate((row for row in rows(result) if row["present"]), 1)
+        for number, row in enumerate(shown, 1)
     ]  # fmt: skip
     categories = [{"id": 1, "name": "target", "supercategory": "target"}]
     return json.dumps({"images": images, "annotations": annotations, "categories": categories}) + "\n"
@@ -96,11 +95,9 @@ def _coco(result: "RunResult") -> str:
 def _mot(result: "RunResult") -> str:
     """MOTChallenge counts frames, targets and pixels from 1."""
     line = "{},{},{:.2f},{:.2f},{:.2f},{:.2f},{:.4f},-1,-1,-1\n"
-    return "".join(
-        line.format(r["frame"] + 1, r["target"], r["x"] + 1, r["y"] + 1, r["width"], r["height"], r["score"])
-        for r in rows(result)
-        if r["present"]
-    )
+    shown = (row for row in rows(result) if row["present"])
+    return "".join(line.format(r["frame"] + 1, r["target"], r["x"] + 1, r["y"] + 1, r["width"], r["height"],
+                               r["score"]) for r in shown)  # fmt: skip
 
 
 def _cvat(result: "RunResult") -> str:

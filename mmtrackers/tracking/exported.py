@@ -53,10 +53,8 @@ class ExportedModel:
         side = self.config.search_size
         found = self._graphs[SEARCH_GRAPH].get_inputs()[0].shape
         if found != [1, self.config.streams, 3, side, side]:
-            raise ValueError(
-                f"{folder / SEARCH_GRAPH} takes {found}, but {GRAPHS} says search_size {side}: they are of two "
-                "exports, export the tracker again"
-            )
+            raise ValueError(f"{folder / SEARCH_GRAPH} takes {found}, but {GRAPHS} says search_size {side}: they are "
+                             "of two exports, export the tracker again")  # fmt: skip
 
     def window(self) -> torch.Tensor:
         """Nothing: the graph holds the window."""

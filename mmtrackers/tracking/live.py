@@ -76,14 +76,11 @@ class NewestFrame(AbstractContextManager):
             number, picture = self._number, self._picture
         return number, picture if isinstance(picture, np.ndarray) else picture.to_ndarray(format="rgb24")
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the reading; the thread goes when its current packet is there."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _read(self) -> None:
         tries = 0

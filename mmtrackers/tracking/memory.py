@@ -35,8 +35,8 @@ class GrowingPolicy(TemplatePolicy):
     frame 10,000 of 1,024 kept ones, templates are at most 15 frames later than the published rule's.
 
     Args:
-        max_memory (`int` or None), templates (`int`): most frames whose crops are kept, None for all; templates beside
-            the first frame's, at most, 2 or more. ValueError where the memory is too small for them.
+        max_memory (`int`, *optional*), templates (`int`): most frames whose crops are kept, None for all; templates
+            beside the first frame's, 2 or more. ValueError where the memory is too small for them.
     """
 
     max_memory: int | None = 1024
@@ -46,10 +46,8 @@ class GrowingPolicy(TemplatePolicy):
         if self.templates < 2:
             raise ValueError(f"templates is {self.templates}, expected 2 or more: TemplatePolicy keeps to one")
         if self.max_memory is not None and self.max_memory < 8 * self.templates:
-            raise ValueError(
-                f"max_memory is {self.max_memory}, expected at least {8 * self.templates} frames for {self.templates} "
-                "templates, or None for no limit"
-            )
+            raise ValueError(f"max_memory is {self.max_memory}, expected at least {8 * self.templates} frames for "
+                             f"{self.templates} templates, or None for no limit")  # fmt: skip
 
     def chosen(self, frame: int) -> tuple[int, ...]:
         """The exact templates at frame `frame`; frame 0 among them."""

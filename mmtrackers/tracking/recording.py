@@ -1,5 +1,6 @@
 """What a run leaves while it goes on, written in a thread: boxes and scores line by line, the annotated video."""
 
+import io
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import cv2
@@ -18,6 +19,7 @@ import numpy as np
 from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.files import write_json
 
+from .drawing import annotate
 from .export import label_files
 from .session import Prediction
 from .sources import FrameSource
@@ -29,11 +31,9 @@ _LARGE, _SHOWN = 1440, 720  # the shorter side, in pixels: videos of more than t
 
 
 class ResultFiles:
-    """The files in `folder` of one run, all named after its source: `clip_tracked.json`, `clip_tracked.mp4`, ...
-
-    Boxes (a line `x,y,w,h` per frame, a file per target), scores (a line per frame, a column per target), the record
-    (boxes, scores, presence and settings), a plot of overlap and score, the video, and label files of the kinds asked
-    for (ValueError for one that is not known); `all` are those that a run may leave.
+    """The files in `folder` of one run, named after its source: boxes (a line `x,y,w,h` per frame, a file per target),
+    scores (a line per frame, a column per target), the record (boxes, scores, presence and settings), a plot of
+    overlap and score, the video, and label files of the kinds asked for (ValueError for one that is not known).
 
     Example:
         >>> [path.name for path in ResultFiles(Path("out"), "clip", 2).boxes]
@@ -43,9 +43,8 @@ class ResultFiles:
     def __init__(self, folder: Path, name: str, targets: int = 1, label_kinds: Sequence[str] = ()) -> None:
         self.folder, self.name = folder, name
         endings = (".txt", *(f"_{k}.txt" for k in range(2, targets + 1)), "_scores.txt", ".json", ".png", ".mp4")
-        *self.boxes, self.scores, self.record, self.plot, self.video = (
-            folder / f"{name}_tracked{ending}" for ending in endings
-        )
+        paths = [folder / f"{name}_tracked{ending}" for ending in endings]
+        *self.boxes, self.scores, self.record, self.plot, self.video = paths
         self.labels = label_files(folder, name, label_kinds)
         self.all = [*self.boxes, self.scores, self.record, self.plot, *self.labels.values(), self.video]
 
@@ -56,10 +55,8 @@ class ResultFiles:
         if foreign := [path for path in there if path.name not in earlier]:
             raise FileExistsError(f"{foreign[0]} was not written by {_WRITER} and is kept: choose another --output")
         if there and not overwrite:
-            raise FileExistsError(
-                f"{self.folder} holds results of an earlier run on {self.name} ({there[0].name}): choose another "
-                "--output, or --overwrite to replace them"
-            )
+            raise FileExistsError(f"{self.folder} holds results of an earlier run on {self.name} ({there[0].name}): "
+                                  "choose another --output, or --overwrite to replace them")  # fmt: skip
 
     def claim(self) -> None:
         """Takes the names for a run that has begun: what an earlier one left there goes."""
@@ -81,25 +78,17 @@ class ResultFiles:
         write_json(self.record, {"written_by": _WRITER, "files": [path.name for path in self.all], **content})
 
 
-class _Lines:
+class _Lines(io.FileIO):
     """A text file that grows by whole lines, each of which is with the system once it is written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._size = path, 0
-        self._file: BinaryIO = path.open("wb", buffering=0)
-
     def add(self, line: str) -> None:
-        data = line.encode() + b"\n"
+        data, before = line.encode() + b"\n", self.tell()
         try:
-            if self._file.write(data) != len(data):
+            if self.write(data) != len(data):
                 raise OSError("no space left on the device")
         except OSError as error:
-            os.ftruncate(self._file.fileno(), self._size)
-            raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self._size += len(data)
-
-    def close(self) -> None:
-        self._file.close()
+            self.truncate(before)
+            raise OSError(f"cannot write {self.name}: {error.strerror or error}") from error
 
 
 class Recorder:
@@ -108,12 +97,10 @@ class Recorder:
     Text and video hold the same frames, however the run ends. Videos of more than 1,440 lines are shrunk to 720.
 
     Args:
-        files ([`ResultFiles`]): already claimed.
-        source (`FrameSource`): its ground truth is drawn, its rate is the video's.
+        files ([`ResultFiles`]), source (`FrameSource`): already claimed; whose ground truth is drawn.
         first (`int`): index of the given frame; lines of the frames before it hold zeros (scores: nan).
         shown (`tuple[str, ...]`, *optional*): the streams to draw; by default all of a frame.
-        alignment (`dict`, *optional*): the session's.
-        video (`bool`): write a video.
+        alignment (`dict`, *optional*), video (`bool`): the session's; write a video.
 
     Attributes:
         count (`int`): frames that are written.
@@ -121,18 +108,13 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        files: ResultFiles,
-        source: FrameSource,
-        first: int = 0,
-        shown: tuple[str, ...] | None = None,
-        alignment: Mapping[str, Alignment] | None = None,
-        video: bool = True,
+        self, files: ResultFiles, source: FrameSource, first: int = 0, shown: tuple[str, ...] | None = None,
+        alignment: Mapping[str, Alignment] | None = None, video: bool = True,
     ) -> None:
         self.files, self.source, self.shown, self.alignment, self.count = files, source, shown, alignment, 0
         self.seconds = dict.fromkeys(("drawing", "encoding", "waiting"), 0.0)
         self._video = VideoWriter(files.video, source.fps) if video else None
-        self._boxes, self._scores = [_Lines(path) for path in files.boxes], _Lines(files.scores)
+        self._boxes, self._scores = [_Lines(path, "w") for path in files.boxes], _Lines(files.scores, "w")
         for _ in range(first):
             self._add_lines([Prediction(np.zeros(4), math.nan)] * len(files.boxes))
         self._scale = 1.0
@@ -201,8 +183,6 @@ class Recorder:
         self.count += 1
         if frame is None:
             return
-        from .drawing import annotate
-
         begin = time.perf_counter()
         truth = self.source.boxes_xywh
         known = truth is not None and index < len(truth) and self.source.present[index]

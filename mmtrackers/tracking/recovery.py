@@ -78,10 +78,8 @@ def round_trip(
         columns, rows = (math.ceil(extent / step) for extent in (width, height))
         if columns * rows <= PLACES:
             break
-    centers = [
-        (width * (column + 0.5) / columns, height * (row + 0.5) / rows)
-        for row in range(rows) for column in range(columns)
-    ]  # fmt: skip
+    centers = [(width * (column + 0.5) / columns, height * (row + 0.5) / rows)
+               for row in range(rows) for column in range(columns)]  # fmt: skip
     centers.sort(key=lambda center: (center[0] - x - w / 2) ** 2 + (center[1] - y - h / 2) ** 2)
     w, h = scale * w, scale * h
     return tuple((cx - w / 2, cy - h / 2, w, h) for cx, cy in centers)

@@ -15,11 +15,11 @@ from mmtrackers.processing.files import FolderLock
 
 from .ahead import ReadAhead
 from .clock import StageClock
-from .export import export, to_pandas
+from .export import export
 from .recording import Recorder, ResultFiles
 from .session import Prediction, TrackingSession
 from .sources import Frame, FrameSource
-from .threads import chosen_threads
+from .threads import ThreadChoice
 from .tracker import Tracker
 
 KEPT = 10_000  # frames of a camera that a run holds in memory
@@ -32,10 +32,8 @@ class RunResult:
     Args:
         source (`FrameSource`): what was tracked in.
         first (`int`): index of the frame that the given boxes belong to.
-        predictions (`list[list[Prediction]]`): per frame from `first` on, one per target; the first are the
-            given boxes.
-        seconds, elapsed (`float`): spent in the tracker, without reading and drawing; of the whole run, until the
-            files were finished.
+        predictions (`list[list[Prediction]]`): per frame from `first` on, one per target, the given boxes first.
+        seconds, elapsed (`float`): in the tracker, without reading and drawing; of the whole run.
         threads (`int`): on a CPU, with which the tracker ran at the end.
         stopped (`str`, *optional*): why it ended before the source did.
         interrupt (`KeyboardInterrupt`, *optional*): what ended it, if Ctrl-C or a signal did.
@@ -43,14 +41,7 @@ class RunResult:
         recording (`dict[str, float]`): seconds of drawing and encoding, beside the tracker, and of waiting for it.
         files (`list[Path]`): what the run left.
         size (`tuple[int, int]`): height and width of the frames in pixels.
-        dropped (`int`): of a camera, how many earlier frames are in the text files alone; `first` is then the index
-            of the first one that is here.
-
-    Example:
-        ```python
-        result = run(tracker, open_source("clip.mp4"), [[60, 40, 30, 20]])
-        print(result.count, result.mean_overlap, result.boxes_xywh.shape)
-        ```
+        dropped (`int`): of a camera, how many earlier frames are in the text files alone; `first` counts them.
     """
 
     source: FrameSource
@@ -120,15 +111,12 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Boxes, scores and presence per target as plain numbers, as JSON takes them."""
-        boxes, scores = self.boxes_xywh, self.scores
         targets = [
-            {
-                "boxes_xywh": np.round(boxes[k, self.first :], 4).tolist(),
-                "scores": np.round(scores[k, self.first :], 6).tolist(),
-                "present": [found[k].present for found in self.predictions],
-            }
-            for k in range(len(boxes))
-        ]
+            {"boxes_xywh": [np.round(p.box, 4).tolist() for p in found],
+             "scores": np.round([p.score for p in found], 6).tolist(),
+             "present": [p.present for p in found]}
+            for found in zip(*self.predictions, strict=True)
+        ]  # fmt: skip
         return {
             "source": self.source.name,
             "first_frame": self.first,
@@ -140,25 +128,12 @@ class RunResult:
             "stopped": self.stopped,
         }
 
-    def to_pandas(self) -> Any:
-        """`mmtrackers.tracking.export.to_pandas` of it."""
-        return to_pandas(self)
-
 
 def run(
-    tracker: Tracker,
-    source: FrameSource,
-    boxes_xywh: Sequence[Sequence[float]] | None = None,
-    output: str | Path | None = None,
-    max_frames: int | None = None,
-    progress: bool = False,
-    profile: bool = False,
-    video: bool = True,
-    overwrite: bool = False,
-    threads: int | str = "auto",
-    labels: Sequence[str] = (),
-    settings: dict[str, Any] | None = None,
-    on_frame: Callable[[int, list[Prediction]], None] | None = None,
+    tracker: Tracker, source: FrameSource, boxes_xywh: Sequence[Sequence[float]] | None = None,
+    output: str | Path | None = None, max_frames: int | None = None, progress: bool = False, profile: bool = False,
+    video: bool = True, overwrite: bool = False, threads: int | str = "auto", labels: Sequence[str] = (),
+    settings: dict[str, Any] | None = None, on_frame: Callable[[int, list[Prediction]], None] | None = None,
 ) -> RunResult:
     """Tracks through a source and writes what it finds as it goes.
 
@@ -166,13 +141,11 @@ def run(
     breaks off in its middle end the run; what was found until then is kept and returned, with the reason in `stopped`.
 
     Args:
-        tracker (`Tracker`): see there.
-        source (`FrameSource`): from `mmtrackers.tracking.sources.open_source`.
+        tracker (`Tracker`), source (`FrameSource`): from `mmtrackers.tracking.sources.open_source`.
         boxes_xywh (list of 4 `float`, *optional*): one per target, in the first frame; by default the source's own
             first box.
-        output (`str` or `Path`, *optional*): folder of the results, made if need be, for the files of
-            [`ResultFiles`]; boxes, scores and video grow with every frame, a plot is drawn where there is ground
-            truth. None without it.
+        output (`str` or `Path`, *optional*): folder for the files of [`ResultFiles`], made if need be; without it
+            none are written.
         max_frames (`int`, *optional*): stop after so many frames.
         progress (`bool`): show a progress bar, where a terminal shows it.
         profile (`bool`): time every stage (`RunResult.clock` and `recording`).
@@ -200,9 +173,7 @@ def run(
             stack.enter_context(FolderLock(output))
             files = ResultFiles(Path(output), source.name, len(given), tuple(labels))
             files.check(overwrite)
-        choice = None
-        if tracker.device.type == "cpu":
-            choice = stack.enter_context(chosen_threads(threads))
+        choice = stack.enter_context(ThreadChoice(threads)) if tracker.device.type == "cpu" else None
         # a camera is read ahead by itself, and what waited in a queue would be old
         frames = stack.enter_context(closing(source.frames()) if source.live else ReadAhead(iter(source)))
         frames = islice(frames, first, None if max_frames is None else first + max_frames)
@@ -302,11 +273,9 @@ def _initial_boxes(source: FrameSource, boxes_xywh: Sequence[Sequence[float]] | 
     if boxes_xywh is not None and len(boxes_xywh):
         return np.atleast_2d(np.asarray(boxes_xywh, dtype=np.float64)), 0
     if source.boxes_xywh is None:
-        raise ValueError(
-            f"where is the target in the first frame of {source.name}? No annotation says it: give "
-            "--box x,y,width,height in pixels (several times for several targets), or run the command at a terminal "
-            "to draw it in a browser"
-        )
+        raise ValueError(f"where is the target in the first frame of {source.name}? No annotation says it: give --box "
+                         "x,y,width,height in pixels (several times for several targets), or run the command at a "
+                         "terminal to draw it in a browser")  # fmt: skip
     return source.boxes_xywh[source.first][None], source.first
 
 

@@ -75,11 +75,9 @@ class TrackingSession:
             self.modality = second_stream(frame)
         self.alignment = {stream: check_alignment(matrix, stream) for stream, matrix in (alignment or {}).items()}
         if stray := [stream for stream in self.alignment if tracker.streams == 1 or stream != self.modality]:
-            raise ValueError(
-                f"an alignment was given for {', '.join(stray)}, but this session reads "
-                f"{self.modality if tracker.streams == 1 else f'rgb and {self.modality}'}: it maps the second stream "
-                "to rgb"
-            )
+            read = self.modality if tracker.streams == 1 else f"rgb and {self.modality}"
+            raise ValueError(f"an alignment was given for {', '.join(stray)}, but this session reads {read}: it maps "
+                             "the second stream to rgb")  # fmt: skip
         self._given_range = thermal_range
         self.reset(frame, box_xywh)
 
@@ -87,8 +85,6 @@ class TrackingSession:
     def reset(self, frame: Frame, box_xywh: Box | Sequence[Box]) -> None:
         """Begins anew with this frame and box (or list of boxes); nothing of the video so far is kept. After a
         ValueError, as for `Tracker.start`, the session is as it was before."""
-        if getattr(self.model, "training", False):
-            raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
         thermal = ThermalRange(self._given_range)
         views = self._views(frame, thermal)
         boxes, single = _boxes_of(box_xywh, *views[0].size)
@@ -134,16 +130,12 @@ class TrackingSession:
         return self._answer([Prediction(box.copy(), 1.0) for box in self._boxes])
 
     def update(self, frame: Frame, on_stage: StageCallback | None = None) -> Prediction | list[Prediction]:
-        """Finds the target(s) in the next frame: a `Prediction`, or a list of them, in the order of the boxes, if the
-        session was started with a list.
+        """Finds the target(s) in the next frame, given as for `Tracker.start`: a `Prediction`, or a list of them, in
+        the order of the boxes, if the session was started with a list. `on_stage` is called as each stage ends, with
+        "crop", "model" or "decode".
 
-        Args:
-            frame: as for `Tracker.start`, of the same size.
-            on_stage (callable, *optional*): called as each stage ends, with "crop", "model" or "decode".
-
-        Raises:
-            ValueError: the frame has another size than the first one, or lacks a stream, or the model's answer is not
-                finite; the session is then as it was before.
+        ValueError where the frame has another size than the first one, or lacks a stream, or the model's answer is not
+        finite; the session is then as it was before.
         """
         return update_together([self], [frame], on_stage)[0]
 
@@ -151,25 +143,21 @@ class TrackingSession:
         return predictions[0] if self._single else predictions
 
     def _views(self, frame: Frame, thermal: ThermalRange) -> list[View]:
-        tracker = self.tracker
-        return tracker.image_processor.views(
-            frame, self.modality, tracker.streams, tracker.allow_missing, self.alignment, thermal
-        )
+        of = self.tracker
+        if getattr(self.model, "training", False):
+            raise ValueError("the model is in training mode, where dropout moves the boxes: call model.eval() first")
+        return of.image_processor.views(frame, self.modality, of.streams, of.allow_missing, self.alignment, thermal)
 
     def _next_views(self, frame: Frame) -> list[View]:
         views = self._views(frame, self._thermal)
         if (torch.device(self.model.device), self.model.dtype) != (self.device, self.dtype):
-            raise ValueError(
-                f"the model is {self.model.dtype} on {self.model.device} now; this session began with {self.dtype} on "
-                f"{self.device}. Start a new session after moving or casting the model"
-            )
+            raise ValueError(f"the model is {self.model.dtype} on {self.model.device} now; this session began with "
+                             f"{self.dtype} on {self.device}. Start a new session after moving or casting the model")
         if views[0].size != self._size:
             (height, width), (new_height, new_width) = self._size, views[0].size
-            raise ValueError(
-                f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), while the session "
-                f"was started on {width}x{height}: a box has no meaning across sizes. Scale the frames to one size, "
-                "or call reset(frame, box) to start anew"
-            )
+            raise ValueError(f"frame {self.frame_index + 1} is {new_width}x{new_height} pixels (width x height), "
+                             f"while the session was started on {width}x{height}: a box has no meaning across sizes. "
+                             "Scale the frames to one size, or call reset(frame, box) to start anew")  # fmt: skip
         return views
 
     def _template_crops(self, views: list[View], boxes: np.ndarray) -> Crops:
@@ -203,10 +191,8 @@ class TrackingSession:
         """Moves on by a frame, by the answers for its crops, `[targets, 5]` box (fractions of the crop) and score: to
         the predictions, and the template crops that the memory wants of this frame."""
         if not np.isfinite(rows).all():
-            raise ValueError(
-                f"the model answered {rows.tolist()} for frame {self.frame_index + 1}: its weights or its precision "
-                "are broken; try dtype float32 or load the checkpoint again"
-            )
+            raise ValueError(f"the model answered {rows.tolist()} for frame {self.frame_index + 1}: its weights or "
+                             "its precision are broken; try dtype float32 or load the checkpoint again")  # fmt: skip
         tracker, raw = self.tracker, rows[:, 4]
         found = [self._box_of(target, *answer) for target, answer in enumerate(zip(rows, crops, strict=True))]
         answers = np.stack([last if box is None else box for last, box in zip(self._boxes, found, strict=True)])
@@ -289,13 +275,10 @@ def update_together(
     (batched products may round the last digit differently).
 
     Args:
-        sessions (list of [`TrackingSession`]): of one tracker. Their videos may differ in size, length and targets;
-            those with other adapters, or templates of other numbers of tokens, take a pass each.
-        frames, on_stage: the next frame of each; as in `TrackingSession.update`.
-
-    Raises:
-        ValueError: as for `update`, sessions of several trackers, or one session twice; all sessions are then as they
-            were before.
+        sessions (list of [`TrackingSession`]): of one tracker, each once. Their videos may differ in size, length and
+            targets; those with other adapters, or templates of other numbers of tokens, take a pass each.
+        frames, on_stage: the next frame of each; as in `TrackingSession.update`, and so is the ValueError, after
+            which all sessions are as they were before.
     """
     if len({id(session.tracker) for session in sessions}) != 1 or len(sessions) != len(frames):
         raise ValueError(f"{len(sessions)} sessions, {len(frames)} frames: give sessions of one tracker, a frame each")
@@ -325,10 +308,8 @@ def _one_pass(
     sessions: list[TrackingSession], views: list[list[View]], templates: list[torch.Tensor], on_stage: StageCallback
 ) -> list[tuple[list[Prediction], Crops | None]]:
     processor = sessions[0].tracker.image_processor
-    cut = [
-        [processor.crop(seen, box, "search", session._padding) for box in session._boxes]
-        for session, seen in zip(sessions, views, strict=True)
-    ]
+    cut = [[processor.crop(seen, box, "search", session._padding) for box in session._boxes]
+           for session, seen in zip(sessions, views, strict=True)]  # fmt: skip
     sizes = [len(crops) for crops in cut]
     template, state = _joined(templates, sizes), _joined([s._state for s in sessions], sizes)
     pictures = [picture for crops in cut for picture, _ in crops]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from mmtrackers.data.datasets import LAYOUTS, open_sequence
+from mmtrackers.data.datasets import LAYOUTS, image_names, open_sequence
 from mmtrackers.data.events import EVENT_SUFFIXES
 from mmtrackers.data.images import is_deep, read_image, read_pages
 from mmtrackers.data.pairing import PAIRINGS, frame_times, nearest_in_time, paired
@@ -37,19 +37,14 @@ class FrameSource:
         modality (`str`): the stream beside RGB, or "rgb" if there is none.
         length (`int`, *optional*): number of frames, where it is known; of a video, what its header says.
         fps (`float`): frames per second of the recording; 30 where nothing says.
-        boxes_xywh (`np.ndarray`, *optional*): `[N, 4]` ground truth in pixels, NaN where there is none.
-        present (`np.ndarray`, *optional*): `[N]` bool, the frames whose ground truth counts.
+        boxes_xywh, present (`np.ndarray`, *optional*): ground truth `[N, 4]` in pixels, NaN where there is none; and
+            `[N]` bool, the frames where it counts.
         timed_frames (callable, *optional*): as `frames`, over `(seconds, frame)`; where the recording has times.
         files (list of `Path`, *optional*): where each frame is a file of one stream.
         live (`bool`): a camera: frames that come while one is looked at are left out.
         without_rgb (`bool`): the pictures of `modality` come without RGB.
         notes (`tuple[str, ...]`): what a person should know of how the frames were made.
         alignment, thermal_range (*optional*): of this recording, for `Tracker.start`.
-
-    Example:
-        >>> source = FrameSource("two", lambda: iter([{"rgb": np.zeros((4, 4, 3), np.uint8)}] * 2), length=2)
-        >>> len(list(source))
-        2
     """
 
     name: str
@@ -82,12 +77,8 @@ class FrameSource:
 
 
 def open_source(
-    source: str | Path,
-    second: Mapping[str, str | Path] | None = None,
-    modality: str | None = None,
-    fps: float | None = None,
-    pair_by: str | None = None,
-    event_window: str | None = None,
+    source: str | Path, second: Mapping[str, str | Path] | None = None, modality: str | None = None,
+    fps: float | None = None, pair_by: str | None = None, event_window: str | None = None,
     event_start: int | None = None,
 ) -> FrameSource:
     """Opens whatever holds frames.
@@ -95,7 +86,7 @@ def open_source(
     Args:
         source (`str` or `Path`): a video file, a folder of images, a TIFF file of many pages, a sequence folder of a
             dataset (see `mmtrackers.data.open_sequence`), a camera (`"0"`, `"/dev/video0"`) or the address of a stream
-            (`"rtsp://..."`), see `mmtrackers.tracking.live`.
+            (`"rtsp://..."`).
         second (`dict[str, path]`, *optional*): one modality -> the stream that goes with it: a folder, a TIFF file, an
             event recording, or (except for depth) a video.
         modality (`str`, *optional*): what the source itself shows where it is not RGB; by default files of one channel
@@ -103,8 +94,7 @@ def open_source(
         fps (`float`, *optional*): frames per second of folders of images and pages, which do not say it.
         pair_by (`str`, *optional*): "number" (of files), "time" (the nearest) or "rank" (by order alone). By default
             files by order, if their numbers agree; videos, and whatever has times, by time.
-        event_window, event_start (*optional*): of an event recording as second stream, see
-            `mmtrackers.tracking.event_source.with_events`.
+        event_window, event_start (*optional*): of an event recording, see `event_source.with_events`.
 
     Raises:
         ValueError: there is no such source, it has no frames, it cannot be read, or the streams do not go together;
@@ -125,6 +115,9 @@ def open_source(
     text, path, second = str(source), Path(source), second or {}
     from .live import is_address, is_live, open_live
 
+    recorded = Path(second.get("event", "")).suffix.lower() in EVENT_SUFFIXES
+    if not recorded and not event_window is event_start is None:
+        raise ValueError("--event-window and --event-start are of a recording of events, and none is given (--event)")
     places = [source, *second.values()]
     cameras = [is_live(str(p)) and not Path(p).is_file() and not Path(p).is_dir() for p in places]
     if len(set(cameras)) > 1:
@@ -143,7 +136,7 @@ def open_source(
     timed = opened.timed_frames is not None
     opened = _with_rate(opened, fps)
     for stream, where in second.items():
-        if stream == "event" and Path(where).suffix.lower() in EVENT_SUFFIXES:
+        if recorded:
             from .event_source import with_events
 
             opened = with_events(opened, where, event_window, event_start)
@@ -161,8 +154,10 @@ def with_rig(
 ) -> FrameSource:
     """The same source, with what is known of the cameras that made it: `align` is a file of
     `mmtrackers.processing.alignment.read_alignment` or "scale", `thermal_range` as for `Tracker.start`. ValueError
-    where the file cannot be used, or there is no second stream that it could be for."""
+    where the file cannot be used, or there is no stream that it could be for."""
     ThermalRange(thermal_range)
+    if thermal_range is not None and source.modality != "thermal":
+        raise ValueError(f"a thermal range was given, but {source.name} has no thermal pictures")
     if align is None:
         return replace(source, thermal_range=thermal_range)
     if source.modality == "rgb" or source.without_rgb:
@@ -223,20 +218,13 @@ def _sequence_of(folder: Path) -> str:
     return (folder.parent.name if is_stream else folder.name) or "frames"
 
 
-def _images_of(folder: Path) -> list[Path]:
-    names = (p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
-    return [folder / name for name in natural_names(names)]
-
-
 def _of_files(files: Sequence[Path], modality: str, name: str) -> FrameSource:
-    def frames() -> Iterator[Frame]:
-        return ({modality: read_image(file, modality)} for file in files)
-
-    return FrameSource(name, frames, modality, len(files), files=files)
+    return FrameSource(name, lambda: ({modality: read_image(file, modality)} for file in files), modality, len(files),
+                       files=files)  # fmt: skip
 
 
 def _image_folder(folder: Path, modality: str) -> FrameSource:
-    files = _images_of(folder)
+    files = [folder / name for name in natural_names(image_names(folder))]
     if not files:
         raise ValueError(f"the folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return _of_files(files, modality, folder.resolve().name)
@@ -244,30 +232,24 @@ def _image_folder(folder: Path, modality: str) -> FrameSource:
 
 def _folder(folder: Path, modality: str | None, has_second: bool, pair_by: str | None) -> FrameSource:
     """A folder of images, or the folder of a sequence with whatever streams it has."""
-    images = _images_of(folder)
-    if modality is None and images and not has_second and is_deep(images[0]):
+    names = natural_names(image_names(folder))
+    if modality is None and names and not has_second and is_deep(folder / names[0]):
         modality = "thermal"
-    if images and (has_second or modality not in (None, "rgb")):
-        opened = _image_folder(folder, modality or "rgb")
-        if modality in (None, "rgb"):
-            return opened
-        known = _sequence(folder, "rgb", None)
-        return replace(opened, without_rgb=True, boxes_xywh=known.boxes_xywh, present=known.present)
-    return _sequence(folder, "rgb" if has_second else modality, pair_by)
+    if not names or not (has_second or modality not in (None, "rgb")):
+        return _sequence(folder, "rgb" if has_second else modality, pair_by)
+    opened = _image_folder(folder, modality or "rgb")
+    if modality in (None, "rgb"):
+        return opened
+    known = _sequence(folder, "rgb", None)
+    return replace(opened, without_rgb=True, boxes_xywh=known.boxes_xywh, present=known.present)
 
 
 def _sequence(folder: Path, modality: str | None, pair_by: str | None) -> FrameSource:
     sequence = open_sequence(folder, modality, None if pair_by == "time" else pair_by)
-    boxes = sequence.boxes_xywh if sequence.present.any() else None
-    return FrameSource(
-        sequence.name,
-        lambda: (sequence.read(i) for i in range(len(sequence))),
-        sequence.modality,
-        len(sequence),
-        boxes_xywh=boxes,
-        present=sequence.present if boxes is not None else None,
-        files=sequence.frames["rgb"] if sequence.modality == "rgb" else None,
-    )
+    known = {"boxes_xywh": sequence.boxes_xywh, "present": sequence.present} if sequence.present.any() else {}
+    files = sequence.frames["rgb"] if sequence.modality == "rgb" else None
+    return FrameSource(sequence.name, lambda: (sequence.read(i) for i in range(len(sequence))), sequence.modality,
+                       len(sequence), files=files, **known)  # fmt: skip
 
 
 def _file(path: Path, modality: str | None) -> FrameSource:
@@ -280,9 +262,8 @@ def _file(path: Path, modality: str | None) -> FrameSource:
     if path.suffix.lower() in _PAGED:
         if modality is None and is_deep(path):
             shown = "thermal"
-        return FrameSource(
-            path.stem, lambda: ({shown: page} for page in read_pages(path, shown)), shown, without_rgb=shown != "rgb"
-        )
+        return FrameSource(path.stem, lambda: ({shown: page} for page in read_pages(path, shown)), shown,
+                           without_rgb=shown != "rgb")  # fmt: skip
     if shown == "depth":
         raise ValueError(f"{path} is a file: depth comes as a folder of 16-bit images (millimeters), not as a video")
     return _video(str(path), path.stem, shown)
@@ -296,8 +277,8 @@ def _video(place: str, name: str, shown: str) -> FrameSource:
         return ((time, {shown: image}) for time, image in decoded(place, facts))
 
     length = facts.frames or (round(facts.seconds * facts.fps) if facts.seconds else None)
-    frames = FrameSource(name, lambda: (frame for _, frame in timed()), shown, length, facts.fps, timed_frames=timed)
-    return replace(frames, without_rgb=shown != "rgb")
+    return FrameSource(name, lambda: (frame for _, frame in timed()), shown, length, facts.fps, timed_frames=timed,
+                       without_rgb=shown != "rgb")  # fmt: skip
 
 
 def _second_stream(path: Path, modality: str) -> FrameSource:
@@ -316,24 +297,22 @@ def _with_rate(source: FrameSource, fps: float | None) -> FrameSource:
 
 
 def pair(rgb: FrameSource, other: FrameSource, modality: str, by: str | None = None) -> FrameSource:
-    """Two streams as one source; `by` as in `open_source`.
-
-    Raises:
-        ValueError: they do not go together, at once where that is known beforehand.
-    """
-    chosen = None
-    if rgb.files is not None and other.files is not None:
-        chosen = _pairs_of_files(rgb, other, modality, by)
-    if chosen is None and by == "number":
-        raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
-    if chosen is not None:
+    """Two streams as one source; `by` as in `open_source`. ValueError where they do not go together, at once where
+    that is known beforehand."""
+    files = rgb.files is not None and other.files is not None
+    if files and (chosen := _pairs_of_files(rgb, other, modality, by)) is not None:
         rgb, other = (_taken(side, rows) for side, rows in zip((rgb, other), chosen, strict=True))
+        frames = _joined_by_rank(rgb, other, modality)
+    elif by == "number":
+        raise ValueError(f"{rgb.name} and {other.name} cannot be paired by number: both must be folders of images")
     elif by != "rank" and rgb.timed_frames is not None and other.timed_frames is not None:
-        return replace(rgb, frames=_joined_by_time(rgb, other), modality=modality, timed_frames=None, files=None)
+        frames = _joined_by_time(rgb, other)
     elif by == "time":
         lacking = rgb.name if rgb.timed_frames is None else other.name
         raise ValueError(f"{lacking} does not say when its frames were taken: give --fps to pair it by time")
-    return replace(rgb, frames=_joined_by_rank(rgb, other, modality), modality=modality, timed_frames=None, files=None)
+    else:
+        frames = _joined_by_rank(rgb, other, modality)
+    return replace(rgb, frames=frames, modality=modality, timed_frames=None, files=None)
 
 
 def _taken(source: FrameSource, rows: np.ndarray) -> FrameSource:
@@ -377,12 +356,8 @@ def _joined_by_time(rgb: FrameSource, other: FrameSource) -> Callable[[], Iterat
             for a, b in nearest_in_time(rgb.timed_frames(), following, tolerance):
                 yield a | b
         if next(itertools.islice(following, round(1 + other.fps), None), None) is not None:
-            warnings.warn(
-                f"{other.name} goes on for more than a second after the last rgb frame of {rgb.name}: do the two "
-                "begin at the same moment?",
-                UserWarning,
-                stacklevel=2,
-            )
+            warnings.warn(f"{other.name} goes on for more than a second after the last rgb frame of {rgb.name}: do "
+                          "the two begin at the same moment?", stacklevel=2)  # fmt: skip
 
     return frames
 
@@ -392,10 +367,9 @@ def _joined_by_rank(rgb: FrameSource, other: FrameSource, modality: str) -> Call
         for count, (frame, second) in enumerate(itertools.zip_longest(rgb, other)):
             if frame is None or second is None:
                 a, b = (count, f"more than {count}") if frame is None else (f"more than {count}", count)
-                raise ValueError(
-                    f"{rgb.name} has {a} rgb frames but {other.name} has {b} {modality} frames: they are paired frame "
-                    "by frame, so bring both to the same length, or give --fps to pair them by time"
-                )
+                raise ValueError(f"{rgb.name} has {a} rgb frames but {other.name} has {b} {modality} frames: they are "
+                                 "paired frame by frame, so bring both to the same length, or give --fps to pair them "
+                                 "by time")  # fmt: skip
             yield frame | second
 
     return frames

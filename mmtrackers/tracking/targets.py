@@ -14,8 +14,7 @@ class Targets:
     """The targets of one video that are added, corrected or removed in mid-video, each under a number of its own.
 
     Args:
-        tracker (`Tracker`): see there.
-        kwargs: what `Tracker.start` takes besides frame and box (`modality`, `adapter`).
+        tracker (`Tracker`), kwargs: what `Tracker.start` takes besides frame and box (`modality`, `adapter`).
 
     Attributes:
         sessions (`dict[int, TrackingSession]`): by target number, in the order of their coming.
@@ -45,15 +44,9 @@ class Targets:
         return len(self.sessions)
 
     def add(self, frame: Frame, box_xywh: Box, number: int | None = None) -> int:
-        """Begins to follow one more target, seen in `frame`, the last frame of the others; returns its number.
-
-        Args:
-            frame, box_xywh (4 `float`): as for `Tracker.start`.
-            number (`int`, *optional*): what to call it; by default the next that no target has had.
-
-        Raises:
-            ValueError: a number that is taken, or as `Tracker.start`; the other targets are as before.
-        """
+        """Begins to follow one more target, seen in `frame`, the last frame of the others; returns its `number`, by
+        default the next that no target has had. ValueError where it is taken, or as of `Tracker.start`; the other
+        targets are as before then."""
         number = self._next if number is None else number
         if number in self.sessions:
             raise ValueError(f"target {number} is followed already: remove it first, or leave the number out")

@@ -1,33 +1,35 @@
 """How many threads a loop on a CPU runs with: a number, or what the loop itself finds to be faster."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from statistics import median
 
 import cv2
 import torch
 
+MOST = 1024  # threads that torch is asked for: far above it the system has none left for others
 LOOK_AGAIN = 300  # steps between two comparisons
 _COMPARED = 4  # steps that a setting is tried for
 _HOPELESS = 1.5  # times the other setting's step: no further step is tried
 
 
-class ThreadChoice:
+class ThreadChoice(AbstractContextManager):
     """All `threads` or one, whichever makes the steps of a loop shorter; looked at again every few hundred steps.
 
     OpenMP's threads wait for each other by spinning: all cores are faster on a machine of its own, one may be several
-    times as fast beside another busy process. A number fixes it, "auto" compares; ValueError for anything else.
+    times as fast beside another busy process. A number fixes it, "auto" compares; ValueError for anything else. After
+    a `with` block the settings of torch and OpenCV are as before.
     """
 
     def __init__(self, threads: int | str = "auto") -> None:
-        self._most = torch.get_num_threads()
+        self._most, self._before = torch.get_num_threads(), cv2.getNumThreads()
         try:
             self.threads = self._most if threads == "auto" else int(threads)
         except ValueError:
             self.threads = 0
-        if self.threads < 1:
-            raise ValueError(f"threads is {threads!r}, expected a positive whole number or auto")
+        if not 1 <= self.threads <= MOST:
+            raise ValueError(f"threads is {threads!r}, expected a positive whole number or auto, {MOST} at most")
         self._set(self.threads)
         self._comparison = self._compare() if threads == "auto" and self._most > 1 else None
         if self._comparison is not None:
@@ -59,13 +61,6 @@ class ThreadChoice:
             self._set(self.threads)
             wait = LOOK_AGAIN
 
-
-@contextmanager
-def chosen_threads(threads: int | str = "auto") -> Iterator[ThreadChoice]:
-    """A [`ThreadChoice`] for the length of a block; the settings of torch and OpenCV are as before after it."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    try:
-        yield ThreadChoice(threads)
-    finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._most)
+        cv2.setNumThreads(self._before)

@@ -23,13 +23,13 @@ class Tracker:
     Args:
         model (`TrackerPreTrainedModel`): in evaluation mode, on the device and in the precision to track with.
         image_processor (`TrackerImageProcessor`): the crops and the normalization that the model was trained with.
-        modality (`str`, *optional*): the second stream's modality; the model's own by default. "any" takes what a
+        modality (`str`, *optional*): the second stream's modality, by default the model's own; "any" takes what a
             video's first frame has beside RGB.
-        absent_below (`float`, *optional*): confidence (0 to 1) below it reports the target as absent and leaves the
-            box where it was; 0 never does. By default what is saved with the tracker: nothing in the published ones.
-        allow_missing (`bool`): frames without the second stream feed the RGB stream alone instead of an error.
-        size_momentum (`float`, *optional*): share (0 to below 1) of the last size that a new box keeps, against sizes
-            that run away. By default what is saved with the tracker: 0 in the published ones.
+        absent_below (`float`, *optional*): confidence (0 to 1) below which the target counts as absent and its box
+            stays; 0 is never. By default what is saved with the tracker: nothing in the published ones.
+        allow_missing (`bool`): feed the RGB stream alone where a frame lacks the second one.
+        size_momentum (`float`, *optional*): share (0 to below 1) of the last size that a new box keeps; by default
+            what is saved with the tracker, 0 in the published ones.
         recover (`bool`): look for a target that is absent for more than five frames all over the frame, for a second
             forward pass in each such frame; needs an `absent_below`.
 
@@ -81,16 +81,13 @@ class Tracker:
 
         Args:
             repo (`str`): folder or Hub id of a full model or of an adapter, or a folder of `mmtrackers export`.
-            dtype (`torch.dtype` or `str`, *optional*): of the weights, such as `"bfloat16"`; float32 by default.
-            device (`torch.device` or `str`, *optional*): such as `"cuda"`; the CPU by default.
+            dtype, device (`torch.dtype` and `torch.device`, or `str`, *optional*): float32 on the CPU by default.
             pack (`bool`): rewrite the model for inference: faster, no training or saving.
             base_model (`str`, *optional*): the base to use instead of the one that the adapter names.
             modality, absent_below, allow_missing, size_momentum, recover: as in `Tracker`.
             kwargs: what `AutoTracker.from_pretrained` takes besides (`revision`, `base_revision`, `cache_dir`, ...).
 
-        Raises:
-            OSError: the repository or one of its files is not there.
-            ValueError: the files do not belong together, or an argument has no meaning.
+        OSError where the repository or a file is not there, ValueError where the files do not belong together.
         """
         from mmtrackers.hub.auto import AutoTracker
 
@@ -99,15 +96,13 @@ class Tracker:
             if pack or base_model or device not in (None, "cpu") or as_dtype(dtype) not in (None, torch.float32):
                 raise ValueError(f"{repo} is exported: pack, dtype, device, base_model are settled: export it again")
             return cls(ExportedModel(repo), TrackerImageProcessor.from_pretrained(repo), *options)
-        dtype = as_dtype(dtype) or torch.float32
+        dtype = as_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype) or torch.float32
         model = AutoTracker.from_pretrained(repo, base_model=base_model, dtype=dtype, **kwargs).eval()
         if device is not None:
             model = _to_device(model, device)
         if model.processor_config is None:
-            raise OSError(
-                f"{repo} holds no preprocessor_config.json, nor does its base; it says how crops are made: copy it "
-                "there, or write one with TrackerImageProcessor(...).save_pretrained(folder)"
-            )
+            raise OSError(f"{repo} holds no preprocessor_config.json, nor does its base; it says how crops are made: "
+                          "copy it there, or write one with TrackerImageProcessor(...).save_pretrained(folder)")
         try:
             processor = TrackerImageProcessor.from_dict(model.processor_config)
         except (ValueError, TypeError) as error:
@@ -174,14 +169,12 @@ class Tracker:
         Args:
             frame (`dict[str, np.ndarray]` or `np.ndarray`): modality -> picture (HWC uint8 RGB; depth HW uint16 in
                 millimeters), or the RGB picture alone.
-            box_xywh: x, y, width, height in pixels; or a list of such boxes, one per target, which share each frame's
-                forward pass.
+            box_xywh: x, y, width, height in pixels; or a list of such boxes, which share each frame's forward pass.
             modality (`str`, *optional*): the second stream of this video, in place of the adapter's.
             adapter (`str`, *optional*): name of the adapter to track with; the active one by default. A session keeps
-                its adapter whatever is switched on the model or in other sessions, also in other threads.
-            alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> the 3 x 3 matrix from pixels of its
-                pictures to pixels of the RGB picture (`mmtrackers align` finds it), or "scale" for the same view in
-                another size.
+                its adapter, whatever is switched elsewhere.
+            alignment (`dict[str, np.ndarray or str]`, *optional*): modality -> the 3 x 3 matrix from its pixels to
+                those of the RGB picture (`mmtrackers align` finds it), or "scale" for one view in two sizes.
             thermal_range (2 `float` or `str`, *optional*): what becomes black and white in thermal frames of 16 bits
                 or in degrees; "frame" for every frame's own; by default the first frame's, which slowly follows.
 
@@ -200,19 +193,18 @@ class Tracker:
         Args:
             frames (`str`, `Path`, `FrameSource` or iterable of frames): whatever `open_source` takes, or frames as for
                 `start`. One frame is held at a time.
-            box_xywh: as for `start`; by default the first box of the source's own annotation, at whose frame the
-                tracking then begins.
-            modality (`str`, *optional*): as for `start`.
+            box_xywh: as for `start`; by default the first one that the source's own annotation has.
             max_frames (`int`, *optional*): stop after so many frames.
             thermal, depth, event: the second stream, of the same kind as `frames`; one of them at most.
-            kwargs: what `start` takes besides (`adapter`, `alignment`, ...).
+            modality, kwargs: what `start` takes besides (`adapter`, `alignment`, ...).
 
-        Returns:
-            An iterator over a `Prediction` per frame, or a list of them where a list of boxes was given; the first is
-            the given box with score 1. ValueError where no box is known, and as `start` and `open_source`.
+        Yields a `Prediction` per frame, or a list of them where a list of boxes was given; the first is the given box
+        with score 1. ValueError where no box is known, and as `start` and `open_source`.
         """
         from .sources import as_source
 
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"max_frames is {max_frames}, expected 1 or more")
         source = as_source(frames, {"thermal": thermal, "depth": depth, "event": event})
         kwargs = source.start_options(self.streams) | ({} if modality is None else {"modality": modality}) | kwargs
         shown: Iterator[Frame] = iter(source)
@@ -249,7 +241,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return dtype
     names = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
     found = getattr(torch, names.get(dtype, dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise ValueError(f"dtype {dtype!r} is not a floating type: use float32, bfloat16 or float16")
     return found
 
@@ -260,6 +252,8 @@ def _to_device(model: Any, device: torch.device | str) -> Any:
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not one that torch knows: use cpu, cuda, cuda:1, mps, ...") from error
     try:
+        if place.type == "meta":
+            raise NotImplementedError("it holds no numbers")
         return model.to(place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]

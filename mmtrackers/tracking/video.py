@@ -29,9 +29,8 @@ def video_facts(path: str | Path) -> VideoFacts:
             stream = container.streams.video[0]
             return VideoFacts(stream.frames or None, float(stream.average_rate or 30), _seconds_of(container))
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a video ({_reason(error)}): it is damaged, cut off or no video; copy it again"
-        ) from error
+        raise ValueError(f"{path} cannot be read as a video ({_reason(error)}): it is damaged, cut off or no video; "
+                         "copy it again") from error  # fmt: skip
 
 
 def _seconds_of(container: av.container.InputContainer) -> float | None:
@@ -93,13 +92,9 @@ def _reason(error: BaseException) -> str:
 
 
 class VideoWriter(AbstractContextManager):
-    """Writes an H.264 video (yuv420p) that browsers and players show, playable up to the last half second while it is
-    written. Odd sides are made even by repeating the last row or column; a file of no frames is not left behind.
-
-    Args:
-        path (`str` or `Path`): the `.mp4` file.
-        fps (`float`): frames per second; 30 in the place of what is no rate.
-    """
+    """Writes an H.264 video (`.mp4`, yuv420p) that browsers and players show, playable up to the last half second
+    while it is written. Odd sides are made even by repeating the last row or column; a file of no frames is not left
+    behind, and what is no rate (`fps`) counts as 30."""
 
     def __init__(self, path: str | Path, fps: float = 30.0) -> None:
         self.path = Path(path)

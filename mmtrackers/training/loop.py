@@ -101,6 +101,7 @@ class Trainer:
         self.meter = LossMeter()
         self.started = self.last_save = time.monotonic()
         self.state, self.warned = "running", False
+        self.interrupt: KeyboardInterrupt | None = None  # what ended the run, if a signal did
 
     def fixed_options(self) -> dict[str, Any]:
         """Options that decide which pair comes in which step; a resumed run must keep them."""
@@ -240,6 +241,7 @@ class Trainer:
         else:
             stopped = stop.wanted
         if stopped or over:
+            self.interrupt = KeyboardInterrupt(stop.number) if stopped else None
             self.state = "stopped by a signal" if stopped else "stopped at --max-minutes"
             return True
         if due or (options.save_steps and self.progress.step % options.save_steps == 0):

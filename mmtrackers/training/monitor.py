@@ -111,12 +111,12 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
 class StopRequest(ExitStack):
     """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once."""
 
-    wanted = False
+    wanted, number = False, signal.SIGINT
 
-    def _receive(self, *_: Any) -> None:
+    def _receive(self, number: int, _: Any) -> None:
         if self.wanted:
             raise KeyboardInterrupt
-        self.wanted = True
+        self.wanted, self.number = True, number
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

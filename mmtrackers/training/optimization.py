@@ -72,8 +72,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Casts what is not trained to another precision: half the memory, and no copies of it for the backward pass.
-    ValueError where all is trained.
+    """Casts what is not trained to another precision; ValueError where all is trained.
 
     Example:
         >>> model = nn.ModuleList([nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)])
@@ -95,12 +94,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 def elimination_keep_rate(epoch: int, start: int = 20, warmup: int = 80, base: float = 0.7) -> float:
     """Share of search tokens kept in an epoch of base training: 1 until the epoch `start`, then for `warmup` epochs a
-    half cosine down to `base`.
-
-    Example:
-        >>> elimination_keep_rate(0), elimination_keep_rate(100)
-        (1, 0.7)
-    """
+    half cosine down to `base`."""
     if epoch < start:
         return 1
     if epoch >= start + warmup:

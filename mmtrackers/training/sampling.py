@@ -298,10 +298,6 @@ def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> 
 
     After LitingLin/LoRAT (trackit/data/sampling/per_sequence): of every set the same sequences as often as they fit
     in, the rest of its share drawn without repetition, and all sets shuffled together.
-
-    Example:
-        >>> np.bincount(balanced_plan(np.array([0.25, 0.25, 0.5]), 8, np.random.default_rng(0))).tolist()
-        [2, 2, 4]
     """
     # Equal steps along the sequences laid out by their chances hit each one so often. Those of one set have the same
     # chance and lie side by side, so that a set has its share too.
@@ -312,18 +308,8 @@ def balanced_plan(chances: np.ndarray, count: int, rng: np.random.Generator) -> 
 
 
 def mixture(sets: Iterable[Iterable[Sequence]], weights: Iterable[float]) -> tuple[SequenceSet, np.ndarray]:
-    """Several sets as one, and the chance `[N]` of each sequence: a set's weight, shared by its sequences.
-
-    Args:
-        sets (iterable of [`SequenceSet`] or of lists of [`Sequence`]): at least one.
-        weights (iterable of `float`): how often a set is drawn, relative to the others; positive.
-
-    Example:
-        >>> one = Sequence("a", {"rgb": ["1.jpg"]}, np.array([[1.0, 2, 3, 4]]), np.array([True]))
-        >>> sequences, chances = mixture([[one, one], [one]], [1, 1])
-        >>> len(sequences), chances.tolist()
-        (3, [0.5, 0.5, 1.0])
-    """
+    """Several sets as one, and the chance `[N]` of each sequence: a set's weight (how often it is drawn) shared by its
+    sequences. ValueError for no set, an empty one, or a weight that is not positive."""
     sets, weights = [one if isinstance(one, SequenceSet) else SequenceSet(one) for one in sets], list(weights)
     counts = [len(one) for one in sets]
     if not sets or len(sets) != len(weights) or not all(counts) or not all(weight > 0 for weight in weights):

@@ -27,12 +27,7 @@ from mmtrackers.processing.files import write_json
 
 def changing_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes in a model, by name and as live tensors: trained parameters, and the statistics of
-    BatchNorms that are trained. Of a tracker with an adapter this is the adapter alone.
-
-    Example:
-        >>> sorted(changing_tensors(nn.BatchNorm2d(4)))
-        ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
-    """
+    BatchNorms that are trained. Of a tracker with an adapter this is the adapter alone."""
     found = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         trained = any(p.requires_grad for p in module.parameters(recurse=False))

@@ -107,6 +107,19 @@ class TrackerTunerLayer(nn.Module, BaseTunerLayer):
         return names[0] if names else None
 
 
+class ModuleTunerLayer(TrackerTunerLayer):
+    """A layer whose adapter is one module, made by `new_adapter`."""
+
+    container = nn.ModuleDict
+
+    def make_parameters(self, adapter_name: str, config: PeftConfig) -> None:
+        adapters = getattr(self, self.adapter_layer_names[0])
+        adapters[adapter_name] = self.new_adapter(config).train(self.training)
+
+    def new_adapter(self, config: PeftConfig) -> nn.Module:
+        raise NotImplementedError
+
+
 class TrackerTuner(BaseTuner):
     """What this package's tuners share: targets without weights, nested adapter modules, and no merging. A subclass
     names the layer for each kind of target in `layer_classes`, and the kinds in words in `targets`.
@@ -117,6 +130,7 @@ class TrackerTuner(BaseTuner):
         TypeError: a target that is none of `targets`.
     """
 
+    tuner_layer_cls = TrackerTunerLayer
     target_module_mapping: dict[str, list[str]] = {}
     layer_classes: ClassVar[dict[type[nn.Module], type[TrackerTunerLayer]]] = {}
     targets = "nothing"
@@ -188,8 +202,7 @@ class TrackerTuner(BaseTuner):
             "adapter, call unload() to get the base back, or model.pack() for fast inference."
         )
 
-    def _check_merge_allowed(self) -> None:
-        self.refuse_merge()
+    _check_merge_allowed = refuse_merge
 
     def add_weighted_adapter(self, *args, **kwargs) -> None:
         """Not defined for these tuners."""

@@ -1,6 +1,5 @@
 """The worst sequences of a set in pictures: frames with every tracker's box and the ground truth, and the overlaps."""
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mmtrackers.data.annotations import read_boxes
 from mmtrackers.data.sequence import Sequence as VideoSequence
 from mmtrackers.evaluation.protocols import PROTOCOLS
 from mmtrackers.processing.boxes import iou_xywh, xywh_to_xyxy, xyxy_to_xywh
-from mmtrackers.tracking.drawing import visible
+from mmtrackers.tracking.drawing import data_url, stretches, visible
 
 from .sets import SetReport
 
@@ -91,12 +90,11 @@ def _pictures(sequence: VideoSequence, index: int, boxes: dict[str, np.ndarray])
     for modality, image in frame.items():
         part = cv2.resize(visible(image, modality)[top : top + height, left : left + width], size,
                           interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # fmt: skip
-        _, data = cv2.imencode(".jpg", part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
         own = sequence.second_boxes_xywh if modality != "rgb" else None
         known = [("", box) for box in (truth if own is None or not truth else [own[index]]) if np.isfinite(box).all()]
         rectangles = [(name, ((box - (left, top, 0, 0)) * scale).tolist()) for name, box in (*known, *shown.items())]
         pictures.append({"label": f"{modality}, frame {index}", "size": size, "rectangles": rectangles,
-                         "image": base64.b64encode(data.tobytes()).decode()})  # fmt: skip
+                         "image": data_url(part, quality=JPEG_QUALITY)})  # fmt: skip
     return pictures
 
 
@@ -130,10 +128,8 @@ def _timeline(overlaps: dict[str, np.ndarray]) -> dict[str, Any]:
     last = max(max(len(values) for values in overlaps.values()) - 1, 1)
     lines = []
     for tracker, values in overlaps.items():
-        known = np.flatnonzero(np.isfinite(values))
-        step = int(np.median(np.diff(known))) if len(known) > 1 else 1
-        runs = np.split(known, np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
-        lines += [(tracker, line_points(run / last, values[run], (0, 0, 1000, 100))) for run in runs]
+        runs, _ = stretches(np.flatnonzero(np.isfinite(values)))
+        lines += [(tracker, line_points(run / last, values[run], (0, 0, 1000, 100))) for run in runs if len(run)]
     # at most seven round frame numbers
     tick = next(s for k in range(9) for s in (10**k, 2 * 10**k, 5 * 10**k) if last / s <= 6)
     return {"lines": lines, "ticks": [(frame, 100 * frame / last) for frame in range(0, last + 1, tick)]}

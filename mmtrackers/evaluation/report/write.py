@@ -40,9 +40,8 @@ def write_report(
     """Writes the report of one or more evaluations; returns its files. ValueError for no result, or two of the same
     tracker, set and protocol.
 
-    `report.md` (tables to paste), `report.tex` (booktabs), `report.json` (everything) and `report.html`: one page
-    without anything from elsewhere, with curves, attributes, a table of sequences to sort, the worst sequences in
-    pictures, and speed.
+    `report.md` (tables to paste), `report.tex` (booktabs), `report.json` (everything) and `report.html`, one page with
+    all it needs: curves, attributes, a table of sequences to sort, the worst sequences in pictures, and speed.
 
     Args:
         results (list of [`EvaluationResult`]): any number of trackers on any number of sets; those with the same

@@ -18,8 +18,7 @@ class ODTrackForTracking(OSTrackForTracking):
     """ODTrack: its head reads search features that are weighted by their product with the track token.
 
     The track token of a frame comes back as `output.state` (`[S*B, 1, C]`, normed, detached, one per stream) and goes
-    into the next frame's `forward` as `state`; the model itself holds nothing of a video. With `config.streams == 2`
-    both streams run through the same weights, and features and tokens are averaged.
+    into the next frame's `forward` as `state`; the model itself holds nothing of a video.
 
     Example:
         >>> import torch

@@ -9,8 +9,8 @@ from .configuration_patrack import PATrackConfig
 class PATrackForTracking(OSTrackForTracking):
     """OSTrack's weights, run on RGB and a second modality at once, with PATrack's adapter.
 
-    Without an adapter it is the two-stream OSTrack whose search features are summed. A fresh adapter changes the
-    output, as published: none of its maps starts at zero, and the head adapter replaces the features.
+    Without an adapter the two streams' search features are summed. A fresh adapter changes the output, as published:
+    none of its maps starts at zero, and the head adapter replaces the features.
 
     Example:
         >>> model = PATrackForTracking.from_base("org/ostrack-base-256", modality="thermal")  # doctest: +SKIP

@@ -19,8 +19,6 @@ class SDMoEAForTracking(ODTrackForTracking):
         >>> model = SDMoEAForTracking.from_base("org/odtrack-base-384")  # doctest: +SKIP
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # doctest: +SKIP
         8802504
-        >>> tracker = Tracker(model.eval(), processor)  # doctest: +SKIP
-        >>> session = tracker.start({"rgb": first_rgb, "depth": first_depth}, box_xywh)  # doctest: +SKIP
     """
 
     config: SDMoEAConfig

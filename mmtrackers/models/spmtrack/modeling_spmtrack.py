@@ -17,10 +17,7 @@ class SPMTrackModel(TrackTokenMixin, LoRATPreTrainedModel, Dinov2Trunk):
 
 
 class SPMTrackForTracking(LoRATForTracking):
-    """SPMTrack: LoRAT's trunk and head, with three references and a state (Cai et al., CVPR 2025).
-
-    The head reads search features that are weighted by their product with the state token. What became of that token
-    comes back as `output.state` (`[S*B, 1, C]`, normed, detached) and goes into the next frame's `forward`.
+    """SPMTrack: LoRAT's trunk and head, with three references and a state token, carried as ODTrack's track token is.
 
     The frozen weights are DINOv2's. The published trackers are this base with a TMOE adapter (`tmoe_config`), which
     holds head, token types and state token besides the experts.

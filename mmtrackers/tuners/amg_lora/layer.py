@@ -9,17 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmtrackers.modeling.packing import softmax_, without_gaps
 from mmtrackers.modeling.seams import ResidualJunction, TokenLayout, drop_path
-from mmtrackers.tuners.registration import TrackerTunerLayer
+from mmtrackers.tuners.registration import ModuleTunerLayer, TrackerTunerLayer
 
 from .config import AMGLoraConfig
 from .hmoe import HMoE, token_groups
 
 
-class AMGLoraLayer(TrackerTunerLayer):
-    """What the three layers share."""
-
-
-class LowRankLinear(AMGLoraLayer):
+class LowRankLinear(TrackerTunerLayer):
     """`W x + b + B A x` with dropout on the low-rank output and scale 1 (SEATrack, section 3.2)."""
 
     adapter_layer_names = ("amg_lora_A", "amg_lora_B")
@@ -44,7 +40,7 @@ class LowRankLinear(AMGLoraLayer):
         return y + delta.to(y.dtype)
 
 
-class GuidedAttentionCore(AMGLoraLayer):
+class GuidedAttentionCore(TrackerTunerLayer):
     """Attention whose logits take in the other stream's (adaptive mutual guidance, SEATrack, equations 3 and 4).
 
     `S'_rgb = S_rgb + w_x (S_x - S_rgb)` and `S'_x = S_x + w_rgb (S_rgb - S_x)`, before the softmax; prefix tokens
@@ -131,17 +127,15 @@ class PackedGuidedCore(nn.Module):
         return output.transpose(1, 2), None
 
 
-class MixtureJunction(AMGLoraLayer):
+class MixtureJunction(ModuleTunerLayer):
     """A residual junction followed by a mixture of experts over both streams' tokens, with a residual of its own."""
 
     adapter_layer_names = ("amg_lora_hmoe",)
-    container = nn.ModuleDict
     base_layer: ResidualJunction
 
-    def make_parameters(self, adapter_name: str, config: AMGLoraConfig) -> None:
+    def new_adapter(self, config: AMGLoraConfig) -> HMoE:
         experts = config.hmoe_experts_attn if self.place.endswith("attention_junction") else config.hmoe_experts_ffn
-        mixture = HMoE(self.dim, experts, config.hmoe_heads, config.hmoe_rank, config.hmoe_dropout)
-        self.amg_lora_hmoe[adapter_name] = mixture.train(self.training)
+        return HMoE(self.dim, experts, config.hmoe_heads, config.hmoe_rank, config.hmoe_dropout)
 
     def adapted(
         self, name: str, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout

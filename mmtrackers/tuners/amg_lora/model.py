@@ -9,14 +9,13 @@ from mmtrackers.modeling.vit import AttentionCore
 from mmtrackers.tuners.registration import TrackerTuner
 
 from .config import AMGLoraConfig
-from .layer import AMGLoraLayer, GuidedAttentionCore, LowRankLinear, MixtureJunction
+from .layer import GuidedAttentionCore, LowRankLinear, MixtureJunction
 
 
 class AMGLoraModel(TrackerTuner):
     """Puts low-rank maps on k and v, guidance on the attention core and mixtures on the junctions."""
 
     prefix: str = "amg_lora_"
-    tuner_layer_cls = AMGLoraLayer
     no_merge_reason = "guidance mixes the streams' attention maps and the experts are chosen per token"
 
     layer_classes: ClassVar = {

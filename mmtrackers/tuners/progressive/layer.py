@@ -7,32 +7,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtrackers.modeling.seams import Neck, ResidualJunction, TokenLayout, drop_path
-from mmtrackers.tuners.registration import TrackerTunerLayer
+from mmtrackers.tuners.registration import ModuleTunerLayer
 
 from .adapters import HeadAdapter, ModalityDependentAdapter, ModalityEntangledAdapter
 from .config import ProgressiveConfig
 from .packed import PackedHeadAdapter, PackedJunction
 
 
-class ProgressiveLayer(TrackerTunerLayer):
-    """What both layers share."""
-
-    adapter_layer_names = ("progressive_adapter",)
-    container = nn.ModuleDict
-
-    def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
-        raise NotImplementedError
-
-    def make_parameters(self, adapter_name: str, config: ProgressiveConfig) -> None:
-        self.progressive_adapter[adapter_name] = self.new_adapter(config).train(self.training)
-
-
-class ParallelJunction(ProgressiveLayer):
+class ParallelJunction(ModuleTunerLayer):
     """A residual junction whose sum has a third term: an MDA or a CEA of the site's input, beside the sub-layer.
 
     Both streams' terms come from the values before the site. Prefix tokens pass unchanged.
     """
 
+    adapter_layer_names = ("progressive_adapter",)
     base_layer: ResidualJunction
 
     def new_adapter(self, config: ProgressiveConfig) -> nn.Module:
@@ -56,9 +44,10 @@ class ParallelJunction(ProgressiveLayer):
         return self.base_layer if name is None else PackedJunction(self.progressive_adapter[name], dtype)
 
 
-class AdaptedNeck(ProgressiveLayer):
+class AdaptedNeck(ModuleTunerLayer):
     """The neck with a head adapter in it."""
 
+    adapter_layer_names = ("progressive_adapter",)
     base_layer: Neck
 
     def new_adapter(self, config: ProgressiveConfig) -> nn.Module:

@@ -6,14 +6,13 @@ from mmtrackers.modeling.seams import Neck, ResidualJunction
 from mmtrackers.tuners.registration import TrackerTuner
 
 from .config import ProgressiveConfig
-from .layer import AdaptedNeck, ParallelJunction, ProgressiveLayer
+from .layer import AdaptedNeck, ParallelJunction
 
 
 class ProgressiveModel(TrackerTuner):
     """Puts MDA or CEA on the junctions and HA on the neck."""
 
     prefix: str = "progressive_"
-    tuner_layer_cls = ProgressiveLayer
     no_merge_reason = "its terms come from both streams and from neighboring tokens"
 
     layer_classes: ClassVar = {Neck: AdaptedNeck, ResidualJunction: ParallelJunction}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtrackers.modeling.seams import ResidualJunction, StreamFusion, TokenLayout, add_losses
-from mmtrackers.tuners.registration import TrackerTunerLayer
+from mmtrackers.tuners.registration import ModuleTunerLayer
 
 from .config import SDMoEConfig
 from .fusion import GSAHF
@@ -12,13 +12,7 @@ from .mixture import SDMoE
 from .packed import PackedMixtureJunction
 
 
-class SDMoELayer(TrackerTunerLayer):
-    """What both layers share: an adapter is a module."""
-
-    container = nn.ModuleDict
-
-
-class MixtureJunction(SDMoELayer):
+class MixtureJunction(ModuleTunerLayer):
     """The MLP's residual junction, and what a sparse-dense mixture makes of its result added to it.
 
     Every token takes part, of both streams: nothing mixes the two here.
@@ -32,8 +26,8 @@ class MixtureJunction(SDMoELayer):
         """In training also the last block computes every token, which the balance loss counts."""
         return self.training and self.active_name is not None
 
-    def make_parameters(self, adapter_name: str, config: SDMoEConfig) -> None:
-        self.sdmoe_mixture[adapter_name] = SDMoE(self.dim, config).train(self.training)
+    def new_adapter(self, config: SDMoEConfig) -> SDMoE:
+        return SDMoE(self.dim, config)
 
     def adapted(
         self, name: str, x: Tensor, h: Tensor, y: Tensor, norm: nn.Module, layout: TokenLayout
@@ -51,7 +45,7 @@ class MixtureJunction(SDMoELayer):
         return PackedMixtureJunction(self.sdmoe_mixture[name], self.configs[name].adapter_scale, dtype)
 
 
-class HypergraphFusion(SDMoELayer):
+class HypergraphFusion(ModuleTunerLayer):
     """The base's fusion of the streams, plus the hypergraph's fusion of both streams' blocks."""
 
     adapter_layer_names = ("sdmoe_fusion",)
@@ -62,8 +56,8 @@ class HypergraphFusion(SDMoELayer):
         """Whether the trunk must hand over the search tokens of its blocks."""
         return self.active_name is not None
 
-    def make_parameters(self, adapter_name: str, config: SDMoEConfig) -> None:
-        self.sdmoe_fusion[adapter_name] = GSAHF(self.dim, len(config.hyper_levels), config).train(self.training)
+    def new_adapter(self, config: SDMoEConfig) -> GSAHF:
+        return GSAHF(self.dim, len(config.hyper_levels), config)
 
     def adapted(
         self, name: str, features: Tensor, levels: tuple[Tensor, ...], token: Tensor | None, layout: TokenLayout

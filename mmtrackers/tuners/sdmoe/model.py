@@ -6,7 +6,7 @@ from mmtrackers.modeling.seams import ResidualJunction, StreamFusion
 from mmtrackers.tuners.registration import TrackerTuner
 
 from .config import SDMoEConfig
-from .layer import HypergraphFusion, MixtureJunction, SDMoELayer
+from .layer import HypergraphFusion, MixtureJunction
 
 
 class SDMoEModel(TrackerTuner):
@@ -16,7 +16,6 @@ class SDMoEModel(TrackerTuner):
     """
 
     prefix: str = "sdmoe_"
-    tuner_layer_cls = SDMoELayer
     layer_classes: ClassVar = {ResidualJunction: MixtureJunction, StreamFusion: HypergraphFusion}
     targets = "a residual junction or the fusion of the streams"
     no_merge_reason = "experts are chosen per token and the hypergraph is another for every frame"

@@ -13,7 +13,6 @@ class TMoEModel(TrackerTuner):
     """Puts a mixture of low-rank experts beside linear maps, of any model."""
 
     prefix: str = "tmoe_"
-    tuner_layer_cls = TMoELinear
     no_merge_reason = "the experts' gates are another for every token"
     layer_classes: ClassVar = {nn.Linear: TMoELinear}
     targets = "a linear map"
