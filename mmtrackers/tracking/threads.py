@@ -1,5 +1,6 @@
 """How many threads a loop on a CPU runs with: a number, or what the loop itself finds to be faster."""
 
+import math
 from collections import deque
 from collections.abc import Generator
 from contextlib import AbstractContextManager
@@ -11,11 +12,13 @@ import torch
 MOST = 1024  # threads that torch is asked for: far above it the system has none left for others
 LOOK_AGAIN = 300  # steps between two comparisons
 _COMPARED = 4  # steps that a setting is tried for
-_HOPELESS = 1.5  # times the other setting's step: no further step is tried
+# times the other setting's step: no further step is tried; times the expected step: the settings are compared again
+_HOPELESS = 1.5
 
 
 class ThreadChoice(AbstractContextManager):
-    """All `threads` or one, whichever makes the steps of a loop shorter; looked at again every few hundred steps.
+    """All `threads` or one, whichever makes the steps of a loop shorter; looked at again every few hundred steps,
+    and when they have become much longer.
 
     OpenMP's threads wait for each other by spinning: all cores are faster on a machine of its own, one may be several
     times as fast beside another busy process. A number fixes it, "auto" compares; ValueError for anything else. After
@@ -47,10 +50,12 @@ class ThreadChoice(AbstractContextManager):
     def _compare(self) -> Generator[None, float, None]:
         """Is sent the seconds of each step; sets the threads of the next ones."""
         recent: deque[float] = deque(maxlen=_COMPARED)
-        wait = 2 * _COMPARED  # the first steps are slow for other reasons
+        wait, expected = 2 * _COMPARED, math.inf  # the first steps are slow for other reasons
         while True:
             for _ in range(wait):
                 recent.append((yield))
+                if len(recent) == _COMPARED and median(recent) > _HOPELESS * expected:
+                    break  # something else has begun to run
             usual, other = median(recent), 1 if self.threads > 1 else self._most
             self._set(other)
             tried = [(yield)]
@@ -59,7 +64,8 @@ class ThreadChoice(AbstractContextManager):
             if median(tried) < usual:
                 self.threads = other
             self._set(self.threads)
-            wait = LOOK_AGAIN
+            wait, expected = LOOK_AGAIN, min(usual, median(tried))
+            recent.clear()
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._most)
