@@ -75,7 +75,7 @@ def track(
 
     from mmtrackers.pretrained import SAMPLE_CLIP, default_checkpoint, located
     from mmtrackers.tracking.export import label_files
-    from mmtrackers.tracking.exported import GRAPHS
+    from mmtrackers.tracking.exported import is_exported
     from mmtrackers.tracking.runs import run
     from mmtrackers.tracking.sources import open_source, with_rig
     from mmtrackers.tracking.tracker import Tracker, as_dtype
@@ -91,8 +91,7 @@ def track(
         typer.echo(note, err=True)
     repo = located(model) if model else str(default_checkpoint("rgb" if opened.without_rgb else opened.modality))
     quiet_loading()
-    graphs = (Path(repo) / GRAPHS).is_file()
-    exact = device == "cpu" and as_dtype(dtype) == as_dtype("float32") and not graphs
+    exact = device == "cpu" and as_dtype(dtype) == as_dtype("float32") and not is_exported(repo)
     packed = exact if pack is None else pack
     loading = {"base_model": base_model, "device": device, "dtype": dtype, "pack": packed, "recover": recover,
                "allow_missing": allow_missing}  # fmt: skip

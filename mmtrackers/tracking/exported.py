@@ -87,6 +87,11 @@ class ExportedModel:
         return [torch.from_numpy(array) for array in self._graphs[name].run(None, feed)]
 
 
+def is_exported(repo: str | Path) -> bool:
+    """Whether a tracker is a folder that `mmtrackers export` wrote."""
+    return (Path(repo) / GRAPHS).is_file()
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """What an exported folder says of itself; OSError or ValueError where that is not there, or damaged."""
     record = read_json(folder / GRAPHS)

@@ -136,7 +136,7 @@ def open_source(
     timed = opened.timed_frames is not None
     opened = _with_rate(opened, fps)
     for stream, where in second.items():
-        if recorded:
+        if recorded and stream == "event":
             from .event_source import with_events
 
             opened = with_events(opened, where, event_window, event_start)

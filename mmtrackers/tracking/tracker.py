@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -13,7 +12,7 @@ from mmtrackers.processing.alignment import Alignment
 from mmtrackers.processing.frames import Frame
 from mmtrackers.processing.image_processing import TrackerImageProcessor
 
-from .exported import GRAPHS, ExportedModel
+from .exported import ExportedModel, is_exported
 from .session import Box, Prediction, TrackingSession
 
 
@@ -92,7 +91,7 @@ class Tracker:
         from mmtrackers.hub.auto import AutoTracker
 
         options = (modality, absent_below, allow_missing, size_momentum, recover)
-        if (Path(repo) / GRAPHS).is_file():
+        if is_exported(repo):
             if pack or base_model or device not in (None, "cpu") or as_dtype(dtype) not in (None, torch.float32):
                 raise ValueError(f"{repo} is exported: pack, dtype, device, base_model are settled: export it again")
             return cls(ExportedModel(repo), TrackerImageProcessor.from_pretrained(repo), *options)
