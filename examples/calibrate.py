@@ -23,6 +23,7 @@ from mmtrackers.cli.ending import run_script
 from mmtrackers.processing.boxes import iou_xywh
 from mmtrackers.synthetic.pairs import PictureLibrary, SyntheticSequence, synthetic_sequence
 from mmtrackers.tracking.confidence import evidence, log_size, probability, usual_size_after
+from mmtrackers.training.augment import inside
 
 RIGHT = 0.3  # overlap from which on a box is right
 SOON = 30  # frames within which a return should be found
@@ -35,11 +36,9 @@ class ExitingSequence:
 
     def __init__(self, source: SyntheticSequence, corners: np.ndarray) -> None:
         self.source, self.corners = source, corners
-        size, (x1, y1, w, h) = VIEW[::-1], source.boxes_xywh.T
-        first = np.clip(np.stack([x1, y1], 1) - corners, 0, size)
-        last = np.clip(np.stack([x1 + w, y1 + h], 1) - corners, 0, size)
-        self.boxes_xywh = np.hstack([first, last - first])
-        share = self.boxes_xywh[:, 2:].prod(1) / np.maximum(w * h, 1e-9)
+        positions, extents = np.split(source.boxes_xywh, 2, axis=1)
+        self.boxes_xywh = inside(np.hstack([positions - corners, extents]), VIEW[::-1])
+        share = self.boxes_xywh[:, 2:].prod(1) / np.maximum(extents.prod(1), 1e-9)
         self.present = source.present & (share >= SMALLEST_PART) & (self.boxes_xywh[:, 2:].min(1) >= 1)
 
     def __len__(self) -> int:

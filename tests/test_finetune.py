@@ -37,6 +37,7 @@ from mmtrackers import (
 from mmtrackers.data import open_sequence
 from mmtrackers.pretrained import default_checkpoint
 from mmtrackers.training.loop import Trainer
+from mmtrackers.training.monitor import StopRequest
 from mmtrackers.training.state import changing_tensors
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
@@ -249,6 +250,10 @@ def test_signal_saves_and_stops(place, tmp_path, monkeypatch, whole, number):
     trainer = train(place, tmp_path / "parts")
     assert (trainer.state, trainer.progress.step, *trainer.interrupt.args) == ("stopped by a signal", 3, number)
     assert signal.getsignal(number) == handler
+    with pytest.raises(KeyboardInterrupt) as second, StopRequest():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+    assert second.value.args == (number,), "what the exit code is made of"
     monkeypatch.undo()
     train(place, tmp_path / "parts", "--resume")
     assert_equal_tensors(weights(tmp_path / "parts"), weights(uninterrupted))

@@ -115,7 +115,7 @@ class StopRequest(ExitStack):
 
     def _receive(self, number: int, _: Any) -> None:
         if self.wanted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.wanted, self.number = True, number
 
     def __enter__(self) -> "StopRequest":
