@@ -163,6 +163,20 @@ def test_a_truncated_video_gives_its_good_frames_and_then_says_so(tmp_path, name
     assert 5 < len(frames) < 35
 
 
+def test_a_trimmed_video_is_whole(tmp_path):
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(40):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * i, np.uint8), format="rgb24")
+            picture.pts = i - 15  # an edit list says that players begin at 0
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    moments = [round(float(picture["rgb"].mean())) for picture in open_source(path)]
+    np.testing.assert_allclose(moments, 5 * np.arange(15, 40), atol=3)
+
+
 def test_one_frame_of_a_video_and_the_end_of_python_print_nothing(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
     code = f"from mmtrackers.tracking.sources import open_source; f = iter(open_source({str(path)!r})); next(f)"
