@@ -227,8 +227,14 @@ def test_both_streams_are_shown_side_by_side(modality):
     assert annotate(frame(modality=modality), [prediction()], 0).shape == (144, 324, 3)
 
 
-def test_boxes_far_outside_and_odd_pictures_can_be_drawn():
+def test_boxes_far_outside_and_odd_pictures_can_be_drawn(monkeypatch):
     annotate(frame(size=(33, 47)), [prediction((-1e9, 5, 1e9, 1e9))], 0)
+    near, far = (annotate(frame(), [prediction((x, 30, 90 - x, 900))], 0) for x in (-200.0, -1e9))
+    np.testing.assert_array_equal(near, far)
+    dashes, line = [], cv2.line
+    monkeypatch.setattr(cv2, "line", lambda *args: dashes.append(args) or line(*args))
+    annotate(frame(), [prediction((-5e5, -5e5, 1e6, 1e6), present=False)], 0)
+    assert len(dashes) < 500, "what nobody sees takes no time"
     assert visible(np.zeros((4, 4), np.uint16), "depth").max() == 0
     assert visible(np.arange(16, dtype=np.uint16).reshape(4, 4) + 7000, "thermal").max() > 220
     assert visible(np.zeros((4, 4, 1), np.uint8), "thermal").shape == (4, 4, 3)
