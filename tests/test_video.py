@@ -244,7 +244,7 @@ def test_boxes_far_outside_and_odd_pictures_can_be_drawn(monkeypatch):
 def test_the_plot_is_a_picture_of_reasonable_size(tmp_path, known):
     overlaps = np.full(61, np.nan)
     overlaps[known] = 0.7
-    plot_run(tmp_path / "plot.png", overlaps, np.linspace(1, 0.2, 61), "name", absent_below=0.3)
+    plot_run(tmp_path / "plot.png", overlaps, np.linspace(1, 0.2, 61), "a$math_$b", absent_below=0.3)
     height, width = cv2.imread(str(tmp_path / "plot.png")).shape[:2]
     assert (width, height) == (1080, 552)
 

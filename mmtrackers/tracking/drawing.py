@@ -95,7 +95,7 @@ def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, i
 
 
 def _corners(canvas: np.ndarray, box_xywh: np.ndarray) -> tuple[int, int, int, int]:
-    """A box's corners; a side far outside the picture, where drawing it takes long, is moved nearer and stays outside."""
+    """A box's corners; a side far outside the picture, where drawing takes long, is moved nearer and stays outside."""
     height, width = canvas.shape[:2]
     x, y, w, h = box_xywh
     far = max(height, width) + 100
@@ -166,5 +166,5 @@ def plot_run(
             axes.axvspan(run[0] - 0.5, run[-1] + 0.5, color="0.94", linewidth=0, zorder=0)
     gray = "  (gray: the target is not there)" if absent.size else ""
     bottom.set(xlabel=f"frame{gray}", xlim=(0, max(len(frames) - 1, 1)))
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)  # two dollars in a file's name are no formula
     figure.savefig(path, dpi=120)
