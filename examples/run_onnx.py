@@ -4,10 +4,10 @@ Tracks with an exported tracker by numpy, OpenCV and onnxruntime alone: for a Je
     mmtrackers export mmtrackers/pretrained/ostrack-tiny out/onnx          # where mmtrackers is installed
     python run_onnx.py out/onnx video.mp4 353,396,53,148                   # where it is not
 
-Prints a line `x,y,w,h,score` per frame, boxes and scores as those of mmtrackers: where the score is below `absent_below`
-of preprocessor_config.json the target is gone, and its box stays where it was. SOURCE is a video, or a folder of pictures in the
-order of their names. For trackers of RGB with one template and OSTrack's crops; the session of mmtrackers runs all
-others too.
+Prints a line `x,y,w,h,score` per frame, as mmtrackers finds them: where the score is below `absent_below` of
+preprocessor_config.json the target is gone, and its box stays where it was. SOURCE is a video, or a folder of pictures
+in the order of their names. For trackers of RGB with one template and OSTrack's crops; the session of mmtrackers runs
+all others too.
 """
 
 import argparse
