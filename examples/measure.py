@@ -38,7 +38,7 @@ FACTORS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)  # sides of the probe's search cro
 
 
 def mean_overlap(tracker: Any, sequence, until_absent: bool = False, oracle: bool = False) -> float:
-    """Mean overlap over the annotated frames after the first in which the target is present.
+    """Mean overlap over the annotated frames in which the target is present, after the first of them, which begins.
 
     Args:
         tracker (`Tracker` or `Rival`): what to measure.
@@ -46,10 +46,11 @@ def mean_overlap(tracker: Any, sequence, until_absent: bool = False, oracle: boo
         until_absent (`bool`): stop at the first frame without the target.
         oracle (`bool`): look round the true box of the frame before each time, instead of the tracker's own.
     """
-    session = tracker.start(sequence.read(0), sequence.boxes_xywh[0])
+    first = int(np.argmax(sequence.present))
+    session = tracker.start(sequence.read(first), sequence.boxes_xywh[first])
     annotated = getattr(sequence, "annotated", np.ones(len(sequence), dtype=bool))
     overlaps = []
-    for index in range(1, len(sequence)):
+    for index in range(first + 1, len(sequence)):
         if until_absent and annotated[index] and not sequence.present[index]:
             break
         if oracle and annotated[index - 1] and sequence.present[index - 1]:

@@ -4,8 +4,10 @@ Tracks with an exported tracker by numpy, OpenCV and onnxruntime alone: for a Je
     mmtrackers export mmtrackers/pretrained/ostrack-tiny out/onnx          # where mmtrackers is installed
     python run_onnx.py out/onnx video.mp4 353,396,53,148                   # where it is not
 
-Prints a line `x,y,w,h,score` per frame. SOURCE is a video, or a folder of pictures in the order of their names. For
-trackers of RGB with one template and OSTrack's crops; the session of mmtrackers runs all others too.
+Prints a line `x,y,w,h,score` per frame, as mmtrackers finds them: where the score is below `absent_below` of
+preprocessor_config.json the target is gone, and its box stays where it was. SOURCE is a video, or a folder of pictures
+in the order of their names. For trackers of RGB with one template and OSTrack's crops; the session of mmtrackers runs
+all others too.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import numpy as np
 import onnxruntime
 
 SMALLEST = 10  # pixels of a box that stay inside the frame
+SLOW = 0.98  # share of the past that a target's usual size keeps in each frame
 
 
 class OnnxTracker:
@@ -30,6 +33,8 @@ class OnnxTracker:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
+        if not (folder / "onnx_config.json").is_file():
+            raise SystemExit(f"{folder} holds no onnx_config.json: give the folder that mmtrackers export wrote")
         self.record = json.loads((folder / "onnx_config.json").read_text())
         self.crops = json.loads((folder / "preprocessor_config.json").read_text())
         single = self.record["template_policy"]["type"] == "TemplatePolicy" and not self.record["state"]
@@ -44,11 +49,12 @@ class OnnxTracker:
     def start(self, frame: np.ndarray, box_xywh: list[float]) -> None:
         """Shows the target: a frame `[H, W, 3]`, RGB, uint8, and its box in pixels."""
         self.box = np.array(box_xywh, np.float64)
+        self.usual_size = log_size(self.box)
         pixels, _ = self.crop(frame, "template")
         (self.template,) = self.template_graph.run(None, {"template": pixels[:, None]})
 
     def update(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
-        """The target's box x, y, width, height in the next frame, and the score."""
+        """The target's box x, y, width, height in the next frame, the last one where it is absent, and the score."""
         pixels, side = self.crop(frame, "search")
         boxes, scores = self.search_graph.run(None, {"search": pixels, "template": self.template})
         center_x, center_y, width, height = boxes[0].astype(np.float64) * side
@@ -58,8 +64,20 @@ class OnnxTracker:
         if kept:
             size = kept * self.box[2:] + (1 - kept) * found[2:]
             found = self.inside(frame, np.concatenate([found[:2] + (found[2:] - size) / 2, size]))
-        self.box = found
-        return self.box, float(scores[0])
+        score = self.confidence(float(scores[0]), found)
+        if score >= (self.crops.get("absent_below") or 0.0):
+            self.box = found
+        return self.box, score
+
+    def confidence(self, score: float, box_xywh: np.ndarray) -> float:
+        """The probability that a box is right, of a calibrated tracker: by its score and a sudden change of size."""
+        change = abs(log_size(box_xywh) - self.usual_size)
+        self.usual_size = SLOW * self.usual_size + (1 - SLOW) * log_size(box_xywh)
+        if self.crops.get("calibration") is None:
+            return score
+        score = min(max(score, 1e-3), 1 - 1e-3)
+        sure = np.dot(self.crops["calibration"], (1, math.log(score / (1 - score)), change))
+        return 1 / (1 + math.exp(-sure))
 
     def crop(self, frame: np.ndarray, role: str) -> tuple[np.ndarray, int]:
         """The square round the last box, normalized `[1, 1, 3, size, size]`, and its side in pixels of the frame."""
@@ -87,6 +105,22 @@ class OnnxTracker:
         return np.concatenate([first, np.maximum(margin, last - first)])
 
 
+def log_size(box_xywh: np.ndarray) -> float:
+    """The logarithm of a box's mean side."""
+    return 0.5 * math.log(max(box_xywh[2] * box_xywh[3], 1e-6))
+
+
+def box_of(text: str) -> list[float]:
+    """Four finite numbers `x,y,width,height`, both sides above 0."""
+    try:
+        box = [float(part) for part in text.split(",")]
+    except ValueError:
+        box = []
+    if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not x,y,width,height in pixels, both sides above 0")
+    return box
+
+
 def frames_of(source: str) -> Iterator[np.ndarray]:
     """The RGB frames of a video or of a folder of pictures."""
     if Path(source).is_dir():
@@ -106,12 +140,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="what mmtrackers export wrote")
     parser.add_argument("source", help="a video, or a folder of pictures")
-    parser.add_argument("box", help="x,y,width,height of the target in the first frame, in pixels")
+    parser.add_argument("box", type=box_of, help="x,y,width,height of the target in the first frame, in pixels")
     options = parser.parse_args()
-    frames, box = frames_of(options.source), [float(part) for part in options.box.split(",")]
+    frames, box = frames_of(options.source), options.box
     first = next(frames, None)
-    if first is None or len(box) != 4:
-        raise SystemExit(f"{options.source} has no frame, or {options.box} is not x,y,width,height")
+    if first is None:
+        raise SystemExit(f"{options.source} has no frame")
     tracker = OnnxTracker(options.folder)
     tracker.start(first, box)
     print(",".join(f"{value:.2f}" for value in box) + ",1.000")

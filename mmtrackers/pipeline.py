@@ -7,6 +7,7 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .processing.image_processing import TrackerImageProcessor
+from .tracking.exported import is_exported
 from .tracking.tracker import Prediction, Tracker
 
 TASK = "visual-object-tracking"
@@ -78,7 +79,11 @@ class VisualObjectTrackingPipeline(Pipeline):
 
     @classmethod
     def from_pretrained(cls, repo: str, device: Any = None, **kwargs: Any) -> "VisualObjectTrackingPipeline":
-        """Loads any folder or Hub id that `Tracker.from_pretrained` takes, with its arguments."""
+        """Loads any folder or Hub id that `Tracker.from_pretrained` takes, with its arguments; ValueError for one of
+        `mmtrackers export`, whose graphs are no model that a pipeline could move or save."""
+        if is_exported(repo):
+            raise ValueError(f"{repo} is exported, and a pipeline needs the model itself: give what it was made "
+                             "of, or track with Tracker.from_pretrained(...).track(video, box)")  # fmt: skip
         tracker = Tracker.from_pretrained(repo, device=device, **kwargs)
         options = {name: getattr(tracker, name) for name in TRACKER_OPTIONS}
         return cls(tracker.model, tracker.image_processor, task=TASK, device=tracker.device, **options)

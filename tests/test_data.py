@@ -218,9 +218,11 @@ def test_trajectories_of_the_vot_toolkit(tmp_path):
     for name in ("a.bin", "a.txt"):
         np.testing.assert_array_equal(read_boxes(tmp_path / name), [[np.nan] * 4, [1.5, 2, 3, 4], [0, 0, 4, 3],
                                                                     [5, 6, 7, 8]])  # fmt: skip
-    (tmp_path / "cut.bin").write_bytes(data[:-3])
-    with pytest.raises(ValueError, match=r"cut.bin is truncated: it promises 4 rows and ends in row 3"):
-        read_boxes(tmp_path / "cut.bin")
+    for kept, where in ((-3, "it promises 4 rows and ends in row 3"), (6, "it promises 4 rows and ends in row 0"),
+                        (5, "it ends in its header, after 5 of 6 bytes"), (2, "it ends in its header")):  # fmt: skip
+        (tmp_path / "cut.bin").write_bytes(data[:kept])
+        with pytest.raises(ValueError, match=f"cut.bin is truncated: {where}"):
+            read_boxes(tmp_path / "cut.bin")
 
 
 NOTHING = [np.nan] * 4

@@ -156,6 +156,22 @@ def test_results_of_other_settings_are_not_reused(dataset, tmp_path):
         evaluate_tracker(other, sequences, "lasher", output=tmp_path)
 
 
+def test_results_on_other_frames_are_not_reused(dataset, tmp_path):
+    """A copy of a set has its names, boxes and lengths; frames of a run that is still to do may be mended."""
+    shutil.copytree(dataset, tmp_path / "copy")
+    sequences, copy, out = open_dataset(dataset), open_dataset(tmp_path / "copy"), tmp_path / "out"
+    evaluate_tracker(stub(), copy, "lasher", output=out)
+    (out / "raw" / "car.txt").unlink()
+    car = next(sequence for sequence in copy if sequence.name == "car").frames["rgb"]
+    car[-1].write_bytes(car[0].read_bytes())
+    evaluate_tracker(tracker := stub(), copy, "lasher", output=out)
+    assert tracker.model.seen == LENGTHS["car"] - 1
+    with pytest.raises(ValueError, match=r"on other frames than 1 of these sequences have \(car\).*--overwrite"):
+        evaluate_tracker(stub(), sequences, "lasher", output=out)
+    evaluate_tracker(other := stub(), sequences, "lasher", output=out, overwrite=True)
+    assert other.model.seen == sum(LENGTHS.values()) - len(LENGTHS)
+
+
 def test_sequences_side_by_side(dataset, tiny):
     """A batch gives what one sequence at a time gives, up to the rounding of batched products."""
     tracker, sequences = Tracker.from_pretrained(str(tiny)), open_dataset(dataset)

@@ -104,6 +104,40 @@ def test_command_int8_card_and_the_script_without_this_package(tmp_path: Path) -
     check_damage(tmp_path / "out0")
 
 
+@pytest.mark.slow
+def test_the_script_says_where_a_target_is_gone(tmp_path: Path) -> None:
+    tracker = tracker_of("ostrack")
+    frames, boxes = video(tracker)
+    raw = [p.score for p in tracker.track(frames, boxes[0])][1:]
+    tracker.image_processor.calibration = [0.2, 1.0, -3.0]
+    sure = [p.score for p in tracker.track(frames, boxes[0])][1:]
+    tracker.image_processor.absent_below = float(np.median(sure))
+    export_onnx(tracker, tmp_path / "out")
+    expected = list(Tracker.from_pretrained(str(tmp_path / "out")).track(frames, boxes[0]))
+    assert len({p.present for p in expected}) == 2 and not np.allclose(raw, sure)
+    script = example_scripts.load("run_onnx").OnnxTracker(tmp_path / "out")
+    script.start(frames[0]["rgb"], boxes[0])
+    for one, right in zip(frames[1:], expected[1:], strict=True):
+        box, score = script.update(one["rgb"])
+        assert np.abs(box - right.box).max() <= 0.01 and abs(score - right.score) <= 1e-4
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["out", "clip.mp4", "a,b,c,d"], "argument box: 'a,b,c,d' is not x,y,width,height in pixels"),
+    (["out", "clip.mp4", "1,2,nan,4"], "argument box"), (["out", "clip.mp4", "1,2,0,4"], "argument box"),
+    (["out", "clip.mp4", "1,2,3,4"], "clip.mp4 has no frame"),
+])
+def test_wrong_arguments_of_the_script(tmp_path, monkeypatch, capsys, arguments: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run_onnx.py", *arguments])
+    script = example_scripts.load("run_onnx")
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert message in f"{end.value}{capsys.readouterr().err}"
+    with pytest.raises(SystemExit, match=r"nowhere holds no onnx_config\.json: give the folder"):
+        script.OnnxTracker("nowhere")
+
+
 def check_damage(folder: Path) -> None:
     with pytest.raises(ValueError, match="is exported: pack, dtype, device, base_model are settled"):
         Tracker.from_pretrained(str(folder), pack=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +207,7 @@ def test_median_by_counting(count, seed):
         ({"rgb": RGB, "event": np.zeros(0, np.uint8)}, "event", 2, "event picture is empty"),
         (np.zeros((2, 4, 4), np.uint8), "rgb", 1, "drop the fourth"),
         ("a.png", "rgb", 1, "give the picture itself, or the folder"),
+        (Path("a.png"), "rgb", 1, "give the picture itself, or the folder"),
         (Image.new("P", (4, 2)), "rgb", 1, r'PIL image of mode P: convert it, picture\.convert\("RGB"\)'),
         (np.zeros((3, 20, 40), np.uint8), "rgb", 1, "the channels come first"),
         (np.zeros((1, 2, 4, 3), np.uint8), "rgb", 1, "one frame at a time"),

@@ -53,6 +53,14 @@ def test_the_probe_finds_the_gain_of_predicted_sizes(gain):
     assert np.allclose(found.errors, [(1 - gain) * np.log(factor / 4) for factor in measure.FACTORS], atol=0.03)
 
 
+def test_a_target_that_comes_later_is_measured_from_its_first_box():
+    frames, boxes = moving(6)
+    present = np.array([False, False, True, True, True, True])
+    boxes = np.where(present[:, None], boxes, np.nan)
+    sequence = measure.Clip(frames, boxes, present, annotated=np.ones(6, dtype=bool))
+    assert measure.mean_overlap(Tracker(RedPatchModel(), processor()), sequence) > 0.8
+
+
 def test_the_probe_counts_only_what_is_hit():
     with pytest.raises(ValueError, match="no search crop"):
         measure.probe_sizes(tracker_with_gain(1.0, center=0.05), [Square(24)])

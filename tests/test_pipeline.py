@@ -121,6 +121,11 @@ def test_what_cannot_be_tracked_is_said(folders: Path) -> None:
         list(track(RGB, box=BOX, thermal=THERMAL[:3]))
     with pytest.raises(ValueError, match="there is no no-such-video"):
         track("no-such-video.mp4", box=BOX)
+    exported = folders / "exported"
+    exported.mkdir()
+    (exported / "onnx_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="exported is exported, and a pipeline needs the model itself"):
+        VisualObjectTrackingPipeline.from_pretrained(str(exported))
 
 
 def test_saved_and_loaded_again(folders: Path, tmp_path: Path) -> None:

@@ -163,6 +163,20 @@ def test_a_truncated_video_gives_its_good_frames_and_then_says_so(tmp_path, name
     assert 5 < len(frames) < 35
 
 
+def test_a_trimmed_video_is_whole(tmp_path):
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(40):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * i, np.uint8), format="rgb24")
+            picture.pts = i - 15  # an edit list says that players begin at 0
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    moments = [round(float(picture["rgb"].mean())) for picture in open_source(path)]
+    np.testing.assert_allclose(moments, 5 * np.arange(15, 40), atol=3)
+
+
 def test_one_frame_of_a_video_and_the_end_of_python_print_nothing(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
     code = f"from mmtrackers.tracking.sources import open_source; f = iter(open_source({str(path)!r})); next(f)"
@@ -213,8 +227,14 @@ def test_both_streams_are_shown_side_by_side(modality):
     assert annotate(frame(modality=modality), [prediction()], 0).shape == (144, 324, 3)
 
 
-def test_boxes_far_outside_and_odd_pictures_can_be_drawn():
+def test_boxes_far_outside_and_odd_pictures_can_be_drawn(monkeypatch):
     annotate(frame(size=(33, 47)), [prediction((-1e9, 5, 1e9, 1e9))], 0)
+    near, far = (annotate(frame(), [prediction((x, 30, 90 - x, 900))], 0) for x in (-200.0, -1e9))
+    np.testing.assert_array_equal(near, far)
+    dashes, line = [], cv2.line
+    monkeypatch.setattr(cv2, "line", lambda *args: dashes.append(args) or line(*args))
+    annotate(frame(), [prediction((-5e5, -5e5, 1e6, 1e6), present=False)], 0)
+    assert len(dashes) < 500, "what nobody sees takes no time"
     assert visible(np.zeros((4, 4), np.uint16), "depth").max() == 0
     assert visible(np.arange(16, dtype=np.uint16).reshape(4, 4) + 7000, "thermal").max() > 220
     assert visible(np.zeros((4, 4, 1), np.uint8), "thermal").shape == (4, 4, 3)
@@ -224,7 +244,7 @@ def test_boxes_far_outside_and_odd_pictures_can_be_drawn():
 def test_the_plot_is_a_picture_of_reasonable_size(tmp_path, known):
     overlaps = np.full(61, np.nan)
     overlaps[known] = 0.7
-    plot_run(tmp_path / "plot.png", overlaps, np.linspace(1, 0.2, 61), "name", absent_below=0.3)
+    plot_run(tmp_path / "plot.png", overlaps, np.linspace(1, 0.2, 61), "a$math_$b", absent_below=0.3)
     height, width = cv2.imread(str(tmp_path / "plot.png")).shape[:2]
     assert (width, height) == (1080, 552)
 

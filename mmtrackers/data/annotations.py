@@ -110,8 +110,8 @@ def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
     def take(form: str) -> tuple[Any, ...]:
         return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))
 
-    _, count = take("hI")
     try:
+        _, count = take("hI")
         for _ in range(count):
             kind = take("B")[0]
             if kind == 0:
@@ -129,6 +129,8 @@ def _binary_boxes(data: bytes, path: str | Path) -> np.ndarray:
                 raise ValueError(f"{path}, row {len(rows)}: region type {kind} is not a code, rectangle, polygon or "
                                  "mask")  # fmt: skip
     except struct.error:
+        if len(data) < 6:
+            raise ValueError(f"{path} is truncated: it ends in its header, after {len(data)} of 6 bytes") from None
         raise ValueError(f"{path} is truncated: it promises {count} rows and ends in row {len(rows)}") from None
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
     boxes[~np.isfinite(boxes).all(1)] = np.nan

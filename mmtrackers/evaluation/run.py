@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,15 @@ def evaluate_tracker(
             are, and the set (the protocol's own by default).
         output (`str` or `Path`, *optional*): folder of this tracker on this set: `raw/` holds the boxes in the form of
             the set's toolkit, `frames/` score and times of every frame, `settings.json` what the run was made with,
-            `scores.json` the result. What a run with the same settings left there is not done again.
+            `scores.json` the result. What a run with the same settings on the same frames left is not done again.
         batch (`int`): sequences side by side; more than 1 pays on a GPU.
         settings ([`Settings`], *optional*): of the tracker, where it was packed since.
-        overwrite (`bool`): throw away what a run with other settings left in `output`.
+        overwrite (`bool`): throw away what a run with other settings, or on other frames, left in `output`.
         progress (`bool`): show a bar, and say what is reused.
 
     Raises:
-        ValueError: `output` holds results of other settings; a stream that the tracker needs is missing; a sequence
-            cannot be read.
+        ValueError: `output` holds results of other settings or frames; a stream that the tracker needs is missing; a
+            sequence cannot be read.
 
     Example:
         ```python
@@ -88,6 +88,7 @@ def evaluate_tracker(
         if state.is_main_process:
             stack.enter_context(FolderLock(folder))
             _claim(folder, settings, overwrite)
+            _claim_frames(folder, planned(truths, sequences, protocol), sequences, protocol, overwrite)
         state.wait_for_everyone()
         groups = grouped(planned(truths, sequences, protocol), batch)
         left = [group for group in groups if not all(_is_done(folder, job, protocol) for job in group)]
@@ -194,13 +195,48 @@ def _claim(folder: Path, settings: Settings, overwrite: bool) -> None:
             raise ValueError(f"{folder} holds results of other settings ({'; '.join(settings.differences(there))}): "
                              "they are not reused. Take another folder (--output), or throw them away with "
                              "--overwrite")  # fmt: skip
-        for part in (RAW, FRAMES):
-            shutil.rmtree(folder / part, ignore_errors=True)
-        (folder / SCORES).unlink(missing_ok=True)
+        _throw_away(folder)
     elif (folder / RAW).exists():
         raise ValueError(f"{folder / RAW} is there without {SETTINGS}: nobody knows what made it; take another folder")
     record = {"fingerprint": settings.fingerprint, "settings": asdict(settings)}
     write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def _claim_frames(
+    folder: Path, jobs: Sequence[Job], sequences: Sequence[data.Sequence], protocol: Protocol, overwrite: bool
+) -> None:
+    """Notes the frames that runs are made of, or says whose were others: a copy of a set has the same names, boxes and
+    lengths, and streams may be paired in another way."""
+    path = folder / SETTINGS
+    record = json.loads(path.read_text(encoding="utf-8"))
+    known, now = record.get("frames", {}), {sequence.name: _frames_hash(sequence) for sequence in sequences}
+    others = [name for name, found in now.items() if known.get(name, found) != found]
+    # of a run that was not made, such as one that a broken picture has stopped, frames may be mended
+    done = {job.name for job in jobs if job.name in others and _is_done(folder, job, protocol)}
+    if done and not overwrite:
+        named = ", ".join(sorted(done)[:5]) + (" ..." if len(done) > 5 else "")
+        raise ValueError(f"{folder} holds results on other frames than {len(done)} of these sequences have ({named}): "
+                         "they are not reused. Take another folder (--output), or throw them away with --overwrite")
+    if done:
+        _throw_away(folder)
+    write_text(path, json.dumps(record | {"frames": known | now}, indent=1) + "\n")
+
+
+def _frames_hash(sequence: data.Sequence) -> str:
+    """16 hexadecimal digits over the names of all frames and what is in the first, middle and last files."""
+    digest = hashlib.sha256()
+    for modality, files in sequence.frames.items():
+        digest.update("\n".join([modality, *(file.name for file in files)]).encode(errors="surrogateescape"))
+        for file in (files[0], files[len(files) // 2], files[-1]):
+            with suppress(OSError):  # reading the frame will say so
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _throw_away(folder: Path) -> None:
+    for part in (RAW, FRAMES):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / SCORES).unlink(missing_ok=True)
 
 
 def _frames_file(folder: Path, job: Job) -> Path:

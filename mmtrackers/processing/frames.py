@@ -1,6 +1,7 @@
 """Frames of one or several cameras: what they may be, and how each stream becomes a picture of three channels."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import cv2
@@ -28,7 +29,7 @@ def _checked(picture: Any, stream: str) -> np.ndarray:
     """A stream's picture as an array HW or HWC with 1 or 3 channels, else an error that says what to change."""
     if isinstance(picture, Image) and (mode := picture.mode) not in ("RGB", "L", "F") and mode[0] != "I":
         raise ValueError(f'the {stream} picture is a PIL image of mode {mode}: convert it, picture.convert("RGB")')
-    picture = np.asarray(picture)
+    picture = np.asarray(str(picture) if isinstance(picture, PurePath) else picture)
     shape = picture.shape
     if picture.size == 0 or picture.dtype == object:
         raise ValueError(f"the {stream} picture is empty (shape {shape}): the file or the camera gave no picture")

@@ -86,7 +86,7 @@ def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, i
         _rectangle(canvas, prediction.box, (20, 20, 20), thick + 2)
         _rectangle(canvas, prediction.box, color, thick)
         return
-    x1, y1, x2, y2 = _corners(prediction.box)
+    x1, y1, x2, y2 = _corners(canvas, prediction.box)
     for (ax, ay), (bx, by) in itertools.pairwise(((x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1))):
         pieces = max(1, round(max(abs(bx - ax), abs(by - ay)) / (8 * thick)))
         points = [(round(ax + (bx - ax) * t), round(ay + (by - ay) * t)) for t in np.linspace(0, 1, 2 * pieces + 1)]
@@ -94,13 +94,17 @@ def _target(canvas: np.ndarray, prediction: Prediction, color: tuple[int, int, i
             cv2.line(canvas, start, end, color, thick, cv2.LINE_AA)
 
 
-def _corners(box_xywh: np.ndarray) -> tuple[int, int, int, int]:
-    x, y, w, h = np.clip(box_xywh, -1e5, 1e5)
-    return round(x), round(y), round(x + w), round(y + h)
+def _corners(canvas: np.ndarray, box_xywh: np.ndarray) -> tuple[int, int, int, int]:
+    """A box's corners; a side far outside the picture, where drawing takes long, is moved nearer and stays outside."""
+    height, width = canvas.shape[:2]
+    x, y, w, h = box_xywh
+    far = max(height, width) + 100
+    corners = np.clip((x, y, x + w, y + h), -far, (width + far, height + far) * 2)
+    return tuple(round(value) for value in corners)
 
 
 def _rectangle(canvas: np.ndarray, box_xywh: np.ndarray, color: tuple[int, int, int], thick: int) -> None:
-    x1, y1, x2, y2 = _corners(box_xywh)
+    x1, y1, x2, y2 = _corners(canvas, box_xywh)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thick, cv2.LINE_AA)
 
 
@@ -162,5 +166,5 @@ def plot_run(
             axes.axvspan(run[0] - 0.5, run[-1] + 0.5, color="0.94", linewidth=0, zorder=0)
     gray = "  (gray: the target is not there)" if absent.size else ""
     bottom.set(xlabel=f"frame{gray}", xlim=(0, max(len(frames) - 1, 1)))
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)  # two dollars in a file's name are no formula
     figure.savefig(path, dpi=120)

@@ -48,21 +48,23 @@ def decoded(path: str | Path, facts: VideoFacts | None = None) -> Iterator[tuple
     """The frames of a video file or address: `(seconds since the first frame, [H, W, 3] uint8 RGB)`, turned as the
     video says. ValueError after the last good frame, where it ends long before what the `facts` promise."""
     expected, fps, seconds = facts or VideoFacts(None, 30.0, None)
-    count, cause, start, time = 0, None, None, 0.0
+    count, hidden, cause, start, time = 0, 0, None, None, 0.0
     damage = av.FFmpegError  # a name of its own: as Python ends, the module's go before a generator that is not done
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         # threads that decode several frames at a time hold as many: too much memory at 4K
         stream.thread_type = "AUTO" if stream.width * stream.height < 4_000_000 else "SLICE"
         try:
-            for picture in container.decode(video=0):
-                image = _pixels(picture)
-                turns = round(getattr(picture, "rotation", 0) / 90) % 4
-                time = picture.time if picture.time is not None else count / fps
-                start = time if start is None else start
-                del picture  # which would be kept, 12 MB at 4K, until the next one is asked for
-                yield time - start, np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-                count += 1
+            for packet in container.demux(stream):
+                hidden += packet.is_discard  # what an edit list cuts away, as in a trimmed clip
+                for picture in packet.decode():
+                    image = _pixels(picture)
+                    turns = round(getattr(picture, "rotation", 0) / 90) % 4
+                    time = picture.time if picture.time is not None else count / fps
+                    start = time if start is None else start
+                    del picture  # which would be kept, 12 MB at 4K, until the next one is asked for
+                    yield time - start, np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+                    count += 1
         except damage as error:
             cause = error
     if count == 0:
@@ -70,7 +72,7 @@ def decoded(path: str | Path, facts: VideoFacts | None = None) -> Iterator[tuple
     # Headers may count a few frames that players never show; many missing ones mean a file that was cut off.
     of, short = " frames", False
     if expected is not None:
-        of, short = f" of {expected} frames", count < expected - max(2, expected // 50)
+        of, short = f" of {expected - hidden} frames", count < expected - hidden - max(2, expected // 50)
     elif seconds is not None and time - start + 3 / fps < seconds - seconds / 50:  # no count, but a length
         of, short = f" frames, after {time - start:.1f} of {seconds:.1f} seconds", True
     if cause is not None or short:
