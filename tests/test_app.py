@@ -194,5 +194,15 @@ def test_zips_are_bounded(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds more than"):
             unpack_pictures(tmp_path / "good.zip", tmp_path / "more", most, most_bytes)
     (tmp_path / "bad.zip").write_bytes(b"PK no")
-    with pytest.raises(ValueError, match="cannot be read as a zip"):
-        unpack_pictures(tmp_path / "bad.zip", tmp_path / "more", 5, 10_000)
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the second picture is damaged
+        with zipfile.ZipFile(tmp_path / f"{kind}.zip", "w", kind) as archive:
+            for name in ("a.png", "b.png"):
+                archive.writestr(name, 99 * b"depth")
+        data = bytearray((tmp_path / f"{kind}.zip").read_bytes())
+        at = data.index(b"b.png") + 5
+        data[at : at + 8] = 8 * b"\xff"
+        (tmp_path / f"{kind}.zip").write_bytes(data)
+    for name in ("bad", zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with pytest.raises(ValueError, match="cannot be read as a zip"):
+            unpack_pictures(tmp_path / f"{name}.zip", tmp_path / "more", 5, 10_000)
+        assert not (tmp_path / "more").exists(), "the next look would take what was unpacked for the whole"

@@ -215,6 +215,8 @@ FAULTS = {
                              "1 listed sequences are not below .*: b"),
     "asked but not there": ("gtot", None, GTOT, {"names": ["x"]}, "1 listed sequences are not below .*: x"),
     "no COCO": ("coco", "train2017", {}, {}, "COCO: expected .*instances_train2017.json and the pictures in"),
+    "COCO has no x": ("coco", "train2017", COCO, {"names": ["x"]}, "1 listed sequences are not below .*: x"),
+    "COCO has RGB alone": ("coco", "train2017", COCO, {"modality": "thermal"}, "has no thermal frames, only rgb"),
     "UAV123 folder lacks": ("uav123", None, {k: v for k, v in UAV.items() if k != "data_seq/UAV123/bike1"}, {},
                             "UAV123: the folder bike1/ of sequence 'bike1' is missing"),
     "OTB begins late": ("otb100", None, OTB | {"David/img": numbered("%04d.jpg", 5)}, {}, "2 boxes for 0 frames"),

@@ -79,6 +79,28 @@ def test_formats_give_the_same_events(tmp_path, monkeypatch, name, chunk):
     assert file.size == (SIZE if name in ("a.raw", "a.dat") else None)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "0 5 7 1\n0.001 6 7 0\n1 6 7 0\n",  # as `%g` writes seconds
+        "0E0 5 7 1\n1E-3 6 7 0\n1E0 6 7 0\n",
+        "0.0 5 7 1\n1000.0 6 7 0\n1000000.0 6 7 0\n",  # whole numbers are microseconds, also as floats
+        "\ufefft,x,y,p\n0,5,7,1\n1000,6,7,0\n1000000,6,7,0\n",
+    ],
+)
+def test_seconds_or_microseconds(tmp_path, monkeypatch, written):
+    """The numbers decide, not how the first of them is written; and for the whole recording."""
+    monkeypatch.setattr(module, "_CHUNK", 2)
+    (tmp_path / "a.txt").write_text(written, encoding="utf-8")
+    found = np.concatenate([events.t for events in open_events(tmp_path / "a.txt").chunks()])
+    assert found.tolist() == [0, 1_000, 1_000_000]
+
+
+def test_whole_microseconds_in_an_array_of_floats(tmp_path):
+    np.savez(tmp_path / "a.npz", t=np.array([1e3, 2e6]), x=np.ones(2), y=np.ones(2), p=np.ones(2))
+    assert next(open_events(tmp_path / "a.npz").chunks()).t.tolist() == [1_000, 2_000_000]
+
+
 def test_dat_counts_on_behind_32_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", 2)
     t = (1 << 32) + np.array([-30, -10, 5, 20, 40], np.int64)

@@ -77,6 +77,16 @@ def maps(model: SPMTrackForTracking, feed: dict[str, Tensor]) -> Tensor:
     return torch.cat([*parts, second.state.view(-1, len(feed["search"]), 32).mean(0)], 1)
 
 
+@torch.no_grad()
+def test_a_clip_has_all_maps_of_its_frames() -> None:
+    model = tiny()
+    feed = feed_of(model, frames=2) | {"labels": None}
+    clip, first = model(**feed), model(**feed | {"search": feed["search"][:, 0]})
+    for name in ("boxes", "score_map", "score_logits", "box_map"):
+        assert clip[name].shape[:2] == (2, 2), name
+        torch.testing.assert_close(clip[name][:, 0], first[name], msg=name)
+
+
 def test_adapter_on_a_plain_dinov2(tmp_path: Path) -> None:
     base = save_dinov2(tiny_dinov2(), tmp_path / "dinov2", "transformers5")
     torch.manual_seed(1)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from .sets import SequenceSet
 from .special import Entry, packaged_list
 
 logger = logging.getLogger(__name__)
+
+Named = TypeVar("Named", Entry, Sequence)
 
 
 def open_sequence(folder: str | Path, modality: str | None = None, pair_by: str | None = None) -> Sequence:
@@ -109,6 +112,8 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
             [split] = row.splits
         if split not in row.splits:
             raise ValueError(f"{row.title} has the splits {', '.join(row.splits)}; got split={split!r}")
+        if row.build is not None and modality not in (None, "rgb"):
+            raise ValueError(f"{row.title} has no {modality} frames, only rgb")
         kind = (dataset, split, row)
     elif split is not None:
         raise ValueError(f"split={split!r} needs dataset=..., one of {', '.join(DATASETS)}")
@@ -116,6 +121,7 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     def listing(stamps: FileStamps) -> Iterator[Sequence]:
         if row is not None and row.build is not None:
             sequences = row.build(root, split, stamps)
+            sequences = sequences if names is None else iter(_chosen(sequences, names, root))
         else:
             entries = _below(root, stamps) if row is None else _of_split(root, row, split, stamps)
             entries = entries if names is None else _chosen(entries, names, root)
@@ -130,8 +136,8 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     return listed(index_path(root, names, modality, *kind, pair_by), listing)
 
 
-def _chosen(found: list[Entry], names: list[str], where: Path) -> list[Entry]:
-    by_name = {entry.name: entry for entry in found}
+def _chosen(found: Iterable[Named], names: list[str], where: Path) -> list[Named]:
+    by_name = {one.name: one for one in found}
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(f"{len(missing)} listed sequences are not below {where}: {', '.join(missing[:5])}")

@@ -125,9 +125,16 @@ def _columns(found: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
     return {key: found[name] for key, name in chosen.items()} if all(chosen.values()) else None
 
 
-def _events(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray, offset: int = 0) -> Events:
+def _in_seconds(t: np.ndarray) -> bool:
+    """Whether the times at a recording's beginning are seconds: not all of them are whole numbers."""
+    return bool((np.asarray(t) % 1).any())
+
+
+def _events(
+    t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray, offset: int = 0, seconds: bool = False
+) -> Events:
     t = np.asarray(t)
-    if t.dtype.kind == "f":
+    if seconds:
         t = np.round(t * 1e6)
     elif len(t) and abs(int(t[0])) > 10**17:  # nanoseconds since 1970
         t = t // 1000
@@ -146,7 +153,7 @@ def _open_npz(path: Path) -> EventFile:
     if columns is None or len({len(column) for column in columns.values()}) != 1:
         shown = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"{path} holds {shown}: expected arrays t, x, y and p of one length")
-    return EventFile(path, lambda: iter([_events(**columns)]))
+    return EventFile(path, lambda: iter([_events(**columns, seconds=_in_seconds(columns["t"]))]))
 
 
 def _needed(package: str) -> Any:
@@ -163,8 +170,10 @@ def _open_h5(path: Path) -> EventFile:
         with h5py.File(path) as file:
             columns = _columns_of_h5(file, path)
             offset = int(file["t_offset"][()]) if "t_offset" in file else 0
+            seconds = _in_seconds(columns["t"][:_CHUNK])
             for first in range(0, len(columns["t"]), _CHUNK):
-                yield _events(**{k: v[first : first + _CHUNK] for k, v in columns.items()}, offset=offset)
+                part = {name: values[first : first + _CHUNK] for name, values in columns.items()}
+                yield _events(**part, offset=offset, seconds=seconds)
 
     try:
         with h5py.File(path) as file:
@@ -187,7 +196,8 @@ def _columns_of_h5(file: Any, path: Path) -> dict[str, Any]:
 
 def _open_text(path: Path) -> EventFile:
     def chunks() -> Iterator[Events]:
-        with path.open() as file:
+        seconds = None
+        with path.open(encoding="utf-8-sig") as file:
             lines = (line.replace(",", " ") for line in file if line.strip() and line.lstrip()[0] not in "#%")
             head = next(lines, "").split()
             columns: Mapping[str, int] | None = {"t": 0, "x": 1, "y": 2, "p": 3}
@@ -206,9 +216,8 @@ def _open_text(path: Path) -> EventFile:
                     raise ValueError(f"{path} has {rows.shape[1]} numbers a line, expected four (t x y p): events "
                                      "without time stamps or polarity cannot go with frames")  # fmt: skip
                 found = {name: rows[:, i] for name, i in columns.items()}
-                if not set(block[0].split()[columns["t"]]) & set(".e"):
-                    found["t"] = found["t"].astype(np.int64)
-                yield _events(**found)
+                seconds = _in_seconds(found["t"]) if seconds is None else seconds
+                yield _events(**found, seconds=seconds)
 
     try:
         next(chunks(), None)

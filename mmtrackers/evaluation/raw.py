@@ -98,7 +98,7 @@ def score_folder(
 
     Example:
         ```python
-        truths = [truth_of(sequence) for sequence in open_dataset(root, dataset="lasher", split="test")]
+        truths = [truth_of(sequence, "lasher") for sequence in open_dataset(root, dataset="lasher", split="test")]
         print(score_folder("results/lasher/vipt", truths, "lasher").scores)
         ```
     """

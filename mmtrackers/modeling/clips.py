@@ -60,7 +60,7 @@ def _joined_frames(frames: list[TrackingOutput]) -> TrackingOutput:
         parts = {name: torch.stack([frame.loss_parts[name] for frame in frames]).mean() for name in names}
     stacked = {
         name: torch.stack([frame[name] for frame in frames], 1)
-        for name in ("boxes", "score_map", "size_map", "offset_map", "box_map")
+        for name in ("boxes", "score_map", "score_logits", "size_map", "offset_map", "box_map")
         if frames[0].get(name) is not None
     }
     return TrackingOutput(loss=loss, loss_parts=parts, state=frames[-1].state, auxiliary_loss=auxiliary, **stacked)

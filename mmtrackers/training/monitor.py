@@ -109,7 +109,8 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
 
 
 class StopRequest(ExitStack):
-    """Turns SIGINT and SIGTERM into a flag that the loop reads after a step; a second signal acts at once."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag that the loop reads after a step; a second signal acts at once. A
+    SIGHUP that is ignored (`nohup`) stays so."""
 
     wanted, number = False, signal.SIGINT
 
@@ -120,15 +121,23 @@ class StopRequest(ExitStack):
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, *_hangup()):
                 self.callback(signal.signal, number, signal.signal(number, self._receive))
         return self
 
 
+def _hangup() -> list[int]:
+    """The signal of a terminal that is closed, where there is one and it is heard."""
+    number = getattr(signal, "SIGHUP", None)  # not on Windows
+    return [] if number is None or signal.getsignal(number) == signal.SIG_IGN else [number]
+
+
 def quiet_worker(_: int) -> None:
-    """`worker_init_fn` for loaders: one OpenCV thread per worker; Ctrl-C is the main process's affair."""
+    """`worker_init_fn` for loaders: one OpenCV thread per worker; Ctrl-C and a closed terminal are the main process's
+    affair."""
     import cv2
 
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *_hangup()):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
