@@ -164,9 +164,9 @@ def test_number_of_workers_does_not_matter(place, tmp_path, whole):
 
 
 def test_losses_fall(place, tmp_path):
-    train(place, tmp_path / "out", "--train-base", "--epochs", "6", "--clip-norm", "1", "--lr", "2e-3", model="base")
-    losses = [entry["loss"] for entry in history(tmp_path / "out")]
-    assert losses[-1] < 0.75 * losses[0]
+    arguments = ("--train-base", "--epochs", "6", "--clip-norm", "1", "--lr", "2e-3")
+    trainer, losses = train(place, tmp_path, *arguments, model="base"), [entry["loss"] for entry in history(tmp_path)]
+    assert losses[-1] < 0.75 * losses[0] and trainer.unwrapped.config._attn_implementation == "sdpa"
 
 
 def test_adapter_checkpoints_hold_the_adapter_only(place, tmp_path):
@@ -462,10 +462,10 @@ def test_clips_frame_by_frame_and_box_warmup(place, bases, tmp_path):
 
 
 def test_bf16_and_a_whole_base(place, tmp_path):
-    common = ["--model", str(place / "base"), "--train-base", "--data", str(place / "sequences")]
-    common += ["--output", str(tmp_path / "out")]
-    common += ["--samples-per-epoch", "8", "--batch-size", "4", "--epochs", "1", "--workers", "0"]
-    finetune.main([*common, "--mixed-precision", "bf16", "--log-every", "1"])
+    common = ["--model", str(place / "base"), "--train-base", "--data", str(place / "sequences"), "--output"]
+    common += [str(tmp_path / "out"), "--samples-per-epoch", "8", "--batch-size", "4", "--epochs", "1"]
+    trainer = finetune.main([*common, "--workers", "0", "--mixed-precision", "bf16", "--log-every", "1"])
+    assert trainer.unwrapped.config._attn_implementation == "eager"  # on a CPU
     assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "out"))
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32, torch.int64}
     assert OSTrackForTracking.from_pretrained(tmp_path / "out").config.hidden_size == 32
