@@ -121,7 +121,7 @@ def open_dataset(root: str | Path, names: str | Path | Iterable[str] | None = No
     def listing(stamps: FileStamps) -> Iterator[Sequence]:
         if row is not None and row.build is not None:
             sequences = row.build(root, split, stamps)
-            sequences = sequences if names is None else iter(_chosen(sequences, names, root))
+            sequences = sequences if names is None else _chosen(sequences, names, root)
         else:
             entries = _below(root, stamps) if row is None else _of_split(root, row, split, stamps)
             entries = entries if names is None else _chosen(entries, names, root)

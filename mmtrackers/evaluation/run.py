@@ -83,14 +83,16 @@ def evaluate_tracker(
     check_names([sequence.name for sequence in sequences])
     sequences = [_readable(sequence, tracker) for sequence in sequences]
     truths = [truth_of(sequence, protocol) for sequence in sequences]
+    jobs = planned(truths, sequences, protocol)
     with ExitStack() as stack:
         folder = Path(output or stack.enter_context(tempfile.TemporaryDirectory()))
         if state.is_main_process:
             stack.enter_context(FolderLock(folder))
             _claim(folder, settings, overwrite)
-            _claim_frames(folder, planned(truths, sequences, protocol), sequences, protocol, overwrite)
+            if output is not None:  # nobody comes back to a temporary folder
+                _claim_frames(folder, jobs, sequences, protocol, overwrite)
         state.wait_for_everyone()
-        groups = grouped(planned(truths, sequences, protocol), batch)
+        groups = grouped(jobs, batch)
         left = [group for group in groups if not all(_is_done(folder, job, protocol) for job in group)]
         state.wait_for_everyone()
         shown = progress and state.is_main_process
